@@ -1,0 +1,119 @@
+"""Vector algebra on the device: dot products, updates in place, norms.
+
+Vectors are ``(P,)``, blocks ``(P, k)``. Scalars come to the host as float64 (one number a column): there are
+few of them, and recurrences on them should not suffer from the vectors' precision.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.backend import Vector
+
+# In-place updates go through slices of this many rows: the product a·x then needs no third vector of
+# length P, and stays in the processor's cache.
+_SLICE = 1 << 16
+
+
+def to_numpy(array: Any) -> NDArray[Any]:
+    """A numpy array with the values of ``array``, from any device."""
+    if isinstance(array, np.ndarray):
+        return array
+    # JAX copies to the host by itself and takes no device by name; torch is the other way round.
+    return np.asarray(
+        array if array_api_compat.is_jax_array(array) else array_api_compat.to_device(array, "cpu")
+    )
+
+
+def _wide(array: Vector) -> Vector:
+    """Half-precision arrays in float32: sums of products overflow or drown in 11 bits."""
+    xp = array_api_compat.array_namespace(array)
+    return xp.astype(array, xp.float32) if xp.finfo(array.dtype).bits < 32 else array
+
+
+def dots(x: Vector, y: Vector) -> NDArray[np.float64]:
+    """``xᵀ y`` of two vectors, shape ``()``, or column by column of two blocks, shape ``(k,)``."""
+    xp = array_api_compat.array_namespace(x, y)
+    x, y = _wide(x), _wide(y)
+    result = x @ y if x.ndim == 1 else xp.vecdot(x, y, axis=0)
+    return np.asarray(to_numpy(result), dtype=np.float64)
+
+
+def norms(x: Vector) -> NDArray[np.float64]:
+    """``‖x‖₂`` of a vector, shape ``()``, or of each column, shape ``(k,)``.
+
+    Large and tiny entries are scaled first where their squares would leave the range of the dtype.
+    """
+    squares = dots(x, x)
+    if np.all(np.isfinite(squares) & ((squares > np.finfo(np.float32).tiny) | (squares == 0))):
+        return np.asarray(np.sqrt(squares))
+    xp = array_api_compat.array_namespace(x)
+    largest = np.asarray(to_numpy(xp.max(xp.abs(_wide(x)), axis=0)), dtype=np.float64)
+    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+    scaled = _wide(x) / coefficients(scale, _wide(x))
+    return np.asarray(scale * np.sqrt(dots(scaled, scaled)))
+
+
+def coefficients(values: NDArray[np.float64], like: Vector) -> Any:
+    """Host scalars in a form that multiplies ``like``: a float for a vector, ``(k,)`` for a block."""
+    if like.ndim == 1:
+        return float(values.item())
+    xp = array_api_compat.array_namespace(like)
+    return xp.asarray(values, dtype=like.dtype, device=array_api_compat.device(like))
+
+
+def axpy(y: Vector, a: Any, x: Vector) -> Vector:
+    """``y + a x``, written into ``y`` where its type allows; use the result, never ``y`` again.
+
+    ``a`` is a float, or the :func:`coefficients` of a block.
+    """
+    if not array_api_compat.is_writeable_array(y):
+        return y + a * x
+    for start in range(0, y.shape[0], _SLICE):
+        rows = slice(start, start + _SLICE)
+        y[rows] += a * x[rows]
+    return y
+
+
+def xpay(y: Vector, a: Any, x: Vector) -> Vector:
+    """``a y + x``, written into ``y`` where its type allows; use the result, never ``y`` again."""
+    if not array_api_compat.is_writeable_array(y):
+        return a * y + x
+    y *= a
+    y += x
+    return y
+
+
+def subtract_from(v: Vector, y: Vector) -> Vector:
+    """``v − y``, written into ``y`` where its type allows; use the result, never ``y`` again."""
+    return xpay(y, -1.0, v)
+
+
+def copy(x: Vector) -> Vector:
+    """A vector of the same values that may be written to."""
+    xp = array_api_compat.array_namespace(x)
+    return xp.asarray(x, copy=True)
+
+
+def all_finite(x: Vector) -> bool:
+    """Whether no entry is NaN or infinite."""
+    xp = array_api_compat.array_namespace(x)
+    # One pass without a temporary; only a sum that overflows needs the second look.
+    if bool(xp.isfinite(xp.sum(x))):
+        return True
+    return bool(xp.all(xp.isfinite(x)))
+
+
+def columns(x: Vector, keep: NDArray[np.intp]) -> Vector:
+    """The columns ``keep`` of a block, as a new block."""
+    xp = array_api_compat.array_namespace(x)
+    return xp.take(x, xp.asarray(keep, device=array_api_compat.device(x)), axis=1)
+
+
+def concatenate(blocks: list[Vector]) -> Vector:
+    """Blocks side by side, as one block."""
+    return array_api_compat.array_namespace(blocks[0]).concat(blocks, axis=1)

@@ -1,0 +1,211 @@
+"""What a framework provides: the ``CurvatureBackend`` protocol, its capabilities, and a plugin's record.
+
+A backend is five members. Everything else in the library (operators, solvers, eigenvalues, influence)
+is written once on top of them. What only some frameworks can do is a small ``Supports…`` protocol of its
+own; the core finds it with ``isinstance`` and otherwise falls back to the five members.
+
+Vectors are ``(P,)``, blocks of k vectors ``(P, k)``, in the framework's own array type where that type
+follows the Python Array API standard, and in numpy's where it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+Vector: TypeAlias = Any
+"""A 1-D array ``(P,)`` or a block ``(P, k)`` in the backend's array type."""
+Params: TypeAlias = Any
+"""The parameters in the framework's own structure: a module, a pytree, a list of variables …"""
+Batch: TypeAlias = Any
+"""What the data yields and the loss takes: a tuple or dict of arrays, or None."""
+Loss: TypeAlias = Callable[[Params, Batch], Any]
+"""``loss(params, batch)``: one scalar, the mean (or sum) over the batch."""
+Matvec: TypeAlias = Callable[[Vector], Vector]
+"""A linear map of vectors ``(P,)`` and blocks ``(P, k)``."""
+
+
+@runtime_checkable
+class CurvatureBackend(Protocol):
+    """First and second derivatives of a loss in one framework.
+
+    Attributes
+    ----------
+    device : str
+        Where the vectors live: ``"cpu"``, ``"cuda:0"``, …
+
+    Notes
+    -----
+    ``params`` is the user's own structure or a value that ``unflatten`` returned; both must work in
+    every method. No method changes the parameters: they are bit for bit the same after a call,
+    also after one that raised.
+    """
+
+    device: str
+
+    def flatten(self, params: Params) -> Vector:
+        """All parameters as one vector ``(P,)``, in the framework's order, on ``device``.
+
+        Raises
+        ------
+        ihvp.errors.ParameterError
+            The container is not one the backend knows, or a parameter is not of a real floating dtype.
+        """
+        ...
+
+    def unflatten(self, vector: Vector, like: Params) -> Params:
+        """The exact inverse of ``flatten``, in the structure, shapes and dtypes of ``like``."""
+        ...
+
+    def grad(self, loss: Loss, params: Params, batch: Batch) -> Vector:
+        """The gradient ``∇ loss(params, batch)``, ``(P,)``."""
+        ...
+
+    def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
+        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
+        ...
+
+
+@runtime_checkable
+class SupportsLinearize(Protocol):
+    """The gradient can be linearised once and applied to many vectors."""
+
+    def linearize(self, loss: Loss, params: Params, batch: Batch) -> Matvec:
+        """The map ``v ↦ ∇² loss(params, batch) · v``, its forward and first backward pass done once.
+
+        The map reflects the parameters at the time of the product: if the framework lets them change
+        in place, it notices and linearises again.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsPerExampleGrads(Protocol):
+    """The gradients of single examples can be computed together."""
+
+    def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
+        """The gradients of the batch's examples, ``(B, P)``: row i is ``grad`` of example i alone."""
+        ...
+
+
+@runtime_checkable
+class SupportsGaussNewton(Protocol):
+    """Products with the generalised Gauss–Newton matrix."""
+
+    def gnvp(
+        self,
+        predict: Callable[[Params, Batch], Any],
+        loss: Callable[[Any, Batch], Any],
+        params: Params,
+        batch: Batch,
+        v: Vector,
+    ) -> Vector:
+        """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict`` by the parameters."""
+        ...
+
+
+@runtime_checkable
+class SupportsReduce(Protocol):
+    """The data is spread over processes."""
+
+    def reduce(self, vector: Vector) -> Vector:
+        """The sum of ``vector`` over all processes."""
+        ...
+
+
+@runtime_checkable
+class SupportsProductError(Protocol):
+    """Products are approximate, and the backend can tell by how much."""
+
+    def product_error(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> float:
+        """An estimate of ``‖computed product − exact product‖`` for ``v`` of shape ``(P,)``."""
+        ...
+
+
+CAPABILITIES: dict[str, type] = {
+    "linearize": SupportsLinearize,
+    "per_example_grads": SupportsPerExampleGrads,
+    "gauss_newton": SupportsGaussNewton,
+    "reduce": SupportsReduce,
+    "product_error": SupportsProductError,
+}
+"""The optional capabilities by the name under which a plugin declares them."""
+
+
+@dataclass(frozen=True)
+class GradientFunction:
+    """A loss that is known by its gradient, as ``Objective(grad=…)`` makes it.
+
+    Backends that differentiate gradients (``differentiates="gradient"``) find it in the place of the loss.
+
+    Parameters
+    ----------
+    grad : callable
+        ``grad(params, batch)``: the gradient, in the structure of the parameters or flat.
+    loss : callable, optional
+        ``loss(params, batch)``: the value, where it is known.
+    """
+
+    grad: Callable[[Params, Batch], Any]
+    loss: Loss | None = None
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one text of a loss runs in several frameworks; for the contract suite, the demo, the experiments.
+
+    Parameters
+    ----------
+    xp : module
+        numpy-like functions on the framework's arrays, differentiable: at least
+        ``exp, log, tanh, sum, mean, max, reshape, matmul, asarray``.
+    parameters : callable
+        Turns ``{name: numpy array}`` into trainable parameters that a loss can index by the same names.
+    """
+
+    xp: Any
+    parameters: Callable[[Mapping[str, np.ndarray]], Params]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendPlugin:
+    """What a plugin says of itself, without importing its framework.
+
+    Parameters
+    ----------
+    name : str
+        The name for ``ihvp.use(name)``; the same as the entry point's.
+    framework : str
+        The import name of the framework.
+    install : str
+        The command that installs it.
+    factory : callable
+        ``factory(params=None, **options) -> CurvatureBackend``, on the device of ``params``. This is the
+        one place that imports the framework. If ``differentiates="gradient"`` it also takes
+        ``inner=``, the backend of the parameters' own framework (None for numpy arrays).
+    types : tuple of str
+        Top-level packages whose classes the parameters are made of, such as ``("jax", "jaxlib")``.
+    capabilities : frozenset of str
+        Keys of ``CAPABILITIES`` that the backend implements; the contract suite compares.
+    differentiates : {"loss", "gradient"}
+        Whether the backend takes a loss, or the gradient of one (finite differences).
+    dialect : callable, optional
+        ``dialect() -> Dialect``; needed by the contract suite and by ``ihvp demo``.
+    """
+
+    name: str
+    framework: str
+    install: str
+    factory: Callable[..., CurvatureBackend]
+    types: tuple[str, ...]
+    capabilities: frozenset[str] = field(default_factory=frozenset)
+    differentiates: Literal["loss", "gradient"] = "loss"
+    dialect: Callable[[], Dialect] | None = None
+
+
+def capabilities_of(backend: CurvatureBackend) -> frozenset[str]:
+    """The names of the optional capabilities that ``backend`` implements."""
+    return frozenset(name for name, protocol in CAPABILITIES.items() if isinstance(backend, protocol))

@@ -1,0 +1,169 @@
+"""The data an objective sums over: one batch in memory, or anything that can be iterated again and again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from ihvp.backend import Batch
+from ihvp.errors import DataError, EmptyData, InvalidOption, NotReiterable, UnequalBatches, describe
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches with their numbers of examples, the same ones at every iteration.
+
+    Parameters
+    ----------
+    data : tuple, dict, array, None, or a re-iterable of batches
+        A tuple, a mapping or a single array is one batch, whose arrays share their leading dimension; None is
+        the one batch of a loss that needs no data. Anything else is iterated: a list, a ``DataLoader``, a
+        ``tf.data.Dataset``.
+    batch_size : int, optional
+        Cuts every batch into pieces of at most this many examples.
+
+    Raises
+    ------
+    NotReiterable
+        ``data`` is an iterator.
+    InvalidOption
+        ``batch_size`` is not a positive integer.
+    DataError
+        ``data`` is not iterable.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> batches = Batches((np.zeros((5, 2)), np.zeros(5)), batch_size=2)
+    >>> [count for _, count in batches]
+    [2, 2, 1]
+    """
+
+    data: Any
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+            raise InvalidOption("batch_size", self.batch_size, "a positive integer, or None")
+        if self.in_memory:
+            return
+        if isinstance(self.data, Iterator):
+            raise NotReiterable(describe(self.data))
+        if not hasattr(self.data, "__iter__") and not hasattr(self.data, "__getitem__"):
+            raise DataError(
+                f"The data is {describe(self.data)}; expected one batch (a tuple or dict of arrays) or an "
+                "iterable of batches."
+            )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the data is one batch of arrays."""
+        return self.data is None or isinstance(self.data, (tuple, Mapping)) or _is_array(self.data)
+
+    def __iter__(self) -> Iterator[tuple[Batch, int]]:
+        """Yields ``(batch, number of examples)``.
+
+        Raises
+        ------
+        EmptyData
+            There is no batch, or one without examples.
+        UnequalBatches
+            A batch has another structure than the first, or arrays of different lengths.
+        """
+        first: str | None = None
+        for index, batch in enumerate([self.data] if self.in_memory else self.data):
+            structure = describe_structure(batch)
+            if first is None:
+                first = structure
+            elif structure != first:
+                raise UnequalBatches(
+                    f"Batch {index} is {structure}; expected the structure of batch 0: {first}. "
+                    "Make every batch the same tuple or dict of arrays."
+                )
+            yield from self._pieces(batch, count_examples(batch, index))
+        if first is None:
+            raise EmptyData("The data holds no batch; expected at least one.")
+
+    def _pieces(self, batch: Batch, count: int) -> Iterator[tuple[Batch, int]]:
+        size = self.batch_size or count
+        if size >= count:
+            yield batch, count
+            return
+        for start in range(0, count, size):
+            stop = min(start + size, count)
+            yield take_examples(batch, start, stop), stop - start
+
+
+def count_examples(batch: Batch, index: int = 0) -> int:
+    """The leading dimension that the arrays of ``batch`` share; 1 for None."""
+    if batch is None:
+        return 1
+    lengths = {path: int(leaf.shape[0]) for path, leaf in _arrays(batch, "")}
+    if not lengths:
+        raise DataError(
+            f"Batch {index} is {describe_structure(batch)} and holds no array with a leading dimension; "
+            "expected a tuple or dict of arrays, one row an example."
+        )
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{path or 'batch'}: {length}" for path, length in lengths.items())
+        raise UnequalBatches(
+            f"The arrays of batch {index} have different numbers of rows ({listed}); expected one row an "
+            "example in each."
+        )
+    count = next(iter(lengths.values()))
+    if count == 0:
+        raise EmptyData(f"Batch {index} holds no example; leave empty batches out.")
+    return count
+
+
+def take_examples(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows ``start:stop`` of every array in ``batch``, in the same structure."""
+    if isinstance(batch, MutableMapping):
+        # A copy keeps the class: tokenizers return mappings whose models read them by attribute.
+        piece = copy.copy(batch)
+        for key, value in batch.items():
+            piece[key] = take_examples(value, start, stop)
+        return piece
+    if isinstance(batch, Mapping):
+        return {key: take_examples(value, start, stop) for key, value in batch.items()}
+    if isinstance(batch, tuple):
+        items = [take_examples(value, start, stop) for value in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else tuple(items)
+    if isinstance(batch, list):
+        return [take_examples(value, start, stop) for value in batch]
+    return batch[start:stop] if _is_array(batch) else batch
+
+
+def describe_structure(batch: Batch) -> str:
+    """The nesting of a batch as text; equal texts mean that two batches fit together.
+
+    >>> import numpy as np
+    >>> describe_structure({"x": np.zeros((2, 3)), "y": [np.zeros(2)]})
+    "{'x': 2-d array, 'y': [1-d array]}"
+    """
+    if isinstance(batch, Mapping):
+        items = ", ".join(f"{key!r}: {describe_structure(batch[key])}" for key in sorted(batch, key=str))
+        return "{" + items + "}"
+    if isinstance(batch, (list, tuple)):
+        return "[" + ", ".join(describe_structure(value) for value in batch) + "]"
+    if _is_array(batch):
+        return f"{len(batch.shape)}-d array"
+    return describe(batch)
+
+
+def _arrays(batch: Batch, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(batch, Mapping):
+        for key, value in batch.items():
+            yield from _arrays(value, f"{path}[{key!r}]")
+    elif isinstance(batch, (list, tuple)):
+        for index, value in enumerate(batch):
+            yield from _arrays(value, f"{path}[{index}]")
+    elif _is_array(batch):
+        yield path, batch
+
+
+def _is_array(value: Any) -> bool:
+    shape = getattr(value, "shape", None)
+    return shape is not None and not callable(shape) and len(shape) > 0

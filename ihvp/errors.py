@@ -1,0 +1,288 @@
+"""Every way a call can fail, each with what was found, what was expected and what to do.
+
+All derive from :class:`IhvpError`. An error also derives from the built-in exception that a
+caller would expect (``TypeError`` for a wrong type, ``ImportError`` for a missing framework …).
+The classes build their own text from the facts, so that one cause reads the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ihvp.solvers.base import Solution
+
+
+class IhvpError(Exception):
+    """Base class of every error that this library raises on purpose."""
+
+
+# Choosing a backend
+
+
+class UnknownBackend(IhvpError, LookupError):
+    """No registered backend has this name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name, self.known = name, sorted(known)
+        listed = ", ".join(self.known) or "none"
+        super().__init__(f"No backend is called {name!r}. Registered backends: {listed}.")
+
+
+class BackendNotInstalled(IhvpError, ImportError):
+    """The backend is registered, but its framework is not installed."""
+
+    def __init__(self, backend: str, framework: str, install: str) -> None:
+        self.backend, self.framework, self.install = backend, framework, install
+        super().__init__(
+            f"The backend {backend!r} needs the package {framework!r}, which is not installed. "
+            f"Install it with: {install}"
+        )
+
+
+class BrokenBackend(IhvpError, RuntimeError):
+    """The backend's plugin is registered but cannot be loaded; its own error is chained."""
+
+    def __init__(self, backend: str, cause: BaseException) -> None:
+        self.backend = backend
+        super().__init__(
+            f"The plugin of backend {backend!r} failed to load: {type(cause).__name__}: {cause}. "
+            "The other backends are not affected. Repair or uninstall the plugin's package."
+        )
+
+
+class UndeterminedBackend(IhvpError, TypeError):
+    """The parameters' type belongs to no usable backend."""
+
+    def __init__(self, found: str, known: Iterable[str], advice: str = "") -> None:
+        listed = ", ".join(sorted(known)) or "none"
+        super().__init__(
+            f"Cannot tell the backend from {found}. "
+            + (advice or "Choose one with backend=… or ihvp.use(…).")
+            + f" Registered backends: {listed}."
+        )
+
+
+class MixedFrameworks(IhvpError, TypeError):
+    """Arrays of two frameworks meet where one is expected."""
+
+    def __init__(self, found: Iterable[str], expected: str, advice: str) -> None:
+        super().__init__(f"Found {' and '.join(found)}; expected {expected}. {advice}")
+
+
+class MissingCapability(IhvpError, NotImplementedError):
+    """The backend lacks an optional capability that the request needs."""
+
+    def __init__(self, backend: str, capability: str, advice: str = "") -> None:
+        super().__init__(
+            f"The backend {backend!r} does not implement {capability!r}, which this needs. {advice}".rstrip()
+        )
+
+
+# What the caller passed
+
+
+class InvalidOption(IhvpError, ValueError):
+    """An option has a value outside its range."""
+
+    def __init__(self, option: str, found: object, expected: str) -> None:
+        super().__init__(f"{option} is {found!r}; expected {expected}.")
+
+
+class ParameterError(IhvpError, TypeError):
+    """The parameters cannot be differentiated: wrong container, integer leaves, none at all."""
+
+
+class DataError(IhvpError, ValueError):
+    """The data cannot be summed over."""
+
+
+class EmptyData(DataError):
+    """The data holds no batch, or a batch holds no example."""
+
+
+class NotReiterable(DataError, TypeError):
+    """The data can be iterated only once, but every product needs all of it."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"The data is {found}, which can be iterated only once; every product goes over all the "
+            "data again. Pass a list of batches, a DataLoader, a tf.data.Dataset or one batch of arrays."
+        )
+
+
+class UnequalBatches(DataError):
+    """Two batches, or two arrays of one batch, do not fit together."""
+
+
+class VectorError(IhvpError, ValueError):
+    """A vector does not belong to the operator's space: shape, dtype, device or value."""
+
+
+class WrongShape(VectorError):
+    """A vector or block has the wrong shape."""
+
+    def __init__(self, found: Sequence[int], size: int) -> None:
+        super().__init__(
+            f"v has shape {tuple(found)}; expected ({size},) for a vector or ({size}, k) with k ≥ 1 for a "
+            f"block of k columns, or the parameters' own structure, where P = {size} is the number of "
+            "parameters."
+        )
+
+
+class WrongDtype(VectorError, TypeError):
+    """A vector has another dtype than the parameters."""
+
+    def __init__(self, found: object, expected: object) -> None:
+        super().__init__(
+            f"v has dtype {found}; expected {expected}, the parameters' own. Cast v, or the parameters."
+        )
+
+
+class WrongDevice(VectorError):
+    """A vector lives on another device than the parameters."""
+
+    def __init__(self, found: object, expected: object) -> None:
+        super().__init__(
+            f"v is on device {found}; expected {expected}, where the parameters are. Move v there first."
+        )
+
+
+# What the loss did
+
+
+class LossError(IhvpError):
+    """The loss is not a function that can be differentiated twice."""
+
+
+class LossNotScalar(LossError, TypeError):
+    """The loss returned something else than one real number."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"The loss returned {found}; expected one real scalar. Return the mean of the per-example "
+            "losses (or their sum, with reduction='sum')."
+        )
+
+
+class LossIndependentOfParameters(LossError, ValueError):
+    """The loss does not depend on the parameters that it is differentiated by."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The loss does not depend on the parameters: {reason}. Compute it from the `params` that are "
+            "passed to it, without detaching, copying or converting them."
+        )
+
+
+class GradientRequired(LossError, TypeError):
+    """Finite differences were given a loss where nothing can compute its gradient."""
+
+    def __init__(self, params: str) -> None:
+        super().__init__(
+            f"Found a loss over {params}; finite differences need its gradient. Pass grad=…, a function "
+            "grad(params, batch), in place of the loss, or put the parameters in a framework that "
+            "differentiates (torch, jax, tf)."
+        )
+
+
+class GradientMismatch(LossError, TypeError):
+    """The caller's gradient function returned something that is not a gradient of the parameters."""
+
+    def __init__(self, found: str, expected: str) -> None:
+        super().__init__(
+            f"The gradient function returned {found}; expected {expected}. Return the gradient in the "
+            "structure of the parameters, or as one flat array."
+        )
+
+
+class UnsupportedOperation(LossError, NotImplementedError):
+    """An operation inside the loss has no second derivative in this framework."""
+
+    def __init__(self, operation: str, framework: str, tried: str) -> None:
+        self.operation = operation
+        super().__init__(
+            f"{framework} cannot differentiate {operation} twice (tried: {tried}). Replace the operation "
+            "inside the loss, or use finite differences of the gradient: backend='numdiff'."
+        )
+
+
+class NonFinite(LossError, ArithmeticError):
+    """A loss, gradient or product is NaN or infinite."""
+
+    def __init__(self, what: str, batch: int | None = None) -> None:
+        self.batch = batch
+        where = "" if batch is None else f" on batch {batch}"
+        super().__init__(
+            f"{what} is not finite (NaN or infinite){where}. Look at that batch's data and at log, sqrt or "
+            "division in the loss; in half precision, scale the loss or use float32."
+        )
+
+
+class NonDeterministicGradient(LossError, RuntimeError):
+    """Two gradients of the same batch differ."""
+
+    def __init__(self, difference: float, allowed: float) -> None:
+        super().__init__(
+            f"Two gradients of the same batch differ by {difference:.1e} of their size; at most "
+            f"{allowed:.1e} is expected of a deterministic loss. The usual causes are dropout or batch norm "
+            "in training mode: call model.eval() (torch), pass training=False (Keras), or fix the random key "
+            "(JAX)."
+        )
+
+
+# What a solver found
+
+
+class SolverError(IhvpError, ArithmeticError):
+    """A solve that did not reach its tolerance; ``.solution`` holds what was computed."""
+
+    def __init__(self, message: str, solution: Solution) -> None:
+        self.solution = solution
+        super().__init__(message)
+
+
+class NotConverged(SolverError):
+    """The iteration limit was reached before the tolerance."""
+
+
+class Stagnated(SolverError):
+    """The residual stopped falling above the tolerance: rounding or the backend's noise floor."""
+
+
+class IndefiniteCurvature(SolverError):
+    """A direction of negative or zero curvature was found where a definite matrix is needed.
+
+    Attributes
+    ----------
+    curvature : float
+        The Rayleigh quotient ``pᵀ(A + λI)p / pᵀp`` that was found.
+    suggested_damping : float
+        A total damping λ that makes the matrix positive definite as far as a few Lanczos steps can see.
+    """
+
+    def __init__(self, message: str, solution: Solution, curvature: float, suggested_damping: float) -> None:
+        self.curvature, self.suggested_damping = curvature, suggested_damping
+        super().__init__(message, solution)
+
+
+def describe(value: Any) -> str:
+    """The type of a value as an error text names it, with its shape where it has one.
+
+    >>> import numpy
+    >>> describe(numpy.zeros((2, 3)))
+    'numpy.ndarray of shape (2, 3)'
+    >>> describe(None)
+    'None'
+    """
+    if value is None:
+        return "None"
+    kind = type(value)
+    name = (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__.split('.')[0]}.{kind.__qualname__}"
+    )
+    shape = getattr(value, "shape", None)
+    return name if shape is None or callable(shape) else f"{name} of shape {tuple(shape)}"

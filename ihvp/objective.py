@@ -1,0 +1,299 @@
+"""The objective: a loss, its parameters and its data, as one function of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ihvp import algebra
+from ihvp._registry import create_backend
+from ihvp.backend import (
+    Batch,
+    CurvatureBackend,
+    GradientFunction,
+    Loss,
+    Params,
+    SupportsPerExampleGrads,
+    SupportsReduce,
+    Vector,
+)
+from ihvp.data import Batches, take_examples
+from ihvp.errors import (
+    DataError,
+    InvalidOption,
+    LossIndependentOfParameters,
+    LossNotScalar,
+    NonDeterministicGradient,
+    NonFinite,
+    ParameterError,
+    describe,
+)
+from ihvp.space import VectorSpace
+
+# Per-example gradients are made in chunks of at most this many numbers (256 MiB in float32).
+_CHUNK_NUMBERS = 1 << 26
+
+
+class Objective:
+    r"""The mean loss over the data, as a function of the parameters.
+
+    .. math:: C(\omega) = \frac{1}{N} \sum_{n=1}^{N} C_n(\omega)
+
+    where N is the number of examples in ``data``. Batches are weighted by their number of examples, so that a
+    ragged last batch is right.
+
+    Parameters
+    ----------
+    loss : callable
+        ``loss(params, batch)``, a scalar: the mean over the batch, or the sum with ``reduction="sum"``. With
+        ``predict``, ``loss(outputs, batch)``.
+    params
+        torch: an ``nn.Module`` (its ``requires_grad`` parameters) or a dict or list of tensors. TensorFlow: a
+        ``keras.Model`` or a list of ``tf.Variable``. JAX: any pytree. numdiff: numpy arrays, with ``grad``.
+    data : tuple, dict, or a re-iterable of batches; optional
+        One batch of arrays, or a list, ``DataLoader`` or ``tf.data.Dataset`` of them. None for a loss of the
+        parameters alone, which then counts as one example.
+    batch_size : int, optional
+        The most examples that the loss sees at once.
+    reduction : {"mean", "sum"}
+        What ``loss`` does over its batch. The objective is the mean over all data either way.
+    predict : callable, optional
+        ``predict(params, batch)``, the outputs of the model, where Gauss–Newton products are wanted.
+    backend : str or CurvatureBackend, optional
+        Overrides ``ihvp.use`` and the parameters' type.
+    grad : callable, optional
+        ``grad(params, batch)``, the gradient of the loss in the structure of the parameters, for the numdiff
+        backend; takes the place of ``loss``.
+
+    Raises
+    ------
+    InvalidOption, ParameterError, DataError
+        At once, for options, parameters and data that cannot work.
+    LossError
+        At the first gradient or product, which checks the loss: one finite scalar that depends on the
+        parameters, and the same gradient twice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> A = np.array([[2.0, 0.0], [0.0, 8.0]])
+    >>> objective = ihvp.Objective(params=np.ones(2), grad=lambda w, batch: A @ w)
+    >>> objective.gradient()
+    array([2., 8.])
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any] | None = None,
+        params: Params = None,
+        data: Any = None,
+        batch_size: int | None = None,
+        reduction: str = "mean",
+        predict: Callable[[Params, Batch], Any] | None = None,
+        backend: str | CurvatureBackend | None = None,
+        *,
+        grad: Callable[[Params, Batch], Any] | None = None,
+    ) -> None:
+        if loss is None and grad is None:
+            raise InvalidOption(
+                "loss", None, "a function loss(params, batch), or grad=… for finite differences"
+            )
+        if params is None:
+            raise ParameterError(
+                "params is None; expected the parameters that the loss is differentiated by."
+            )
+        if reduction not in ("mean", "sum"):
+            raise InvalidOption("reduction", reduction, "'mean' or 'sum'")
+        self.params = params
+        self.batches = Batches(data, batch_size)
+        self.reduction = reduction
+        self.predict, self.output_loss = predict, loss if predict else None
+        self.backend = create_backend(params, backend, has_gradient=grad is not None)
+        self._value = _Composed(predict, loss) if predict and loss else loss
+        self.loss: Any = self._value if grad is None else GradientFunction(grad, self._value)
+        flat = self.backend.flatten(params)
+        if flat.shape[0] == 0:
+            raise ParameterError("There are no parameters to differentiate by; is everything frozen?")
+        self.space = VectorSpace.of(flat, self.backend, params)
+        self._num_examples: int | None = None
+        self._verified = False
+
+    @property
+    def num_params(self) -> int:
+        """P, the number of parameters."""
+        return self.space.size
+
+    @property
+    def num_examples(self) -> int:
+        """N, the number of examples; counted over the data on first use."""
+        if self._num_examples is None:
+            self._num_examples = sum(count for _, count in self.batches)
+        return self._num_examples
+
+    def value(self) -> float:
+        """C(ω), the loss itself.
+
+        Raises
+        ------
+        LossError
+            The loss is unknown (``grad`` alone was given), not a scalar, or not finite.
+        """
+        if self._value is None:
+            raise InvalidOption("loss", None, "a loss beside grad=…, which is all that this objective has")
+        total, examples = 0.0, 0
+        for index, (batch, count) in enumerate(self.batches):
+            value = self._value(self.params, batch)
+            if getattr(value, "shape", ()) not in ((), (1,)) or value is None:
+                raise LossNotScalar(describe(value))
+            if not np.isfinite(value := float(value)):
+                raise NonFinite("The loss", index)
+            total += value * (count if self.reduction == "mean" else 1)
+            examples += count
+        return total / examples
+
+    def gradient(self) -> Vector:
+        """The gradient ``∇C(ω)``, ``(P,)`` in the backend's array type."""
+        self.verify()
+        return self.mean(lambda batch: self.backend.grad(self.loss, self.params, batch), "The gradient")
+
+    def per_example_gradients(self, data: Any = None) -> Vector:
+        """The gradients of single examples, ``(n, P)``: row i is ``∇C_i(ω)``.
+
+        Parameters
+        ----------
+        data : optional
+            As in the constructor; by default the objective's own. :meth:`per_example_gradient_chunks` gives
+            the same rows without holding them all.
+        """
+        return self.space.xp.concat(list(self.per_example_gradient_chunks(data)), axis=0)
+
+    def per_example_gradient_chunks(self, data: Any = None) -> Iterator[Vector]:
+        """Yields the rows of :meth:`per_example_gradients` in blocks ``(b, P)`` of bounded memory."""
+        self.verify()
+        batches = self.batches if data is None else Batches(data, self.batches.batch_size)
+        rows = max(1, _CHUNK_NUMBERS // self.num_params)
+        for index, (batch, count) in enumerate(batches):
+            for start in range(0, count, rows):
+                piece = take_examples(batch, start, min(start + rows, count)) if rows < count else batch
+                block = self._example_gradients(piece, min(rows, count - start))
+                if not algebra.all_finite(block):
+                    raise NonFinite("A per-example gradient", index)
+                yield block
+
+    def _example_gradients(self, batch: Batch, count: int) -> Vector:
+        if isinstance(self.backend, SupportsPerExampleGrads):
+            return self.backend.per_example_grads(self.loss, self.params, batch)
+        singles = [batch] if count == 1 else [take_examples(batch, i, i + 1) for i in range(count)]
+        rows = [self.backend.grad(self.loss, self.params, single) for single in singles]
+        return self.space.xp.stack(rows, axis=0)
+
+    def mean(self, term: Callable[[Batch], Vector], what: str) -> Vector:
+        """``1/N Σ`` of a per-batch quantity, with the weights that make it the mean over examples.
+
+        Parameters
+        ----------
+        term : callable
+            Takes a batch, gives a vector or block that is freshly allocated: the mean (or sum) over it.
+        what : str
+            What is computed, for the error text.
+
+        Raises
+        ------
+        NonFinite
+            With the index of the batch.
+        DataError
+            The data gave another number of examples than before.
+        """
+        total: Vector = None
+        first = examples = 0
+        for batch, count in self.batches:
+            part = term(batch)
+            examples += count
+            if total is None:
+                total, first = part, count
+            else:
+                # Weights relative to the first batch: exactly 1 for uniform batches, and no product that
+                # grows with N, which half precision could not hold.
+                total = algebra.axpy(total, count / first if self.reduction == "mean" else 1.0, part)
+        self._check_count(examples)
+        unit = first if self.reduction == "mean" else 1
+        if isinstance(self.backend, SupportsReduce):
+            examples = self._examples_of_all_processes(self.backend, examples)
+            total = self.backend.reduce(total if unit == examples else total * (unit / examples))
+        elif unit != examples:
+            total = total * (unit / examples)
+        if not algebra.all_finite(total):
+            self._raise_non_finite(term, what)
+        return total
+
+    def _examples_of_all_processes(self, backend: SupportsReduce, examples: int) -> int:
+        counted = self.space.xp.asarray([examples], device=self.space.device)
+        return int(backend.reduce(counted)[0])
+
+    def _check_count(self, examples: int) -> None:
+        if self._num_examples is None:
+            self._num_examples = examples
+        elif examples != self._num_examples:
+            raise DataError(
+                f"The data gave {self._num_examples} examples at first and {examples} now; expected the same "
+                "data at every pass. Pass a list of batches, or drop sampling from the loader."
+            )
+
+    def _raise_non_finite(self, term: Callable[[Batch], Vector], what: str) -> None:
+        for index, (batch, _) in enumerate(self.batches):
+            if not algebra.all_finite(term(batch)):
+                raise NonFinite(what, index)
+        raise NonFinite(what)
+
+    def verify(self) -> None:
+        """Check the loss once, on the first batch: a finite gradient, the same twice, not identically zero.
+
+        Raises
+        ------
+        LossNotScalar, LossIndependentOfParameters, NonFinite, NonDeterministicGradient
+        """
+        if self._verified:
+            return
+        batch, _ = next(iter(self.batches))
+        one = self.backend.grad(self.loss, self.params, batch)
+        two = self.backend.grad(self.loss, self.params, batch)
+        if not algebra.all_finite(one):
+            raise NonFinite("The gradient", 0)
+        size = float(algebra.norms(one))
+        difference = float(algebra.norms(one - two)) if algebra.all_finite(two) else np.inf
+        # Parallel sums may differ in their last bits from call to call; dropout differs by far more.
+        allowed = self.space.eps**0.5
+        if difference > allowed * size:
+            raise NonDeterministicGradient(difference / size if size else np.inf, allowed)
+        if size == 0.0:
+            self._check_dependence(batch)
+        self._verified = True
+
+    def _check_dependence(self, batch: Batch) -> None:
+        flat = self.backend.flatten(self.params)
+        noise = self.space.asarray(np.random.default_rng(0).standard_normal(self.num_params))
+        elsewhere = self.backend.unflatten(flat + noise, self.params)
+        if not np.any(algebra.norms(self.backend.grad(self.loss, elsewhere, batch))):
+            raise LossIndependentOfParameters(
+                "its gradient on batch 0 is exactly zero, here and at a random point nearby"
+            )
+
+
+class _Composed:
+    """``loss(predict(params, batch), batch)``; equal for equal parts, so compiled code is found again."""
+
+    def __init__(self, predict: Callable[[Params, Batch], Any], loss: Loss) -> None:
+        self._parts = (predict, loss)
+
+    def __call__(self, params: Params, batch: Batch) -> Any:
+        predict, loss = self._parts
+        return loss(predict(params, batch), batch)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Composed) and self._parts == other._parts
+
+    def __hash__(self) -> int:
+        return hash(self._parts)

@@ -1,0 +1,235 @@
+"""LinearOperator: what every curvature matrix has in common, and all that a solver sees.
+
+Its sums, multiples and shifts stand here too, because the class makes them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp import algebra
+from ihvp.backend import Vector
+from ihvp.errors import InvalidOption, VectorError
+from ihvp.space import VectorSpace
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
+
+# Columns of the identity that are multiplied at once where a matrix is formed.
+_DENSE_COLUMNS = 64
+
+
+class LinearOperator(ABC):
+    """A symmetric ``(P, P)`` matrix that is known by its products.
+
+    A subclass defines :meth:`apply`. ``A @ v`` takes vectors ``(P,)`` and blocks ``(P, k)`` in any form that
+    :meth:`ihvp.space.VectorSpace.enter` lists, and answers in the same form. ``A + B``, ``A - B``, ``2 * A``
+    and ``A + 0.01`` (meaning ``A + 0.01 I``) are operators again.
+
+    Parameters
+    ----------
+    space : VectorSpace
+        Where the operator's vectors live.
+    """
+
+    # numpy must leave `array @ A` and `scalar * A` to this class instead of looping over it.
+    __array_ufunc__ = None
+
+    def __init__(self, space: VectorSpace) -> None:
+        self.space = space
+
+    @abstractmethod
+    def apply(self, v: Vector) -> Vector:
+        """The product with a flat native vector or block, freshly allocated: ``@`` without the checks."""
+
+    def product_error(self, v: Vector) -> float:
+        """An estimate of ``‖computed product − A v‖`` beyond rounding; 0 where products are exact.
+
+        Finite differences have a noise floor that a solver must know in order to stop there.
+        """
+        return 0.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(P, P)``."""
+        return self.space.size, self.space.size
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the vectors, that of the parameters."""
+        return self.space.dtype
+
+    @property
+    def device(self) -> Any:
+        """The device of the vectors."""
+        return self.space.device
+
+    def __matmul__(self, v: Any) -> Any:
+        flat, leave = self.space.enter(v)
+        return leave(self.apply(flat))
+
+    def quadratic_form(self, x: Any) -> float | NDArray[np.float64]:
+        """``xᵀ A x``: a float for a vector, ``(k,)`` for the columns of a block.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import ihvp
+        >>> ihvp.Dense(np.diag([1.0, 3.0])).quadratic_form(np.array([1.0, 2.0]))
+        13.0
+        """
+        flat, _ = self.space.enter(x)
+        values = algebra.dots(flat, self.apply(flat))
+        return float(values) if values.ndim == 0 else values
+
+    def to_dense(self) -> Vector:
+        """The matrix itself, ``(P, P)`` in the native array type, by products with the identity's columns.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import ihvp
+        >>> (ihvp.Dense(np.eye(2)) + 1.0).to_dense()
+        array([[2., 0.],
+               [0., 2.]])
+        """
+        size = self.space.size
+        blocks = [
+            self.apply(self.space.identity_columns(start, min(start + _DENSE_COLUMNS, size)))
+            for start in range(0, size, _DENSE_COLUMNS)
+        ]
+        return self.space.xp.concat(blocks, axis=1)
+
+    def to_scipy(self) -> ScipyLinearOperator:
+        """A ``scipy.sparse.linalg.LinearOperator`` on numpy arrays, for scipy's own solvers."""
+        from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
+
+        dtype = algebra.to_numpy(self.space.zeros(1)[:0]).dtype
+
+        def product(v: NDArray[Any]) -> NDArray[Any]:
+            flat = self.space.asarray(np.ascontiguousarray(v, dtype=dtype))
+            return algebra.to_numpy(self.apply(flat))
+
+        return ScipyLinearOperator(
+            shape=self.shape,
+            matvec=lambda v: product(v.reshape(-1)),
+            rmatvec=lambda v: product(v.reshape(-1)),
+            matmat=product,
+            rmatmat=product,
+            dtype=dtype,
+        )
+
+    def __add__(self, other: Any) -> LinearOperator:
+        if isinstance(other, LinearOperator):
+            return Sum(self, other)
+        if _is_number(other):
+            return Shifted(self, _real(other, "A + …"))
+        return NotImplemented
+
+    __radd__ = __add__
+
+    def __mul__(self, other: Any) -> LinearOperator:
+        if _is_number(other):
+            return Scaled(self, _real(other, "… * A"))
+        return NotImplemented
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> LinearOperator:
+        return Scaled(self, 1.0 / _real(other, "A / …"))
+
+    def __neg__(self) -> LinearOperator:
+        return Scaled(self, -1.0)
+
+    def __sub__(self, other: Any) -> LinearOperator:
+        return self.__add__(-other)
+
+    def __rsub__(self, other: Any) -> LinearOperator:
+        return (-self).__add__(other)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, device={self.device})"
+
+
+def _is_number(value: Any) -> bool:
+    return np.isscalar(value) and not isinstance(value, (str, bytes))
+
+
+def _real(value: Any, place: str) -> float:
+    if isinstance(value, complex) or not np.isfinite(value):
+        raise InvalidOption(place, value, "a finite real number")
+    return float(value)
+
+
+class Shifted(LinearOperator):
+    """``A + λ I``.
+
+    Parameters
+    ----------
+    operator : LinearOperator
+        A.
+    shift : float
+        λ.
+    """
+
+    def __init__(self, operator: LinearOperator, shift: float) -> None:
+        super().__init__(operator.space)
+        self.operator, self.shift = operator, shift
+
+    def apply(self, v: Vector) -> Vector:
+        product = self.operator.apply(v)
+        return algebra.axpy(product, self.shift, v) if self.shift else product
+
+    def product_error(self, v: Vector) -> float:
+        return self.operator.product_error(v)
+
+
+class Scaled(LinearOperator):
+    """``c A``.
+
+    Parameters
+    ----------
+    operator : LinearOperator
+        A.
+    factor : float
+        c.
+    """
+
+    def __init__(self, operator: LinearOperator, factor: float) -> None:
+        super().__init__(operator.space)
+        self.operator, self.factor = operator, factor
+
+    def apply(self, v: Vector) -> Vector:
+        return self.factor * self.operator.apply(v)
+
+    def product_error(self, v: Vector) -> float:
+        return abs(self.factor) * self.operator.product_error(v)
+
+
+class Sum(LinearOperator):
+    """``A + B``, of two operators on the same vectors.
+
+    Raises
+    ------
+    VectorError
+        The operators' vectors differ in length, dtype, device or framework.
+    """
+
+    def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
+        if not left.space.matches(right.space):
+            raise VectorError(
+                f"Cannot add {left!r} and {right!r}; expected operators of one shape, dtype, device and "
+                "framework."
+            )
+        super().__init__(left.space)
+        self.left, self.right = left, right
+
+    def apply(self, v: Vector) -> Vector:
+        return algebra.axpy(self.left.apply(v), 1.0, self.right.apply(v))
+
+    def product_error(self, v: Vector) -> float:
+        return self.left.product_error(v) + self.right.product_error(v)

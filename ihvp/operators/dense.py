@@ -1,0 +1,42 @@
+"""An operator from a matrix that is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ihvp.backend import Vector
+from ihvp.errors import VectorError, describe
+from ihvp.operators.base import LinearOperator
+from ihvp.space import VectorSpace
+
+
+class Dense(LinearOperator):
+    """A symmetric matrix ``(P, P)`` of any array library as an operator.
+
+    Parameters
+    ----------
+    matrix : array
+        Two-dimensional, square, of a real floating dtype. It is not copied; its symmetry is not checked.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> ihvp.Dense(np.array([[2.0, 1.0], [1.0, 2.0]])) @ np.array([1.0, -1.0])
+    array([ 1., -1.])
+    """
+
+    def __init__(self, matrix: Any) -> None:
+        shape: tuple[int, ...] = tuple(getattr(matrix, "shape", ()))
+        if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+            raise VectorError(f"The matrix is {describe(matrix)}; expected a square 2-d array.")
+        super().__init__(VectorSpace.of(matrix[:, 0]))
+        if not self.space.xp.isdtype(matrix.dtype, "real floating"):
+            raise VectorError(f"The matrix has dtype {matrix.dtype}; expected a real floating one.")
+        self.matrix = matrix
+
+    def apply(self, v: Vector) -> Vector:
+        return self.matrix @ v
+
+    def to_dense(self) -> Vector:
+        return self.matrix

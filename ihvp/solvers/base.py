@@ -1,0 +1,134 @@
+"""What every solver has in common: its interface, its answer, and the certificate behind ``converged``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp import algebra
+from ihvp.backend import Vector
+from ihvp.operators.base import LinearOperator
+from ihvp.progress import Monitor, Step
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The answer to ``(A + λI) x = v``, with its certificate.
+
+    Attributes
+    ----------
+    x
+        The solution, in the form of ``v``.
+    converged : bool
+        Whether the recomputed residual of every column is within the tolerance.
+    residual : float or ndarray (k,)
+        ``‖v − (A + λI) x‖ / ‖v‖``, recomputed with a fresh product; 0 for ``v = 0``. One number a column for
+        a block.
+    iterations : int
+        Steps of the method; for a block, those of the slowest column.
+    matvecs : int
+        Products with single vectors, the fresh ones for the certificate included.
+    stop_reason : str
+        Why the method stopped.
+    history : ndarray (iterations + 1,) or (iterations + 1, k)
+        The relative residual before the first and after each step, by the method's own recurrence.
+    """
+
+    x: Any
+    converged: bool
+    residual: float | NDArray[np.float64]
+    iterations: int
+    matvecs: int
+    stop_reason: str
+    history: NDArray[np.float64] = field(repr=False)
+
+
+class Solver(ABC):
+    """A method for ``(A + λI) x = v``: a frozen dataclass of its hyper-parameters.
+
+    A solve is split in two, so that many right-hand sides share what depends on the operator alone: a
+    factorisation, a preconditioner, a scale.
+    """
+
+    @abstractmethod
+    def prepare(self, operator: LinearOperator, damping: float) -> Any:
+        """What depends on ``A`` and ``λ`` alone, to be passed to :meth:`apply`."""
+
+    @abstractmethod
+    def apply(self, prepared: Any, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
+        """Solve for a flat native vector or block.
+
+        Raises
+        ------
+        SolverError
+            The tolerance was not reached; ``.solution`` holds what was, ``x`` flat.
+        """
+
+
+@dataclass
+class CountedOperator:
+    """``A`` that counts the columns it multiplied: the price of a solve."""
+
+    operator: LinearOperator
+    products: int = 0
+
+    def apply(self, v: Vector) -> Vector:
+        self.products += 1 if v.ndim == 1 else v.shape[1]
+        return self.operator.apply(v)
+
+
+def true_residual(operator: CountedOperator, v: Vector, x: Vector) -> Vector:
+    """``v − A x`` with a fresh product: the only thing ``converged`` may rest on."""
+    return algebra.subtract_from(v, operator.apply(x))
+
+
+class Log:
+    """The course of a solve: iterations, relative residuals, and the Solution that they end in.
+
+    Parameters
+    ----------
+    sizes : ndarray (k,)
+        ‖v‖ of each column.
+    monitor : Monitor
+        Hears of each step.
+    """
+
+    def __init__(self, sizes: NDArray[np.float64], monitor: Monitor) -> None:
+        self.sizes, self.monitor = sizes, monitor
+        self.iterations = 0
+        self._current = np.where(sizes > 0, 1.0, 0.0)
+        self._rows = [self._current.copy()]
+
+    def step(self, numbers: NDArray[np.intp], norms: NDArray[np.float64]) -> None:
+        """One more iteration, after which the columns ``numbers`` have residuals of size ``norms``."""
+        self.iterations += 1
+        self._current[numbers] = relative(norms, self.sizes[numbers])
+        self._rows.append(self._current.copy())
+        self.monitor.step(Step(self.iterations, float(self._current.max()), numbers.size))
+
+    def solution(
+        self, x: Vector, norms: NDArray[np.float64], reasons: NDArray[Any], matvecs: int
+    ) -> Solution:
+        """The answer; ``norms`` are those of recomputed residuals and ``reasons`` follow from them."""
+        converged = bool(np.all(reasons == "converged"))
+        failures = sorted(set(reasons) - {"converged"})
+        residual, history = relative(norms, self.sizes), np.asarray(self._rows)
+        vector = x.ndim == 1
+        return Solution(
+            x=x,
+            converged=converged,
+            residual=float(residual[0]) if vector else residual,
+            iterations=self.iterations,
+            matvecs=matvecs,
+            stop_reason="converged" if converged else ", ".join(failures),
+            history=history[:, 0] if vector else history,
+        )
+
+
+def relative(residual: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``residual / size``, and 0 where both are 0."""
+    return np.divide(residual, size, out=np.where(residual > 0, np.inf, 0.0), where=size > 0)

@@ -1,0 +1,178 @@
+"""The vector space of the parameters: where vectors live, and the forms in which a caller may pass them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.algebra import to_numpy
+from ihvp.backend import CurvatureBackend, Params, Vector
+from ihvp.errors import IhvpError, MixedFrameworks, VectorError, WrongDevice, WrongDtype, WrongShape, describe
+
+Leave = Callable[[Vector], Any]
+"""Turns a flat result back into the form in which the caller passed the vector."""
+
+
+@dataclass(frozen=True, eq=False)
+class VectorSpace:
+    """Vectors of length ``size`` of one dtype on one device.
+
+    Attributes
+    ----------
+    size : int
+        P, the number of parameters.
+    dtype, device
+        As the array library spells them.
+    xp
+        The library's Array API namespace.
+    backend, params : optional
+        Where vectors may also be written in the structure of the parameters.
+    """
+
+    size: int
+    dtype: Any
+    device: Any
+    xp: Any
+    backend: CurvatureBackend | None = None
+    params: Params = None
+
+    @classmethod
+    def of(
+        cls, vector: Vector, backend: CurvatureBackend | None = None, params: Params = None
+    ) -> VectorSpace:
+        """The space that ``vector`` belongs to."""
+        xp = array_api_compat.array_namespace(vector)
+        return cls(vector.shape[0], vector.dtype, array_api_compat.device(vector), xp, backend, params)
+
+    def matches(self, other: VectorSpace) -> bool:
+        """Whether vectors of the two spaces may be added."""
+        return (self.size, self.dtype, self.device) == (other.size, other.dtype, other.device) and (
+            self.xp is other.xp
+        )
+
+    @property
+    def eps(self) -> float:
+        """The machine epsilon of the dtype."""
+        return float(self.xp.finfo(self.dtype).eps)
+
+    @property
+    def is_numpy(self) -> bool:
+        """Whether the vectors are numpy arrays."""
+        return bool(array_api_compat.is_numpy_namespace(self.xp))
+
+    def zeros(self, *columns: int) -> Vector:
+        """A vector ``(P,)`` of zeros, or a block ``(P, k)``."""
+        return self.xp.zeros((self.size, *columns), dtype=self.dtype, device=self.device)
+
+    def asarray(self, values: NDArray[Any]) -> Vector:
+        """``values`` as an array of this space's library, dtype and device."""
+        return self.xp.asarray(values, dtype=self.dtype, device=self.device)
+
+    def identity_columns(self, start: int, stop: int) -> Vector:
+        """Columns ``start:stop`` of the identity, ``(P, stop − start)``."""
+        return self.xp.eye(self.size, stop - start, k=-start, dtype=self.dtype, device=self.device)
+
+    def enter(self, v: Any) -> tuple[Vector, Leave]:
+        """``v`` as a flat array of this space, and the way back.
+
+        Parameters
+        ----------
+        v
+            ``(P,)`` or ``(P, k)`` in this space's array type or numpy's, or the parameters' own structure.
+
+        Returns
+        -------
+        flat : Vector
+            The same values, never a changed ``v``.
+        leave : callable
+            Turns a flat result into the form of ``v``: numpy for numpy, structure for structure.
+
+        Raises
+        ------
+        WrongShape, WrongDtype, WrongDevice, MixedFrameworks, VectorError
+        """
+        if isinstance(v, np.ndarray) and not self.is_numpy:
+            self._check_shape(v.shape)
+            expected = to_numpy(self.zeros(1)[:0]).dtype
+            if v.dtype != expected:
+                raise WrongDtype(v.dtype, expected)
+            return self.asarray(v), to_numpy
+        if not array_api_compat.is_array_api_obj(v):
+            if self.backend is None:
+                raise VectorError(
+                    f"v is {describe(v)}; expected an array of shape ({self.size},) or ({self.size}, k)."
+                )
+            return self._enter_structure(self.backend, v)
+        if array_api_compat.array_namespace(v) is not self.xp:
+            raise MixedFrameworks(
+                [f"v of type {describe(v)}"],
+                f"an array of {self.xp.__name__.rpartition('.')[2]} or numpy, as the parameters are",
+                "Convert v with numpy.asarray(v).",
+            )
+        if v.shape != (self.size,) and v.shape == getattr(self.params, "shape", None):
+            assert self.backend is not None  # params come with the backend that reads them
+            return self._enter_structure(self.backend, v)
+        self._check_shape(v.shape)
+        if v.dtype != self.dtype:
+            raise WrongDtype(v.dtype, self.dtype)
+        if array_api_compat.device(v) != self.device:
+            raise WrongDevice(array_api_compat.device(v), self.device)
+        return v, _same
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        if len(shape) not in (1, 2) or shape[0] != self.size or 0 in shape[1:]:
+            raise WrongShape(shape, self.size)
+
+    def _enter_structure(self, backend: CurvatureBackend, v: Any) -> tuple[Vector, Leave]:
+        pattern = backend.unflatten(self.zeros(), self.params)
+        try:
+            aligned = _align(v, pattern, "v")
+            flat = backend.flatten(aligned)
+        except VectorError:
+            raise
+        except IhvpError as error:
+            raise VectorError(
+                f"v is {describe(v)}; expected a flat array or the structure of the parameters. {error}"
+            ) from error
+        if flat.shape != (self.size,):
+            raise WrongShape(flat.shape, self.size)
+        if flat.dtype != self.dtype:
+            raise WrongDtype(flat.dtype, self.dtype)
+        if array_api_compat.device(flat) != self.device:
+            raise WrongDevice(array_api_compat.device(flat), self.device)
+        return flat, lambda x: backend.unflatten(x, aligned)
+
+
+def _same(x: Vector) -> Vector:
+    return x
+
+
+def _align(v: Any, pattern: Any, path: str) -> Any:
+    """``v`` in the order of ``pattern``: a state dict may list its entries in another order, or too many."""
+    if isinstance(pattern, Mapping):
+        if not isinstance(v, Mapping) or set(v) != set(pattern):
+            found = sorted(map(str, v)) if isinstance(v, Mapping) else describe(v)
+            raise VectorError(
+                f"{path} is {found}; expected a mapping with the keys {sorted(map(str, pattern))}."
+            )
+        return {key: _align(v[key], pattern[key], f"{path}[{key!r}]") for key in pattern}
+    if isinstance(pattern, (list, tuple)):
+        if not isinstance(v, (list, tuple)) or len(v) != len(pattern):
+            raise VectorError(
+                f"{path} is {describe(v)}"
+                + (f" of length {len(v)}" if isinstance(v, (list, tuple)) else "")
+                + f"; expected a list or tuple of length {len(pattern)}."
+            )
+        items = [
+            _align(item, part, f"{path}[{i}]") for i, (item, part) in enumerate(zip(v, pattern, strict=True))
+        ]
+        return type(v)(*items) if hasattr(v, "_fields") else type(v)(items)
+    shape, expected = getattr(v, "shape", None), getattr(pattern, "shape", None)
+    if expected is not None and (shape is None or tuple(shape) != tuple(expected)):
+        raise VectorError(f"{path} is {describe(v)}; expected an array of shape {tuple(expected)}.")
+    return v

@@ -1,0 +1,237 @@
+"""Gradients and their finite differences, over numpy arrays or over another backend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from array_api_compat import array_namespace
+
+from ihvp.backend import Batch, CurvatureBackend, GradientFunction, Loss, Params, Vector
+from ihvp.errors import GradientRequired, InvalidOption, ParameterError, WrongDtype, WrongShape, describe
+from ihvp_numdiff import _arrays
+from ihvp_numdiff._difference import ORDERS, automatic_length, central_difference, norm, power_of_two, size
+from ihvp_numdiff._gradient import flatten_gradient, flatten_gradient_by
+from ihvp_numdiff._weights import InPlaceWeights, ShiftedWeights
+
+# A displacement shorter than this many roundings of x is mostly lost when added to it.
+_LOST = 16.0
+
+Gradient: TypeAlias = Callable[[Vector], Vector]
+
+
+class NumdiffBackend:
+    """Hessian products as central differences of a gradient.
+
+    ``H v ≈ (g(x + r v) − g(x − r v)) / 2r`` (order 2), or the five-point formula (order 4), for numpy
+    parameters with a gradient function, for weights set in place, and for any other backend's
+    parameters, whose gradient it then uses.
+
+    Parameters
+    ----------
+    inner : CurvatureBackend, optional
+        The backend of the parameters' framework. It flattens, unflattens and, for a plain loss,
+        differentiates once; vectors are of its array type. None: numpy arrays, or nested dicts
+        (insertion order), lists and tuples of them, or :class:`~ihvp_numdiff.InPlaceWeights`.
+    step : float, optional
+        A fixed absolute r, not divided by ``‖v‖``. None: chosen for each v from the dtype's epsilon,
+        ``‖x‖`` and ``‖v‖``, which then does not depend on the scale of v.
+    order : {2, 4}
+        The order of the truncation error in r, and the number of gradients a product takes.
+
+    Raises
+    ------
+    InvalidOption
+        ``step`` is not a positive finite number, or ``order`` is neither 2 nor 4.
+
+    Notes
+    -----
+    A product is good to about ``ε^(2/3)`` (order 2) or ``ε^(4/5)`` (order 4) of its size where the
+    gradient is smooth and computed to the precision of its dtype; ``product_error`` estimates it.
+
+    Examples
+    --------
+    The loss ``(w₀ w₁ · 2 − 1)²``, known by its gradient:
+
+    >>> import numpy as np
+    >>> from ihvp.backend import GradientFunction
+    >>> gradient = GradientFunction(lambda w, batch: 4 * (2 * w[0] * w[1] - 1) * w[::-1])
+    >>> w = np.array([1.0, 1 / 3])
+    >>> NumdiffBackend().hvp(gradient, w, None, np.ones(2)).round(6).tolist()
+    [2.222222, 9.333333]
+    >>> NumdiffBackend(step=1e-2).hvp(gradient, w, None, np.ones(2)).round(8).tolist()
+    [2.22302222, 9.33413333]
+    """
+
+    def __init__(
+        self, inner: CurvatureBackend | None = None, *, step: float | None = None, order: int = 2
+    ) -> None:
+        if order not in ORDERS:
+            raise InvalidOption("order", order, "2 or 4")
+        self.inner, self.order = inner, order
+        self.step = None if step is None else _positive(step)
+        self.device: str = "cpu" if inner is None else inner.device
+
+    def flatten(self, params: Params) -> Vector:
+        """All parameters as one vector ``(P,)``, a copy.
+
+        Raises
+        ------
+        ParameterError
+            A parameter is not a numpy array of a real floating dtype, or there is none
+            (or what ``inner`` raises).
+        """
+        if isinstance(params, InPlaceWeights | ShiftedWeights):
+            params = params.values()
+        elif self.inner is not None:
+            return self.inner.flatten(params)
+        return _arrays.flatten(params)
+
+    def unflatten(self, vector: Vector, like: Params) -> Params:
+        """The exact inverse of ``flatten``, in the structure, shapes and dtypes of ``like``."""
+        if isinstance(like, InPlaceWeights | ShiftedWeights):
+            weights = like if isinstance(like, InPlaceWeights) else like.weights
+            return ShiftedWeights(weights, _arrays.unflatten(vector, like.values()))
+        if self.inner is not None:
+            return self.inner.unflatten(vector, like)
+        return _arrays.unflatten(vector, like)
+
+    def grad(self, loss: Loss | GradientFunction, params: Params, batch: Batch) -> Vector:
+        """The gradient ``(P,)``: what the gradient function returns, or ``inner``'s gradient of a loss.
+
+        Raises
+        ------
+        GradientRequired
+            A plain loss, and no ``inner`` that could differentiate it.
+        GradientMismatch
+            The gradient function returned another structure, shape or kind of number.
+        """
+        if isinstance(params, InPlaceWeights | ShiftedWeights):
+            if not isinstance(loss, GradientFunction):
+                raise GradientRequired("weights that are set in place")
+            like = params.values()
+            with params.applied() as weights:
+                return flatten_gradient(loss.grad(weights, batch), like)
+        if not isinstance(loss, GradientFunction):
+            if self.inner is None:
+                raise GradientRequired(describe(params))
+            return self.inner.grad(loss, params, batch)
+        gradient = loss.grad(params, batch)
+        if self.inner is None:
+            return flatten_gradient(gradient, params)
+        return flatten_gradient_by(self.inner, gradient, params)
+
+    def hvp(self, loss: Loss | GradientFunction, params: Params, batch: Batch, v: Vector) -> Vector:
+        """``∇² loss · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``; each column has its own step.
+
+        Raises
+        ------
+        WrongShape, WrongDtype
+            ``v`` does not fit the parameters.
+        ParameterError
+            A gradient function over a container of ``inner``'s framework that cannot be given other values.
+        """
+        x = self.flatten(params)
+        _check_vector(v, x)
+        gradient = self._gradient_at(loss, params, batch)
+        epsilon = self._epsilon(params, x)
+
+        def product(column: Vector) -> Vector:
+            return _product(gradient, x, column, *self._step(x, column, epsilon), self.order)
+
+        if v.ndim == 1:
+            return product(v)
+        xp: Any = array_namespace(v)
+        return xp.stack([product(v[:, k]) for k in range(v.shape[1])], axis=1)
+
+    def product_error(self, loss: Loss | GradientFunction, params: Params, batch: Batch, v: Vector) -> float:
+        """An estimate of ``‖computed product − exact product‖`` for ``v`` of shape ``(P,)``.
+
+        The product is compared with that of half the step. Halving takes away most of the truncation
+        error (all but 1/4 or 1/16 of it) and doubles the rounding error, which is independent of the
+        first one, so that the difference is 0.75 to about 2.2 times the true error, whichever of the two
+        dominates. With few parameters the two rounding errors can cancel by chance; the estimate is
+        therefore never below ``0.1 ε ‖g‖ / r``, what the last rounding of a gradient costs.
+
+        A fixed step so short that it is lost when added to x is compared with the automatic one.
+        Takes twice the gradients of a product, and one.
+        """
+        x = self.flatten(params)
+        _check_vector(v, x)
+        if size(v) == 0.0:
+            return 0.0
+        gradient = self._gradient_at(loss, params, batch)
+        epsilon = self._epsilon(params, x)
+        scale, step = self._step(x, v, epsilon)
+        product = _product(gradient, x, v, scale, step, self.order)
+        floor = epsilon * size(product)
+        if step / scale * size(v) < _LOST * epsilon * size(x):
+            reference_step = NumdiffBackend(self.inner, order=self.order)._step(x, v, epsilon)
+        else:
+            reference_step = scale, step / 2
+            floor += 0.1 * epsilon * size(self.grad(loss, params, batch)) * scale / step
+        reference = _product(gradient, x, v, *reference_step, self.order)
+        return max(size(product - reference), floor)
+
+    def _gradient_at(self, loss: Loss | GradientFunction, params: Params, batch: Batch) -> Gradient:
+        def gradient(x: Vector) -> Vector:
+            shifted = self.unflatten(x, like=params)
+            if self.inner is not None and isinstance(loss, GradientFunction):
+                _check_form(shifted, params)
+            return self.grad(loss, shifted, batch)
+
+        return gradient
+
+    def _epsilon(self, params: Params, x: Vector) -> float:
+        if isinstance(params, InPlaceWeights | ShiftedWeights):
+            return _arrays.epsilon(params.values())
+        if self.inner is None:
+            return _arrays.epsilon(params)
+        return float(array_namespace(x).finfo(x.dtype).eps)
+
+    def _step(self, x: Vector, v: Vector, epsilon: float) -> tuple[float, float]:
+        """A scale and a step, such that ``r = step / scale`` and ``d = step (v / scale)``."""
+        if self.step is not None:
+            return 1.0, self.step
+        # Dividing v by its size first keeps r, which may be huge or tiny, out of a small dtype.
+        scale, v_norm = norm(v)
+        return scale, power_of_two(automatic_length(size(x), epsilon, self.order) / v_norm)
+
+
+def _positive(step: float) -> float:
+    try:
+        if 0 < float(step) < math.inf:
+            return float(step)
+    except (TypeError, ValueError):
+        pass
+    raise InvalidOption("step", step, "a positive finite number, or None to choose it automatically")
+
+
+def _product(gradient: Gradient, x: Vector, v: Vector, scale: float, step: float, order: int) -> Vector:
+    if scale == 0.0:
+        xp: Any = array_namespace(v)
+        return xp.zeros_like(v)
+    d = v / scale
+    d *= step
+    product = central_difference(gradient, x, d, order)
+    product *= scale / step
+    return product
+
+
+def _check_form(shifted: Params, params: Params) -> None:
+    """Refuse containers, such as modules, that a loss can be given with other values, but not a caller."""
+    known = isinstance(params, Mapping | list | tuple | InPlaceWeights | ShiftedWeights)
+    if not known and not hasattr(params, "shape") and not isinstance(shifted, type(params)):
+        raise ParameterError(
+            f"A gradient function over {describe(params)} cannot be called at other values of its "
+            "parameters; expected a dict, list or tuple of arrays. Differentiate a loss instead (loss= in "
+            "place of grad=), or wrap the weights in ihvp_numdiff.InPlaceWeights(read, write)."
+        )
+
+
+def _check_vector(v: Vector, x: Vector) -> None:
+    if v.ndim not in (1, 2) or v.shape[0] != x.shape[0] or 0 in v.shape:
+        raise WrongShape(v.shape, x.shape[0])
+    if v.dtype != x.dtype:
+        raise WrongDtype(v.dtype, x.dtype)
