@@ -13,7 +13,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, cast
+from typing import Any
 
 from ihvp.backend import BackendPlugin, CurvatureBackend, Params
 from ihvp.errors import (
@@ -91,13 +91,23 @@ def registered() -> _Registered:
             broken[entry.name] = error
     for implementation in manager.hook.ihvp_backend.get_hookimpls():
         try:
-            plugins[implementation.plugin_name] = cast(BackendPlugin, implementation.function())
+            plugins[implementation.plugin_name] = _checked(
+                implementation.function(), implementation.plugin_name
+            )
         except Exception as error:
             broken[implementation.plugin_name] = error
     for name, _ in manager.list_name_plugin():
         if name not in plugins and name not in broken:
             broken[name] = AttributeError("it defines no hook implementation named ihvp_backend")
     return _Registered(plugins, broken)
+
+
+def _checked(record: Any, name: str) -> BackendPlugin:
+    if not isinstance(record, BackendPlugin):
+        raise TypeError(f"ihvp_backend() returned {describe(record)}; expected an ihvp.backend.BackendPlugin")
+    if record.name != name:
+        raise ValueError(f"its record is named {record.name!r}; expected {name!r}, its entry point's name")
+    return record
 
 
 def _installed(plugin: BackendPlugin) -> bool:

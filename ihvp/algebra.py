@@ -35,27 +35,50 @@ def _wide(array: Vector) -> Vector:
     return xp.astype(array, xp.float32) if xp.finfo(array.dtype).bits < 32 else array
 
 
-def dots(x: Vector, y: Vector) -> NDArray[np.float64]:
-    """``xᵀ y`` of two vectors, shape ``()``, or column by column of two blocks, shape ``(k,)``."""
+def _plain_dots(x: Vector, y: Vector) -> NDArray[np.float64]:
     xp = array_api_compat.array_namespace(x, y)
     x, y = _wide(x), _wide(y)
-    result = x @ y if x.ndim == 1 else xp.vecdot(x, y, axis=0)
+    with np.errstate(all="ignore"):
+        result = x @ y if x.ndim == 1 else xp.vecdot(x, y, axis=0)
     return np.asarray(to_numpy(result), dtype=np.float64)
 
 
-def norms(x: Vector) -> NDArray[np.float64]:
-    """``‖x‖₂`` of a vector, shape ``()``, or of each column, shape ``(k,)``.
+def _in_range(products: NDArray[np.float64], like: Vector) -> bool:
+    """Whether sums of products neither overflowed nor lost digits to underflow; exact zeros are in doubt."""
+    info = array_api_compat.array_namespace(like).finfo(_wide(like[:0]).dtype)
+    lowest = float(info.smallest_normal) / float(info.eps)
+    return bool(np.all(np.isfinite(products) & (np.abs(products) >= lowest)))
 
-    Large and tiny entries are scaled first where their squares would leave the range of the dtype.
-    """
-    squares = dots(x, x)
-    if np.all(np.isfinite(squares) & ((squares > np.finfo(np.float32).tiny) | (squares == 0))):
-        return np.asarray(np.sqrt(squares))
+
+def _scaled(x: Vector) -> tuple[NDArray[np.float64], Vector]:
+    """The largest magnitude of each column, 1 where that is 0 or not finite, and ``x`` divided by it."""
+    x = _wide(x)
     xp = array_api_compat.array_namespace(x)
-    largest = np.asarray(to_numpy(xp.max(xp.abs(_wide(x)), axis=0)), dtype=np.float64)
+    largest = np.asarray(to_numpy(xp.max(xp.abs(x), axis=0)), dtype=np.float64)
     scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
-    scaled = _wide(x) / coefficients(scale, _wide(x))
-    return np.asarray(scale * np.sqrt(dots(scaled, scaled)))
+    return scale, x / coefficients(scale, x)
+
+
+def dots(x: Vector, y: Vector) -> NDArray[np.float64]:
+    """``xᵀ y`` of two vectors, shape ``()``, or column by column of two blocks, shape ``(k,)``.
+
+    Large and tiny entries are scaled first where their products would leave the range of the dtype.
+    """
+    products = _plain_dots(x, y)
+    if _in_range(products, x):
+        return products
+    (scale_x, x), (scale_y, y) = _scaled(x), _scaled(y)
+    with np.errstate(all="ignore"):
+        return np.asarray(scale_x * scale_y * _plain_dots(x, y))
+
+
+def norms(x: Vector) -> NDArray[np.float64]:
+    """``‖x‖₂`` of a vector, shape ``()``, or of each column, shape ``(k,)``, over the dtype's whole range."""
+    squares = _plain_dots(x, x)
+    if _in_range(squares, x):
+        return np.asarray(np.sqrt(squares))
+    scale, x = _scaled(x)
+    return np.asarray(scale * np.sqrt(_plain_dots(x, x)))
 
 
 def coefficients(values: NDArray[np.float64], like: Vector) -> Any:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ihvp.backend import Batch
 from ihvp.errors import DataError, EmptyData, InvalidOption, NotReiterable, UnequalBatches, describe
@@ -45,7 +48,9 @@ class Batches:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+        if self.batch_size is not None and (
+            not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1
+        ):
             raise InvalidOption("batch_size", self.batch_size, "a positive integer, or None")
         if self.in_memory:
             return
@@ -120,8 +125,9 @@ def count_examples(batch: Batch, index: int = 0) -> int:
 
 def take_examples(batch: Batch, start: int, stop: int) -> Batch:
     """Rows ``start:stop`` of every array in ``batch``, in the same structure."""
-    if isinstance(batch, MutableMapping):
-        # A copy keeps the class: tokenizers return mappings whose models read them by attribute.
+    if isinstance(batch, (dict, UserDict)):
+        # A copy keeps the class: tokenizers return mappings whose models read them by attribute. The copy of
+        # any other mapping may share its entries with the original.
         piece = copy.copy(batch)
         for key, value in batch.items():
             piece[key] = take_examples(value, start, stop)

@@ -80,6 +80,15 @@ class MissingCapability(IhvpError, NotImplementedError):
         )
 
 
+class PackageNotInstalled(IhvpError, ImportError):
+    """A feature needs an optional package that is not installed."""
+
+    def __init__(self, feature: str, package: str, install: str) -> None:
+        super().__init__(
+            f"`{feature}` needs the package {package!r}, which is not installed. Install it with: {install}"
+        )
+
+
 # What the caller passed
 
 

@@ -22,11 +22,13 @@ from ihvp.backend import (
 from ihvp.data import Batches, take_examples
 from ihvp.errors import (
     DataError,
+    EmptyData,
     InvalidOption,
     LossIndependentOfParameters,
     LossNotScalar,
     NonDeterministicGradient,
     NonFinite,
+    NotReiterable,
     ParameterError,
     describe,
 )
@@ -146,9 +148,11 @@ class Objective:
         total, examples = 0.0, 0
         for index, (batch, count) in enumerate(self.batches):
             value = self._value(self.params, batch)
-            if getattr(value, "shape", ()) not in ((), (1,)) or value is None:
-                raise LossNotScalar(describe(value))
-            if not np.isfinite(value := float(value)):
+            try:
+                value = float(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise LossNotScalar(describe(value)) from error
+            if not np.isfinite(value):
                 raise NonFinite("The loss", index)
             total += value * (count if self.reduction == "mean" else 1)
             examples += count
@@ -156,7 +160,6 @@ class Objective:
 
     def gradient(self) -> Vector:
         """The gradient ``∇C(ω)``, ``(P,)`` in the backend's array type."""
-        self.verify()
         return self.mean(lambda batch: self.backend.grad(self.loss, self.params, batch), "The gradient")
 
     def per_example_gradients(self, data: Any = None) -> Vector:
@@ -209,7 +212,8 @@ class Objective:
         """
         total: Vector = None
         first = examples = 0
-        for batch, count in self.batches:
+        for batch, count in self._pass():
+            self._verify_on(batch)
             part = term(batch)
             examples += count
             if total is None:
@@ -233,6 +237,14 @@ class Objective:
         counted = self.space.xp.asarray([examples], device=self.space.device)
         return int(backend.reduce(counted)[0])
 
+    def _pass(self) -> Iterator[tuple[Batch, int]]:
+        try:
+            yield from self.batches
+        except EmptyData as error:
+            if self._num_examples is None:
+                raise
+            raise NotReiterable(describe(self.batches.data)) from error
+
     def _check_count(self, examples: int) -> None:
         if self._num_examples is None:
             self._num_examples = examples
@@ -255,9 +267,12 @@ class Objective:
         ------
         LossNotScalar, LossIndependentOfParameters, NonFinite, NonDeterministicGradient
         """
+        if not self._verified:
+            self._verify_on(next(iter(self.batches))[0])
+
+    def _verify_on(self, batch: Batch) -> None:
         if self._verified:
             return
-        batch, _ = next(iter(self.batches))
         one = self.backend.grad(self.loss, self.params, batch)
         two = self.backend.grad(self.loss, self.params, batch)
         if not algebra.all_finite(one):

@@ -140,6 +140,8 @@ class LinearOperator(ABC):
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> LinearOperator:
+        if not _is_number(other):
+            return NotImplemented
         return Scaled(self, 1.0 / _real(other, "A / …"))
 
     def __neg__(self) -> LinearOperator:
@@ -160,7 +162,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _real(value: Any, place: str) -> float:
-    if isinstance(value, complex) or not np.isfinite(value):
+    if np.iscomplexobj(value) or not np.isfinite(value):
         raise InvalidOption(place, value, "a finite real number")
     return float(value)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import array_api_compat
+
 from ihvp.backend import Vector
 from ihvp.errors import VectorError, describe
 from ihvp.operators.base import LinearOperator
@@ -28,7 +30,12 @@ class Dense(LinearOperator):
 
     def __init__(self, matrix: Any) -> None:
         shape: tuple[int, ...] = tuple(getattr(matrix, "shape", ()))
-        if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+        if (
+            not array_api_compat.is_array_api_obj(matrix)
+            or len(shape) != 2
+            or shape[0] != shape[1]
+            or shape[0] == 0
+        ):
             raise VectorError(f"The matrix is {describe(matrix)}; expected a square 2-d array.")
         super().__init__(VectorSpace.of(matrix[:, 0]))
         if not self.space.xp.isdtype(matrix.dtype, "real floating"):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from ihvp import algebra
 from ihvp.backend import Batch, Matvec, SupportsLinearize, SupportsProductError, Vector
-from ihvp.errors import NonFinite, VectorError
 from ihvp.objective import Objective
-from ihvp.operators.base import LinearOperator
+from ihvp.operators.curvature import CurvatureOperator
 
 
-class Hessian(LinearOperator):
+class Hessian(CurvatureOperator):
     r"""The Hessian of the mean loss, by products that never form it.
 
     .. math:: H = \nabla^2 C(\omega) = \frac{1}{N} \sum_{n=1}^{N} \nabla^2 C_n(\omega)
 
     Each product costs a few gradients over all the data (Pearlmutter, "Fast exact multiplication by the
-    Hessian", Neural Computation 6, 1994). It belongs to the parameters as they are at the time of the
-    product.
+    Hessian", Neural Computation 6, 1994).
 
     Parameters
     ----------
@@ -36,21 +33,10 @@ class Hessian(LinearOperator):
     """
 
     def __init__(self, objective: Objective) -> None:
-        super().__init__(objective.space)
-        self.objective = objective
+        super().__init__(objective)
         self._linearised: Matvec | None = None
 
-    def apply(self, v: Vector) -> Vector:
-        objective = self.objective
-        objective.verify()
-        try:
-            return objective.mean(lambda batch: self._batch_product(batch, v), "A product with the Hessian")
-        except NonFinite as error:
-            if not algebra.all_finite(v):
-                raise VectorError("v holds NaN or infinite entries; expected finite ones.") from error
-            raise
-
-    def _batch_product(self, batch: Batch, v: Vector) -> Vector:
+    def batch_product(self, batch: Batch, v: Vector) -> Vector:
         objective, backend = self.objective, self.objective.backend
         # Batches that come from an iterable may be others at the next pass, and all of them linearised at
         # once may not fit in memory: only data that is one batch in memory is linearised once.

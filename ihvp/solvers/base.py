@@ -93,14 +93,16 @@ class Log:
     ----------
     sizes : ndarray (k,)
         ‖v‖ of each column.
+    norms : ndarray (k,)
+        ‖v − (A + λI) x‖ before the first step.
     monitor : Monitor
         Hears of each step.
     """
 
-    def __init__(self, sizes: NDArray[np.float64], monitor: Monitor) -> None:
+    def __init__(self, sizes: NDArray[np.float64], norms: NDArray[np.float64], monitor: Monitor) -> None:
         self.sizes, self.monitor = sizes, monitor
         self.iterations = 0
-        self._current = np.where(sizes > 0, 1.0, 0.0)
+        self._current = relative(norms, sizes)
         self._rows = [self._current.copy()]
 
     def step(self, numbers: NDArray[np.intp], norms: NDArray[np.float64]) -> None:

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, NonFinite
+from ihvp.errors import InvalidOption, NonFinite, VectorError
 from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
 from ihvp.solvers import diagnosis
 from ihvp.solvers.base import CountedOperator, Log, Solution, Solver, true_residual
+
+# Sizes whose squares, and those of residuals far smaller, stay in the range of float64.
+_SIZES = 1e-130, 1e130
 
 Preconditioner = LinearOperator | Callable[[Vector], Vector]
 
@@ -45,7 +48,8 @@ class CG(Solver):
     Raises
     ------
     InvalidOption
-        An option is out of range, or both tolerances are 0 without a limit of iterations.
+        An option is out of range, both tolerances are 0 without a limit of iterations, or the preconditioner
+        proves not positive definite.
 
     Examples
     --------
@@ -64,9 +68,12 @@ class CG(Solver):
 
     def __post_init__(self) -> None:
         for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if not (np.isfinite(value) and value >= 0):
+            if not (
+                isinstance(value, (int, float, np.integer, np.floating)) and np.isfinite(value) and value >= 0
+            ):
                 raise InvalidOption(name, value, "a finite number ≥ 0")
-        if self.max_iterations is not None and self.max_iterations < 0:
+        limit = self.max_iterations
+        if limit is not None and not (isinstance(limit, (int, np.integer)) and limit >= 0):
             raise InvalidOption("max_iterations", self.max_iterations, "an integer ≥ 0, or None")
         if self.rtol == 0 and self.atol == 0 and self.max_iterations is None:
             raise InvalidOption(
@@ -83,16 +90,24 @@ class CG(Solver):
     def apply(self, prepared: Shifted, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
         operator = CountedOperator(prepared)
         sizes = np.atleast_1d(algebra.norms(v))
+        if np.any((sizes > 0) & ((sizes < _SIZES[0]) | (sizes > _SIZES[1]))):
+            raise VectorError(
+                f"The columns of v have sizes {sizes.min():.1e} to {sizes.max():.1e}; expected sizes between "
+                f"{_SIZES[0]:.0e} and {_SIZES[1]:.0e}, whose squares are numbers. Scale v, and x back."
+            )
         targets = np.maximum(self.rtol * sizes, self.atol)
         limit = max(10 * v.shape[0], 100) if self.max_iterations is None else self.max_iterations
-        log = Log(sizes, monitor)
 
         pending = np.arange(sizes.size)
         finished: list[tuple[NDArray[np.intp], Vector]] = []
         reasons = np.full(sizes.shape, "", dtype=object)
         residuals = np.full(sizes.shape, np.inf)
-        x = v * 0 if x0 is None else algebra.copy(x0)
-        r = algebra.copy(v) if x0 is None else true_residual(operator, v, x)
+        x, r = v * 0, algebra.copy(v)
+        if x0 is not None:
+            # No step reaches the solution 0 of v = 0 exactly from elsewhere.
+            x = algebra.copy(x0) * algebra.coefficients((sizes > 0).astype(np.float64), v)
+            r = true_residual(operator, v, x)
+        log = Log(sizes, np.atleast_1d(algebra.norms(r)), monitor)
         while pending.size:
             sweep = _Sweep(pending, x, r, targets[pending])
             del x, r
@@ -105,6 +120,7 @@ class CG(Solver):
             # one, as in iterative refinement, while that halves it and the products' noise leaves hope.
             again = ~solved & (sweep.reasons == "reached") & (norms <= residuals[pending] / 2)
             again &= norms > 2 * _product_errors(prepared, x, again)
+            again &= sweep.direction is None
             sweep.reasons[sweep.reasons == "reached"] = "stagnated"
             sweep.reasons[solved] = "converged"
             reasons[pending], residuals[pending] = sweep.reasons, norms
@@ -149,6 +165,7 @@ class _Sweep:
         self.parked: list[tuple[NDArray[np.intp], Vector]] = []
         self.reasons = np.full(numbers.shape, "max_iterations", dtype=object)
         self.direction: Vector | None = None
+        self.flat = np.zeros(numbers.shape)
 
     def run(self, method: CG, operator: CountedOperator, limit: int, log: Log) -> None:
         """Iterate until no column is left, the limit is reached, or the matrix proves indefinite."""
@@ -156,7 +173,7 @@ class _Sweep:
         if not self.places.size:
             return
         z = _precondition(method.preconditioner, self.r)
-        rz = np.atleast_1d(algebra.dots(self.r, z))
+        rz = _inner(self.r, z)
         self.p = algebra.copy(z)
         del z
         while self.places.size and log.iterations < limit:
@@ -164,7 +181,11 @@ class _Sweep:
             curvature = np.atleast_1d(algebra.dots(self.p, product))
             if not np.all(np.isfinite(curvature)):
                 raise NonFinite("A product with the operator")
-            indefinite = curvature <= 0
+            if not np.any(self.flat):
+                # pᵀAp / rz is never below the lowest eigenvalue, and at the first step not above the highest: a
+                # later one smaller by more than the dtype can tell proves the matrix singular in it.
+                self.flat[self.places] = operator.operator.space.eps**1.5 * np.maximum(curvature / rz, 0.0)
+            indefinite = curvature <= self.flat[self.places] * rz
             if np.any(indefinite):
                 del product
                 if method.on_indefinite == "raise":
@@ -186,7 +207,7 @@ class _Sweep:
                 return
             rz = rz[~reached]
             z = _precondition(method.preconditioner, self.r)
-            rz, before = np.atleast_1d(algebra.dots(self.r, z)), rz
+            rz, before = _inner(self.r, z), rz
             self.p = algebra.xpay(self.p, algebra.coefficients(rz / before, self.p), z)
 
     def solution(self) -> Vector:
@@ -212,6 +233,17 @@ def _precondition(preconditioner: Preconditioner | None, r: Vector) -> Vector:
     if preconditioner is None:
         return r
     return preconditioner.apply(r) if isinstance(preconditioner, LinearOperator) else preconditioner(r)
+
+
+def _inner(r: Vector, z: Vector) -> NDArray[np.float64]:
+    rz = np.atleast_1d(algebra.dots(r, z))
+    if np.any(rz <= 0):
+        raise InvalidOption(
+            "preconditioner",
+            f"an operator with rᵀ M r = {rz.min():.1e} for a residual r",
+            "a symmetric positive definite approximation of (A + λI)⁻¹",
+        )
+    return rz
 
 
 def _product_errors(operator: Shifted, x: Vector, wanted: NDArray[np.bool_]) -> NDArray[np.float64]:

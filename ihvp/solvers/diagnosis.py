@@ -14,8 +14,8 @@ from ihvp.solvers.ritz import RitzRange, ritz_range
 
 def indefinite(operator: Shifted, solution: Solution, direction: Vector) -> IndefiniteCurvature:
     """The error for a direction with ``pᵀ(A + λI)p ≤ 0``, with a damping that would do."""
-    size = float(algebra.dots(direction, direction))
-    curvature = float(algebra.dots(direction, operator.apply(direction))) / size
+    direction = direction / float(algebra.norms(direction))
+    curvature = float(algebra.dots(direction, operator.apply(direction)))
     ritz = ritz_range(operator.apply, direction)
     return _indefinite(operator, solution, min(curvature, 0.0), ritz)
 

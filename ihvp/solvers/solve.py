@@ -10,7 +10,7 @@ import numpy as np
 
 from ihvp import algebra
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, SolverError, VectorError, WrongShape
+from ihvp.errors import InvalidOption, SolverError, VectorError
 from ihvp.operators.base import LinearOperator
 from ihvp.progress import Monitor, Step
 from ihvp.solvers.base import Solution, Solver
@@ -79,7 +79,9 @@ def solve(
     if x0 is not None:
         start, _ = operator.space.enter(x0)
         if start.shape != flat.shape:
-            raise WrongShape(start.shape, operator.space.size)
+            raise VectorError(f"x0 has shape {start.shape}; expected {flat.shape}, that of v.")
+        if not algebra.all_finite(start):
+            raise VectorError("x0 holds NaN or infinite entries; expected finite ones.")
     prepared = solver.prepare(operator, damping)
     with Monitor(type(solver).__name__, callback, progress) as monitor:
         try:
@@ -131,6 +133,8 @@ class Inverse(LinearOperator):
 
 
 def _checked_damping(damping: float) -> float:
-    if not (isinstance(damping, (int, float, np.number)) and np.isfinite(damping) and damping >= 0):
+    if not (
+        isinstance(damping, (int, float, np.integer, np.floating)) and np.isfinite(damping) and damping >= 0
+    ):
         raise InvalidOption("damping", damping, "a finite number ≥ 0, which is added to the diagonal")
     return float(damping)

@@ -1,0 +1,133 @@
+"""``JaxBackend``: derivatives of a loss over a pytree, by jit-compiled forward-over-reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from ihvp.backend import Batch, Loss, Matvec, Params, Vector
+from ihvp_jax import _derivatives
+from ihvp_jax._parameters import device_of, require_floating
+from ihvp_jax._static import Static, hold_constants
+
+T = TypeVar("T")
+
+
+class JaxBackend:
+    """First and second derivatives of a loss over a pytree of floating arrays.
+
+    The loss is traced once for each structure, shape and dtype of parameters and batch, by this and every
+    other instance; batch leaves that are no arrays (strings, numbers, flags) are constants of the trace.
+    A compiled product stays in JAX's cache, and its loss with it, until ``jax.clear_caches()``.
+
+    Parameters
+    ----------
+    params : pytree, optional
+        Determines the device; without it, or with numpy arrays only, JAX's default device.
+
+    Raises
+    ------
+    ihvp.errors.ParameterError
+        The parameters are on several devices, or not all of them are real floating arrays.
+
+    Notes
+    -----
+    Leaves of several dtypes are promoted to one by ``flatten`` and cast back by ``unflatten``. Without
+    ``jax_enable_x64`` JAX turns numpy's float64 into float32.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> def loss(w, batch):
+    ...     return (1 - 2 * w[0] * w[1]) ** 2
+    >>> w = jnp.array([1.0, 0.5])
+    >>> JaxBackend(w).hvp(loss, w, None, jnp.array([1.0, 1.0])).tolist()
+    [6.0, 12.0]
+    """
+
+    device: str
+
+    def __init__(self, params: Params = None) -> None:
+        if params is not None:
+            require_floating(params)
+        self.device = device_of(params)
+
+    def flatten(self, params: Params) -> Vector:
+        """The leaves in the order of ``jax.tree.leaves`` as one vector ``(P,)``."""
+        return _refusing(params, _derivatives.flatten, params)
+
+    def unflatten(self, vector: Vector, like: Params) -> Params:
+        """The exact inverse of ``flatten``, in the structure, shapes and dtypes of ``like``."""
+        return _refusing(like, _derivatives.unflatten, vector, like)
+
+    def grad(self, loss: Loss, params: Params, batch: Batch) -> Vector:
+        """The gradient ``∇ loss(params, batch)``, ``(P,)``."""
+        return _refusing(params, _derivatives.grad, Static(loss), params, hold_constants(batch))
+
+    def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
+        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``.
+
+        Raises
+        ------
+        ihvp.errors.UnsupportedOperation
+            An operation has no second derivative, neither forward- nor reverse-over-reverse.
+        """
+        return _refusing(params, _derivatives.hvp, Static(loss), params, hold_constants(batch), v)
+
+    def linearize(self, loss: Loss, params: Params, batch: Batch) -> Matvec:
+        """The map ``v ↦ ∇² loss(params, batch) · v``, its forward and first backward pass done once.
+
+        Numpy leaves can change in place: they are compared before each product.
+        """
+        return _Linearized(Static(loss), params, hold_constants(batch))
+
+    def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
+        """The gradients of the batch's examples, ``(B, P)``; an example keeps a leading dimension of 1.
+
+        Raises
+        ------
+        ihvp.errors.UnequalBatches
+            The arrays of the batch differ in their first dimension.
+        """
+        return _refusing(params, _derivatives.per_example_grads, Static(loss), params, hold_constants(batch))
+
+    def gnvp(
+        self,
+        predict: Callable[[Params, Batch], Any],
+        loss: Callable[[Any, Batch], Any],
+        params: Params,
+        batch: Batch,
+        v: Vector,
+    ) -> Vector:
+        """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict``; outputs may be any pytree."""
+        return _refusing(
+            params, _derivatives.gnvp, Static(predict), Static(loss), params, hold_constants(batch), v
+        )
+
+
+class _Linearized:
+    def __init__(self, loss: Static, params: Params, batch: Batch) -> None:
+        self._loss, self._params, self._batch = loss, params, batch
+        self._mutable = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, np.ndarray)]
+        self._linearize()
+
+    def _linearize(self) -> None:
+        self._seen = [leaf.copy() for leaf in self._mutable]
+        self._linear = _refusing(self._params, _derivatives.linearize, self._loss, self._params, self._batch)
+
+    def __call__(self, v: Vector) -> Vector:
+        if not all(map(np.array_equal, self._mutable, self._seen)):
+            self._linearize()
+        return _derivatives.apply(self._linear, self._params, v)
+
+
+def _refusing(params: Params, function: Callable[..., T], *arguments: Any) -> T:
+    """``function(*arguments)``; a leaf of ``params`` that jit itself refuses is a ``ParameterError`` too."""
+    try:
+        return function(*arguments)
+    except TypeError:
+        require_floating(params)
+        raise

@@ -1,0 +1,177 @@
+"""The compiled derivatives.
+
+Each is a function of this module and takes the loss as a ``Static``, so JAX's own cache serves every
+backend instance, and a product traces nothing that was traced before for the same loss and shapes.
+``_gradient`` is the one place that calls the loss: the second derivatives differentiate its trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from ihvp.backend import Batch, Params, Vector
+from ihvp.errors import LossIndependentOfParameters, LossNotScalar, UnequalBatches, WrongShape
+from ihvp_jax._modes import first_usable, forward, pull, reverse
+from ihvp_jax._parameters import found, is_floating, ravel, require_floating, size, unravel
+from ihvp_jax._static import Static, release_constants
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """``jax.jit`` with the function's own signature; a call from another compiled function is inlined."""
+    return jax.jit(function, inline=True)  # type: ignore[no-any-return]
+
+
+flatten = compiled(ravel)
+unflatten = compiled(unravel)
+
+
+@compiled
+def grad(loss: Static, params: Params, batch: Batch) -> Vector:
+    """``∇ loss``, ``(P,)``."""
+    require_floating(params)
+    return ravel(_gradient(loss, params, batch))
+
+
+@compiled
+def hvp(loss: Static, params: Params, batch: Batch, v: Vector) -> Vector:
+    """``∇² loss · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
+    require_floating(params)
+    return _on_columns(_curvature(loss, params, batch), params, v)
+
+
+@compiled
+def linearize(loss: Static, params: Params, batch: Batch) -> Any:
+    """``t ↦ ∇² loss · t`` on pytrees, as a pytree of the values that ``apply`` computes with."""
+    require_floating(params)
+    gradient = _gradient_at(loss, params, batch)
+    return first_usable(
+        params,
+        lambda: jax.linearize(gradient, params)[1],
+        lambda: jax.tree_util.Partial(pull, jax.vjp(gradient, params)[1]),
+    )
+
+
+@compiled
+def apply(linear: Any, params: Params, v: Vector) -> Vector:
+    """The map made by ``linearize``, on ``v`` of shape ``(P,)`` or ``(P, k)``."""
+    return _on_columns(linear, params, v)
+
+
+@compiled
+def per_example_grads(loss: Static, params: Params, batch: Batch) -> Vector:
+    """``(B, P)``: row i is the gradient of the batch ``leaf[i:i+1]``.
+
+    An array without dimensions belongs to every example; a batch of nothing else is one example.
+    """
+    require_floating(params)
+    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim}
+    if not lengths:
+        return ravel(_gradient(loss, params, batch))[None]
+    if len(lengths) > 1:
+        raise UnequalBatches(
+            f"The arrays of the batch have {' and '.join(map(str, sorted(lengths)))} examples; expected the "
+            "same first dimension in all of them. Arrays shared by all examples belong into the loss."
+        )
+
+    def one(example: Batch) -> Vector:
+        alone = jax.tree.map(lambda leaf, whole: leaf[None] if whole.ndim else leaf, example, batch)
+        return ravel(_gradient(loss, params, alone))
+
+    axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, batch)
+    return jax.vmap(one, in_axes=(axes,))(batch)
+
+
+@compiled
+def gnvp(predict: Static, loss: Static, params: Params, batch: Batch, v: Vector) -> Vector:
+    """``Jᵀ (∇²_outputs loss) J v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
+    require_floating(params)
+    outputs = _outputs(predict, params, batch)
+    require_floating(outputs, "output of predict")
+    curvature = _curvature(loss, outputs, batch)
+
+    def model(params: Params) -> Any:
+        return _outputs(predict, params, batch)
+
+    pullback = partial(pull, jax.vjp(model, params)[1])
+    push = first_usable(
+        params,
+        lambda: partial(forward, model, params),
+        # The pullback is linear in its cotangent: its own pullback is J, at whatever point it is taken.
+        lambda: partial(reverse, pullback, outputs),
+    )
+    return _on_columns(lambda tangent: pullback(curvature(push(tangent))), params, v)
+
+
+@compiled
+def _gradient(loss: Static, params: Params, batch: Batch) -> Params:
+    """``∇ loss`` as a pytree. Compiled on its own so that all derivatives share one trace of the loss."""
+
+    def scalar(params: Params) -> jax.Array:
+        return _real_scalar(loss.value(params, release_constants(batch)))
+
+    value, pullback = jax.vjp(scalar, params)
+    one = jnp.ones_like(value)
+    # Every path from the loss to the parameters carries the cotangent; none does if they are unconnected.
+    if not _uses_argument(pullback, one):
+        raise LossIndependentOfParameters("no differentiable path leads from them to its value")
+    return pull(pullback, one)
+
+
+@compiled
+def _outputs(predict: Static, params: Params, batch: Batch) -> Any:
+    return predict.value(params, release_constants(batch))
+
+
+def _gradient_at(loss: Static, params: Params, batch: Batch) -> Callable[[Params], Params]:
+    """The gradient as a function of the parameters.
+
+    It is called once, so that the loss's own errors come from here and whatever fails later is the
+    second derivative.
+    """
+
+    def gradient(params: Params) -> Params:
+        return _gradient(loss, params, batch)
+
+    gradient(params)
+    return gradient
+
+
+def _curvature(loss: Static, params: Params, batch: Batch) -> Callable[[Params], Params]:
+    """``t ↦ ∇² loss · t`` on pytrees, for use within one compiled function."""
+    gradient = _gradient_at(loss, params, batch)
+    return first_usable(
+        params,
+        lambda: partial(forward, gradient, params),
+        lambda: partial(reverse, gradient, params),  # the Hessian is its own transpose
+    )
+
+
+def _on_columns(linear: Callable[[Params], Params], params: Params, v: Vector) -> Vector:
+    if v.ndim == 1:
+        return ravel(linear(unravel(v, params)))
+    if v.ndim != 2 or v.shape[0] != size(params) or v.shape[1] == 0:
+        raise WrongShape(v.shape, size(params))
+    return jax.vmap(lambda column: _on_columns(linear, params, column), in_axes=1, out_axes=1)(v)
+
+
+def _real_scalar(value: Any) -> jax.Array:
+    if not is_floating(value) or jnp.shape(value) != ():
+        raise LossNotScalar(found(value))
+    return jnp.asarray(value)
+
+
+def _uses_argument(function: Callable[[Any], Any], argument: Any) -> bool:
+    """Whether any result of ``function`` is computed from its argument."""
+    jaxpr = jax.make_jaxpr(function)(argument).jaxpr
+    reached = set(map(id, jaxpr.invars))
+    for equation in jaxpr.eqns:
+        if any(id(variable) in reached for variable in equation.invars):
+            reached.update(map(id, equation.outvars))
+    return any(id(variable) in reached for variable in jaxpr.outvars)

@@ -1,0 +1,103 @@
+"""Parameters as a pytree and as one vector.
+
+Products call these only while JAX traces, so what is checked here costs nothing in later products.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ihvp.backend import Params
+from ihvp.errors import ParameterError, WrongShape, describe
+
+
+def require_floating(tree: Params, role: str = "parameter") -> None:
+    """Refuse a tree without leaves, and any leaf that is not a real floating array.
+
+    Raises
+    ------
+    ihvp.errors.ParameterError
+        With the path of every leaf that is refused.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise ParameterError(
+            f"Found no {role} in {describe(tree)}; expected a pytree with at least one floating array. "
+            "Pass the arrays that the loss is to be differentiated by."
+        )
+    refused = [
+        f"{jax.tree_util.keystr(path) or 'the tree itself'} is {found(leaf)}"
+        for path, leaf in leaves
+        if not is_floating(leaf)
+    ]
+    if refused:
+        raise ParameterError(
+            f"Found a {role} that is not a real floating array: {'; '.join(refused)}. Expected a pytree of "
+            "float16, bfloat16, float32 or float64 arrays. Cast these leaves, or leave them out of the "
+            "parameters and let the loss close over them."
+        )
+
+
+def is_floating(value: object) -> bool:
+    """Whether a value is a real floating array or number."""
+    return isinstance(value, (jax.Array, np.ndarray, np.floating, float)) and bool(
+        jnp.issubdtype(jnp.result_type(value), jnp.floating)
+    )
+
+
+def found(value: object) -> str:
+    """A value as an error text names it, with its dtype where it has one."""
+    # The class of a JAX array is an internal, and another one while tracing.
+    text = f"jax.Array of shape {value.shape}" if isinstance(value, jax.Array) else describe(value)
+    return f"{text} and dtype {value.dtype}" if hasattr(value, "dtype") else text
+
+
+def ravel(tree: Params) -> jax.Array:
+    """The leaves in the order of ``jax.tree.leaves``, promoted to one dtype, as one vector ``(P,)``."""
+    require_floating(tree)
+    leaves = jax.tree.leaves(tree)
+    dtype = jnp.result_type(*leaves)
+    return jnp.concatenate([jnp.ravel(leaf).astype(dtype) for leaf in leaves])
+
+
+def unravel(vector: jax.Array, like: Params) -> Params:
+    """The inverse of ``ravel``: the structure, shapes and dtypes of ``like``."""
+    require_floating(like)
+    if vector.shape != (size(like),):
+        raise WrongShape(vector.shape, size(like))
+    leaves, structure = jax.tree.flatten(like)
+    pieces = jax.lax.split(vector, [jnp.size(leaf) for leaf in leaves])
+    return structure.unflatten(
+        [
+            piece.reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
+            for piece, leaf in zip(pieces, leaves, strict=True)
+        ]
+    )
+
+
+def size(params: Params) -> int:
+    """The number P of parameters."""
+    return sum(map(jnp.size, jax.tree.leaves(params)))
+
+
+def device_of(params: Params = None) -> str:
+    """The device of the parameters, JAX's default where they say nothing, as ``"cpu"`` or ``"cuda:0"``.
+
+    Raises
+    ------
+    ihvp.errors.ParameterError
+        The parameters are spread over several devices.
+    """
+    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
+    devices = set().union(*(array.devices() for array in arrays or [jnp.zeros(())]))
+    if len(devices) > 1:
+        raise ParameterError(
+            f"Found parameters on {len(devices)} devices ({', '.join(sorted(map(str, devices)))}); expected "
+            "one. Move them with jax.device_put(params, device)."
+        )
+    (device,) = devices
+    if device.platform == "cpu":
+        return "cpu"
+    return f"{'cuda' if device.platform == 'gpu' else device.platform}:{device.id}"

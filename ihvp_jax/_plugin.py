@@ -1,0 +1,40 @@
+"""What the JAX backend says of itself; JAX is imported only by the factory and the dialect."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ihvp._hookspecs import hookimpl
+from ihvp.backend import BackendPlugin, Dialect, Params
+
+if TYPE_CHECKING:
+    from ihvp_jax._backend import JaxBackend
+
+
+def _factory(params: Params = None, **options: Any) -> JaxBackend:
+    from ihvp_jax._backend import JaxBackend
+
+    return JaxBackend(params, **options)
+
+
+def _dialect() -> Dialect:
+    import jax.numpy as jnp
+
+    # `array` copies where `asarray` may share numpy's memory, which its owner can write to.
+    return Dialect(
+        xp=jnp, parameters=lambda arrays: {name: jnp.array(array) for name, array in arrays.items()}
+    )
+
+
+@hookimpl
+def ihvp_backend() -> BackendPlugin:
+    """The record of the JAX backend."""
+    return BackendPlugin(
+        name="jax",
+        framework="jax",
+        install="pip install 'ihvp[jax]'",
+        factory=_factory,
+        types=("jax", "jaxlib"),
+        capabilities=frozenset({"linearize", "per_example_grads", "gauss_newton"}),
+        dialect=_dialect,
+    )

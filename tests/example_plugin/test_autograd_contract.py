@@ -1,0 +1,5 @@
+from ihvp.testing import BackendContract
+
+
+class TestAutograd(BackendContract):
+    name = "autograd"

@@ -1,0 +1,21 @@
+"""Double precision within each test, and nothing global: other tests of the process see JAX's default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+from ihvp_jax._backend import JaxBackend
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def backend() -> JaxBackend:
+    return JaxBackend()
