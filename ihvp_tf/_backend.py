@@ -1,0 +1,149 @@
+"""``TensorFlowBackend``: derivatives of a loss over variables, compiled by ``tf.function``."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+
+from ihvp.backend import Batch, Loss, Params, Vector
+from ihvp.errors import WrongShape
+from ihvp_tf import _derivatives, _parameters
+from ihvp_tf._graph import Graph
+
+_MOST_GRAPHS = 64
+
+
+class TensorFlowBackend:
+    """First and second derivatives of a loss over a Keras model or a structure of ``tf.Variable``.
+
+    Vectors are numpy arrays on the host, wherever the variables are: TensorFlow's tensors do not follow the
+    Python Array API. Losses are compiled: traced once for each structure, dtype and rank of the batch, and
+    once more when a dimension of the batch changes. Python values that a loss closes over are constants of
+    the trace. The graphs belong to the backend and go with it.
+
+    Parameters
+    ----------
+    params : keras.Model, keras.Layer, tf.Module, or list, tuple or dict of tf.Variable; optional
+        Determines the device; without it, where TensorFlow puts new variables.
+
+    Raises
+    ------
+    ihvp.errors.ParameterError
+        The container is another one, it has no floating variable, or the variables are on several devices.
+
+    Notes
+    -----
+    A model's parameters are its ``trainable_variables``, in that order; a structure's are in the order of
+    ``tf.nest``, which sorts the keys of a dict. Variables of several dtypes are promoted to one by
+    ``flatten`` and cast back by ``unflatten``. What a loss changes as it runs (moving averages, seeds) is put
+    back.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import tensorflow as tf
+    >>> def loss(w, batch):
+    ...     return (1 - 2 * w[0] * w[1]) ** 2
+    >>> w = [tf.Variable(1.0), tf.Variable(0.5)]
+    >>> TensorFlowBackend(w).hvp(loss, w, None, np.ones(2, np.float32)).tolist()
+    [6.0, 12.0]
+    """
+
+    device: str
+
+    def __init__(self, params: Params = None) -> None:
+        self.device = _parameters.device_of([] if params is None else _parameters.variables_of(params))
+        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+
+    def flatten(self, params: Params) -> Vector:
+        """All parameters as one numpy vector ``(P,)``; also of arrays in the parameters' structure."""
+        return _parameters.flatten(params)
+
+    def unflatten(self, vector: Vector, like: Params) -> Params:
+        """The exact inverse of ``flatten``: a list for a model, else the structure of ``like``.
+
+        Where ``like`` holds variables, the result stands for them in ``grad`` and ``hvp``: these assign the
+        values, evaluate, and restore what was there.
+        """
+        return _parameters.unflatten(vector, like)
+
+    def grad(self, loss: Loss, params: Params, batch: Batch) -> Vector:
+        """The gradient ``∇ loss(params, batch)``, ``(P,)``.
+
+        Raises
+        ------
+        ihvp.errors.LossError
+            The loss is no real scalar, does not depend on the parameters, or cannot be compiled.
+        """
+        return self._run(_derivatives.gradient, (loss,), params, batch)
+
+    def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
+        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``.
+
+        Raises
+        ------
+        ihvp.errors.UnsupportedOperation
+            An operation has no second derivative.
+        """
+        return self._run(_derivatives.hessian_product, (loss,), params, batch, v)
+
+    def gnvp(
+        self,
+        predict: Callable[[Params, Batch], Any],
+        loss: Callable[[Any, Batch], Any],
+        params: Params,
+        batch: Batch,
+        v: Vector,
+    ) -> Vector:
+        """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict``; outputs may be nested."""
+        return self._run(_derivatives.gauss_newton_product, (predict, loss), params, batch, v)
+
+    def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
+        """The gradients of the batch's examples, ``(B, P)``; an example keeps a leading dimension of 1.
+
+        Raises
+        ------
+        ihvp.errors.DataError
+            The batch has no array to split, or its arrays differ in their first dimension.
+        """
+        return self._run(_derivatives.per_example_gradients, (loss,), params, batch)
+
+    def _run(
+        self,
+        derivative: Callable[..., Any],
+        functions: tuple[Callable[..., Any], ...],
+        params: Params,
+        batch: Batch,
+        v: Vector | None = None,
+    ) -> Vector:
+        variables = _parameters.variables_of(params)
+        owner = _parameters.owner_of(params)
+        if v is not None:
+            v = np.asarray(v, dtype=_parameters.vector_dtype(variables).as_numpy_dtype)
+            size = sum(map(_parameters.size_of, variables))
+            if v.ndim not in (1, 2) or v.shape[0] != size or 0 in v.shape[1:]:
+                raise WrongShape(v.shape, size)
+        graph = self._graph(derivative, functions, owner, variables, 0 if v is None else v.ndim)
+        with _parameters.assigned(params, variables):
+            return graph(batch, v)
+
+    def _graph(
+        self,
+        derivative: Callable[..., Any],
+        functions: tuple[Callable[..., Any], ...],
+        owner: Params,
+        variables: list[Any],
+        ndim: int,
+    ) -> Graph:
+        # Ids are safe as keys: the graph keeps what they belong to alive. Equal losses share their graphs.
+        losses = tuple(function if isinstance(function, Hashable) else id(function) for function in functions)
+        key = (derivative, losses, id(owner), tuple(map(id, variables)), ndim)
+        if key not in self._graphs:
+            self._graphs[key] = Graph(derivative, functions, owner, variables)
+            if len(self._graphs) > _MOST_GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(key)
+        return self._graphs[key]

@@ -1,0 +1,174 @@
+"""One derivative of one loss as TensorFlow graphs: traced once a shape, checked once, run often."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import tensorflow as tf
+
+from ihvp.backend import Batch, Params, Vector
+from ihvp.errors import LossError, UnsupportedOperation
+from ihvp_tf._state import UnchangedState
+
+_MODES = "reverse over reverse"
+# TensorFlow registers these gradients as constants: products through them would be wrong without a word.
+_SILENTLY_CONSTANT = frozenset(
+    {
+        "ResizeBilinearGrad",
+        "FakeQuantWithMinMaxArgsGradient",
+        "FakeQuantWithMinMaxVarsGradient",
+        "FakeQuantWithMinMaxVarsPerChannelGradient",
+        "SparseAddGrad",
+    }
+)
+_NAMES_OF_OPERATION = (
+    r"\(op type: (\w+)\)",
+    r"gradient registry has no entry for: (\w+)",
+    r"(?:OpKernel was registered to support Op|Could not find device for node.*? = )\s*'?(\w+)",
+    r"(recompute_grad|SymbolicGradient)",
+)
+_NEEDS_NUMBERS = re.compile(r"[Ss]ymbolic|only available when eager execution")
+
+
+class Graph:
+    """The compiled form of ``derivative(functions, params, variables, batch, v)``.
+
+    The first call is traced with exact shapes. Later ones with another batch size are traced once more with
+    that dimension left open, and then never again; a loss that needs exact shapes is traced for each.
+
+    Parameters
+    ----------
+    derivative : callable
+        One of ``ihvp_tf._derivatives``.
+    functions : sequence of callables
+        The user's functions: the loss, or predict and loss.
+    params, variables
+        What the functions are called with, and what is differentiated by.
+    """
+
+    def __init__(
+        self,
+        derivative: Callable[..., Any],
+        functions: Sequence[Callable[..., Any]],
+        params: Params,
+        variables: Sequence[Any],
+    ) -> None:
+        self._second_order = derivative.__name__.endswith("_product")
+        self._raised: Exception | None = None
+        autograph = tf.__internal__.autograph
+
+        # AutoGraph is to translate Python's `if` and `for` over tensors in the user's functions, not in ours;
+        # and it changes the class of exceptions on their way out, so the original one is kept.
+        def expression(context: Any, *arguments: Any) -> Any:
+            self._raised = None
+            try:
+                converted = [autograph.tf_convert(function, context) for function in functions]
+                return derivative(converted, params, variables, *arguments)
+            except Exception as error:
+                self._raised = error
+                raise
+
+        opaque = tf.autograph.experimental.do_not_convert(expression)
+
+        def traced(*arguments: Any) -> Any:
+            return opaque(autograph.control_status_ctx(), *arguments)
+
+        self._python = traced
+        self._function = tf.function(traced, reduce_retracing=True)
+        self._states: WeakKeyDictionary[Any, UnchangedState] = WeakKeyDictionary()
+
+    def __call__(self, batch: Batch, v: Vector | None = None) -> Vector:
+        """The derivative at the variables' current values, as a new numpy array.
+
+        Raises
+        ------
+        ihvp.errors.UnsupportedOperation
+            An operation lacks its second derivative.
+        ihvp.errors.LossError
+            The loss needs numbers while it is traced.
+        """
+        batch = tf.nest.map_structure(_to_tensor, batch)
+        arguments: tuple[Any, ...] = (batch,)
+        signature: tuple[Any, ...] = (batch,)
+        if v is not None:
+            tensor = tf.convert_to_tensor(v)
+            # The number of columns is left open: solvers drop those that have converged.
+            shape = tensor.shape if tensor.shape.rank == 1 else (tensor.shape[0], None)
+            arguments, signature = (batch, tensor), (batch, tf.TensorSpec(shape, tensor.dtype))
+        concrete = self._trace(signature)
+        try:
+            with self._states[concrete].kept():
+                # A copy: the result belongs to the caller, who may write to it.
+                return concrete(*arguments).numpy()
+        except tf.errors.OpError as error:
+            explained = self._explained(error)
+            raise explained from (None if explained is error else error)
+
+    def _trace(self, signature: tuple[Any, ...]) -> Any:
+        try:
+            try:
+                concrete = self._function.get_concrete_function(*signature)
+            except Exception:
+                if not self._states:
+                    raise
+                exact = tf.function(self._python)
+                concrete = exact.get_concrete_function(*signature)
+                self._function = exact
+        except Exception as error:
+            original = _before_autograph(self._raised or error)
+            self._raised = None
+            explained = self._explained(original)
+            raise explained from (None if explained is original else original)
+        if concrete not in self._states:
+            self._states[concrete] = self._checked(concrete)
+        return concrete
+
+    def _checked(self, concrete: Any) -> UnchangedState:
+        graph = concrete.graph.as_graph_def()
+        nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+        operations = {node.op for node in nodes}
+        if self._second_order:
+            constant = sorted(operations & _SILENTLY_CONSTANT)
+            if any(node.op == "EagerPyFunc" and "gradient_tape/" in node.name for node in nodes):
+                constant.append("tf.py_function")
+            if constant:
+                raise UnsupportedOperation(constant[0], "TensorFlow", _MODES)
+        return UnchangedState(concrete, operations)
+
+    def _explained(self, error: Exception) -> Exception:
+        """The same error in this library's words, where it has any."""
+        text = str(error)
+        if self._second_order and isinstance(error, (LookupError, NotImplementedError, tf.errors.OpError)):
+            for pattern in _NAMES_OF_OPERATION:
+                if match := re.search(pattern, text):
+                    return UnsupportedOperation(match[1], "TensorFlow", _MODES)
+        if isinstance(error, (AttributeError, NotImplementedError, TypeError)) and _NEEDS_NUMBERS.search(
+            text
+        ):
+            return LossError(
+                "The loss needs the numbers of a tensor while TensorFlow compiles it (.numpy(), float() or a "
+                f"numpy function): {text.strip().splitlines()[-1].strip()} Write this part with TensorFlow "
+                "functions, or compute it beforehand and pass it in the batch."
+            )
+        return error
+
+
+def _before_autograph(error: Exception) -> Exception:
+    """The user's own exception, where AutoGraph has put one of its class in the place of it."""
+    original = error.__context__
+    if isinstance(error, type(original)) or not isinstance(original, Exception):
+        return error
+    if not hasattr(original, "ag_error_metadata"):
+        return error
+    original.add_note(str(error))  # with the line of the user's code
+    return original
+
+
+def _to_tensor(leaf: Any) -> Any:
+    if isinstance(leaf, np.generic) or (hasattr(leaf, "__array__") and not tf.is_tensor(leaf)):
+        return tf.convert_to_tensor(np.asarray(leaf))
+    return leaf
