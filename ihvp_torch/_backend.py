@@ -1,0 +1,185 @@
+"""The torch backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ihvp.backend import Batch, Loss, Matvec, Params
+from ihvp.errors import WrongShape
+from ihvp_torch._batch import Examples, to_device
+from ihvp_torch._curvature import Product, curvature
+from ihvp_torch._derivatives import Function, flat_gradient, recording, scalar
+from ihvp_torch._fallback import FirstThatWorks, Memory
+from ihvp_torch._gauss_newton import Outputs, gauss_newton
+from ihvp_torch._linearize import Linearization
+from ihvp_torch._parameters import Parameters, parameters_of
+from ihvp_torch._per_example import per_example_gradients
+from ihvp_torch._vector import join, multiply, split
+
+
+class TorchBackend:
+    """First and second derivatives with torch's autograd, on any of its devices.
+
+    Parameters
+    ----------
+    params : nn.Module, or dict, list or tuple of tensors, optional
+        Where they are, ``device`` is. Without them it is torch's default device.
+
+        Of a module the parameters with ``requires_grad`` count, in the order of ``named_parameters``,
+        tied ones once; the loss gets the module itself. Of containers, nested or not, every tensor counts.
+
+    Notes
+    -----
+    The loss sees the parameters as aliases of the same storage: nothing is copied, and ``.grad`` stays
+    as it is. A module's buffers are cloned for the time of the call. Batches may hold numpy arrays and CPU
+    tensors, which go to the parameters' device.
+
+    A second derivative is computed in reverse over reverse mode, and where an operation lacks it in
+    forward over reverse mode, and then the same two with fused attention, cuDNN's recurrent layers
+    and compiled functions replaced by their plain forms. What worked for a loss is tried first the next time.
+    A ``torch.autograd.Function`` whose backward leaves torch (through numpy, say) must be marked
+    ``once_differentiable``; unmarked, torch takes its result for a constant.
+
+    Examples
+    --------
+    >>> import torch
+    >>> def loss(w, batch):
+    ...     return (1 - 2 * w["a"] * w["b"]) ** 2
+    >>> w = {"a": torch.tensor(1.0), "b": torch.tensor(1 / 3)}
+    >>> backend = TorchBackend(w)
+    >>> backend.hvp(loss, w, None, torch.tensor([1.0, 1.0]))
+    tensor([2.2222, 9.3333])
+    """
+
+    def __init__(self, params: Params = None) -> None:
+        place = torch.empty(0) if params is None else parameters_of(params).tensors[0]
+        self.device = str(place.device)
+        self._hessian_ways, self._jacobian_ways = Memory(), Memory()
+
+    def flatten(self, params: Params) -> Tensor:
+        """All parameters as a new vector ``(P,)`` of their widest dtype.
+
+        Raises
+        ------
+        ihvp.errors.ParameterError
+            Unknown container, none at all, integer or complex ones, several devices.
+        """
+        tensors = [tensor.detach() for tensor in parameters_of(params).tensors]
+        return join(tensors, tensors)
+
+    def unflatten(self, vector: Tensor, like: Params) -> Params:
+        """The parts of ``vector`` in the structure, shapes and dtypes of ``like``: views where dtypes agree.
+
+        For a module it is a dict by name that remembers the module, so that the methods of this class
+        take it as ``params`` and evaluate the module at these values.
+
+        Raises
+        ------
+        ihvp.errors.WrongShape
+            The vector is not ``(P,)``.
+        """
+        parameters = parameters_of(like)
+        size = sum(tensor.numel() for tensor in parameters.tensors)
+        if vector.shape != (size,):
+            raise WrongShape(vector.shape, size)
+        return parameters.assemble(split(vector.detach(), parameters.tensors))
+
+    @recording()
+    def grad(self, loss: Loss, params: Params, batch: Batch) -> Tensor:
+        """The gradient ``∇ loss(params, batch)``, ``(P,)``.
+
+        Raises
+        ------
+        ihvp.errors.LossNotScalar
+        ihvp.errors.LossIndependentOfParameters
+        """
+        parameters = parameters_of(params)
+        return flat_gradient(_function(loss, parameters, _on_device(batch, parameters)))
+
+    @recording()
+    def hvp(self, loss: Loss, params: Params, batch: Batch, v: Tensor) -> Tensor:
+        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``.
+
+        Raises
+        ------
+        ihvp.errors.LossNotScalar
+        ihvp.errors.LossIndependentOfParameters
+        ihvp.errors.UnsupportedOperation
+            An operation has no second derivative in any mode.
+        """
+        return multiply(self._curvature(loss, params, batch), v)
+
+    @recording()
+    def linearize(self, loss: Loss, params: Params, batch: Batch) -> Matvec:
+        """The map ``v ↦ ∇² loss(params, batch) · v``, its forward and first backward pass done once.
+
+        It follows parameters that are replaced or changed in place, unless through ``tensor.data``.
+        """
+        return Linearization(partial(self._curvature, loss, params, batch), params)
+
+    @recording()
+    def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Tensor:
+        """The gradients of the batch's examples, ``(B, P)``: row i is ``grad`` of example i alone.
+
+        Raises
+        ------
+        ihvp.errors.DataError
+            The batch's arrays do not agree on a number of examples, or there is none.
+        """
+        parameters = parameters_of(params)
+        examples = Examples(_on_device(batch, parameters))
+        return per_example_gradients(lambda part: _function(loss, parameters, part), examples)
+
+    @recording()
+    def gnvp(
+        self,
+        predict: Callable[[Params, Batch], Any],
+        loss: Callable[[Any, Batch], Any],
+        params: Params,
+        batch: Batch,
+        v: Tensor,
+    ) -> Tensor:
+        """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict`` by the parameters.
+
+        ``predict`` returns a tensor, or a dict, list or tuple of tensors; ``v`` is ``(P,)`` or ``(P, k)``.
+        """
+        parameters = parameters_of(params)
+        batch = _on_device(batch, parameters)
+
+        def output_curvature(outputs: Outputs) -> Product:
+            function = Function(outputs.tensors, outputs.bind, lambda values: scalar(loss(values, batch)))
+            return curvature(function, loss, self._hessian_ways)
+
+        prediction = Function(
+            parameters.tensors, parameters.bind, lambda structure: predict(structure, batch)
+        )
+        return multiply(gauss_newton(prediction, output_curvature, predict, self._jacobian_ways), v)
+
+    def reduce(self, vector: Tensor) -> Tensor:
+        """The sum of ``vector`` over the processes of ``torch.distributed``, or itself without them."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return vector
+        # Communication needs contiguous memory, which a block has by columns.
+        total = (vector.T if vector.ndim == 2 else vector).clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total.T if vector.ndim == 2 else total
+
+    def _curvature(self, loss: Loss, params: Params, batch: Batch) -> FirstThatWorks[[Tensor, bool], Tensor]:
+        parameters = parameters_of(params)
+        function = _function(loss, parameters, _on_device(batch, parameters))
+        product = curvature(function, loss, self._hessian_ways)
+        product.prepare()
+        return product
+
+
+def _function(loss: Loss, parameters: Parameters, batch: Batch) -> Function:
+    return Function(parameters.tensors, parameters.bind, lambda structure: scalar(loss(structure, batch)))
+
+
+def _on_device(batch: Batch, parameters: Parameters) -> Batch:
+    return to_device(batch, parameters.tensors[0].device)

@@ -1,0 +1,94 @@
+"""The product ``∇² f · v`` in each of the ways that torch has for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ihvp_torch._derivatives import Function, duals, gradient
+from ihvp_torch._fallback import FirstThatWorks, Memory, unfused_kernels
+from ihvp_torch._opaque import refuse_constants, refuse_once_differentiable
+from ihvp_torch._vector import join, split
+
+Product: TypeAlias = Callable[[Tensor, bool], Tensor]
+"""``product(v, last)``: ``∇² f · v`` for ``v`` of shape ``(P,)``; after the last, graphs may be freed."""
+
+
+def reverse_over_reverse(function: Function) -> Product:
+    """The gradient's graph once, then one backward pass through it for every product (Pearlmutter 1994)."""
+    leaves = function.leaves()
+    call = function.bind(leaves)
+
+    def differentiate(structure: Any) -> Sequence[Tensor | None]:
+        value = function.evaluate(structure)
+        refuse_once_differentiable([value])
+        # The factor has a gradient of its own, so that every part of a recorded gradient has a graph.
+        gradients = gradient(value, leaves, torch.ones_like(value, requires_grad=True))
+        refuse_constants(gradients, [value])
+        return gradients
+
+    # Products too run inside `call`: a checkpointed forward pass is repeated during the backward pass.
+    gradients = call(differentiate)
+    varying = [i for i, part in enumerate(gradients) if part is not None and part.requires_grad]
+    outputs = [gradients[i] for i in varying]
+
+    def product(v: Tensor, last: bool) -> Tensor:
+        if not outputs:
+            return torch.zeros_like(v)
+        pieces = split(v, leaves)
+        seconds = call(
+            lambda _: torch.autograd.grad(
+                outputs, leaves, [pieces[i] for i in varying], retain_graph=not last, allow_unused=True
+            )
+        )
+        return join(seconds, leaves)
+
+    return product
+
+
+def forward_over_reverse(function: Function) -> Product:
+    """The derivative of the gradient along ``v``, one forward and backward pass on dual numbers each."""
+
+    def product(v: Tensor, last: bool) -> Tensor:
+        with forward_ad.dual_level():
+            leaves = function.leaves()
+            point = duals(leaves, split(v, leaves))
+            gradients = function.bind(point)(lambda structure: gradient(function.evaluate(structure), point))
+            tangents = [None if part is None else forward_ad.unpack_dual(part).tangent for part in gradients]
+            return join(tangents, leaves)
+
+    return product
+
+
+def unfused(way: Callable[[Function], Product]) -> Callable[[Function], Product]:
+    """``way`` with fused kernels replaced by operations that have every derivative."""
+
+    def prepare(function: Function) -> Product:
+        with unfused_kernels():
+            inner = way(function)
+
+        def product(v: Tensor, last: bool) -> Tensor:
+            with unfused_kernels():
+                return inner(v, last)
+
+        return product
+
+    return prepare
+
+
+WAYS: dict[str, Callable[[Function], Product]] = {
+    "reverse over reverse": reverse_over_reverse,
+    "forward over reverse": forward_over_reverse,
+    "reverse over reverse without fused kernels": unfused(reverse_over_reverse),
+    "forward over reverse without fused kernels": unfused(forward_over_reverse),
+}
+
+
+def curvature(function: Function, key: Any, memory: Memory) -> FirstThatWorks[[Tensor, bool], Tensor]:
+    """``∇² f`` as a product; ``key`` is the user's function under which ``memory`` keeps the way."""
+    return FirstThatWorks({name: partial(way, function) for name, way in WAYS.items()}, key, memory)

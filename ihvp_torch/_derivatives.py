@@ -1,0 +1,110 @@
+"""First derivatives of a scalar function of tensors, with the checks that every use of a loss needs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ihvp.errors import LossIndependentOfParameters, LossNotScalar, describe
+from ihvp_torch._parameters import Call
+from ihvp_torch._vector import join
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of tensors that stand in a user's structure.
+
+    Parameters
+    ----------
+    tensors : sequence of Tensor
+        The point.
+    bind : callable
+        ``bind(leaves)``: a :data:`~ihvp_torch._parameters.Call` with ``leaves`` in the structure.
+    evaluate : callable
+        ``evaluate(structure)``: the value.
+    """
+
+    tensors: Sequence[Tensor]
+    bind: Callable[[Sequence[Tensor]], Call]
+    evaluate: Callable[[Any], Any]
+
+    def point(self) -> list[Tensor]:
+        """Aliases of the tensors, constant: no data is copied."""
+        # Tensors made in inference mode can never require a gradient; a clone of one can.
+        return [(t.clone() if t.is_inference() else t).detach() for t in self.tensors]
+
+    def leaves(self) -> list[Tensor]:
+        """Aliases of the tensors to differentiate by, so that no ``.grad`` of the user's is touched."""
+        return [t.requires_grad_() for t in self.point()]
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Gradients are recorded, also for a caller in ``no_grad`` or ``inference_mode``."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def scalar(value: Any) -> Tensor:
+    """``value``, if it is one real scalar tensor.
+
+    Raises
+    ------
+    ihvp.errors.LossNotScalar
+        It has axes, is complex or integer, or is no tensor.
+    ihvp.errors.LossIndependentOfParameters
+        It is a Python number, which has lost its derivative.
+    """
+    if isinstance(value, float | np.floating):
+        raise LossIndependentOfParameters(f"it returned the number {float(value)!r}, which is not a tensor")
+    if not isinstance(value, Tensor):
+        raise LossNotScalar(describe(value))
+    if value.ndim or not value.is_floating_point():
+        raise LossNotScalar(f"{describe(value)} and dtype {value.dtype}")
+    return value
+
+
+def gradient(
+    value: Tensor, leaves: Sequence[Tensor], factor: Tensor | None = None
+) -> Sequence[Tensor | None]:
+    """The derivatives of a scalar by each of the leaves; None where it does not depend on one.
+
+    With a ``factor`` it is the gradient times that scalar, and its own graph is recorded.
+
+    Raises
+    ------
+    ihvp.errors.LossIndependentOfParameters
+        It depends on none.
+    """
+    if not value.requires_grad:
+        raise LossIndependentOfParameters("its value carries no gradient")
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(
+        value, leaves, factor, create_graph=factor is not None, allow_unused=True
+    )
+    if all(part is None for part in gradients):
+        raise LossIndependentOfParameters("its gradient reaches none of them")
+    return gradients
+
+
+def duals(point: Sequence[Tensor], tangents: Sequence[Tensor]) -> list[Tensor]:
+    """The point with its tangents attached; call it inside ``forward_ad.dual_level()``."""
+    with warnings.catch_warnings():
+        # At its first use torch compiles its own formulas with a function that it has deprecated.
+        warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
+        return [forward_ad.make_dual(x, t) for x, t in zip(point, tangents, strict=True)]
+
+
+def flat_gradient(function: Function) -> Tensor:
+    """The gradient of a scalar function as one vector, ``(P,)``."""
+    leaves = function.leaves()
+    # Inside the call, because a checkpointed forward pass is repeated during the backward pass.
+    gradients = function.bind(leaves)(lambda structure: gradient(function.evaluate(structure), leaves))
+    return join(gradients, leaves)

@@ -1,0 +1,49 @@
+"""A linearised gradient that notices when the parameters change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ihvp_torch._derivatives import recording
+from ihvp_torch._fallback import FirstThatWorks
+from ihvp_torch._parameters import live_tensors
+from ihvp_torch._vector import multiply
+
+
+class Linearization:
+    """The map ``v ↦ ∇² loss(params, batch) · v`` that keeps the gradient's graph.
+
+    Parameters
+    ----------
+    prepare : callable
+        ``prepare()``: the product at the parameters' present values, its shared work done.
+    params : Params
+        Watched: a tensor that was replaced or changed in place makes the next product prepare again.
+        Writing through ``tensor.data`` escapes torch's own bookkeeping and is not noticed.
+    """
+
+    def __init__(self, prepare: Callable[[], FirstThatWorks[[Tensor, bool], Tensor]], params: Any) -> None:
+        self._prepare, self._params = prepare, params
+        self._renew()
+
+    def __call__(self, v: Tensor) -> Tensor:
+        with recording():
+            if _signature(self._params) != self._seen:
+                self._renew()
+            return multiply(lambda column, last: self._product(column, False), v)
+
+    def _renew(self) -> None:
+        self._seen = _signature(self._params)
+        self._product = self._prepare()
+
+
+def _signature(params: Any) -> list[Any]:
+    # The old storage stays alive in the graph, so that no new one can have its address. Tensors made in
+    # inference mode count no versions: an object that equals no other says "changed".
+    return [
+        object() if tensor.is_inference() else (tensor.data_ptr(), tensor._version)
+        for tensor in live_tensors(params)
+    ]

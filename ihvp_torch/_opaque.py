@@ -1,0 +1,79 @@
+"""Operations that torch cannot differentiate twice: what its messages call them, and those it passes over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction, once_differentiable
+
+UNNAMED = "an operation that it does not name"
+_MESSAGES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"derivative for '?(?P<name>[\w.:, ]+?)'? is not implemented",
+        r"Trying to use forward AD with (?P<name>\S+) that does not support it",
+        r"double backwards? is not supported for (?P<name>[\w ]+?) due to",
+        r"double backwards? on (?P<name>\w+) not supported",
+        r"(?P<name>torch\.compile) with aot_autograd does not currently support double backward",
+        r"(?i:double[- ]?backward)",
+        r"marked with @once_differentiable",
+        r"must implement the jvp function",
+    )
+)
+_ONCE = once_differentiable(lambda ctx: None).__code__
+
+
+def unsupported_operation(error: BaseException) -> str | None:
+    """The operation that torch says it cannot differentiate; None if the error is about something else."""
+    for pattern in _MESSAGES:
+        if match := pattern.search(str(error)):
+            return match.groupdict().get("name") or UNNAMED
+    return None
+
+
+def refuse_once_differentiable(values: Iterable[Tensor]) -> None:
+    """Raise if ``values`` were computed by functions that are declared to have one derivative only.
+
+    Their backward pass returns constants: torch would take the second derivative for zero and not say so.
+    """
+    for function in _custom_functions(values):
+        if _is_once_differentiable(function):
+            raise NotImplementedError(f"The second derivative for {function.__name__} is not implemented")
+
+
+def refuse_constants(gradients: Iterable[Tensor | None], values: Sequence[Tensor]) -> None:
+    """Raise if a part of the gradient has no graph, though it was multiplied by a factor that has one.
+
+    Some backward pass has then left torch. Zeros, as the gradient of a step function, are constant rightly.
+    """
+    if any(part is not None and not part.requires_grad and bool(part.any()) for part in gradients):
+        names = ", ".join(sorted({function.__name__ for function in _custom_functions(values)}))
+        raise NotImplementedError(f"The second derivative for {names or UNNAMED} is not implemented")
+
+
+def _custom_functions(values: Iterable[Tensor]) -> Iterator[type]:
+    """The ``torch.autograd.Function`` classes in the graph of ``values``."""
+    todo: list[Any] = [value.grad_fn for value in values if value.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, BackwardCFunction):
+            yield node._forward_cls
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+
+
+def _is_once_differentiable(function: Any) -> bool:
+    if function.__module__.startswith("torch._functorch._aot_autograd"):
+        return True
+    backward = getattr(function, "backward", None)
+    while backward is not None:
+        if getattr(backward, "__code__", None) is _ONCE:
+            return True
+        backward = getattr(backward, "__wrapped__", None)
+    return False

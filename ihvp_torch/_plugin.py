@@ -1,0 +1,46 @@
+"""The record of the torch backend; torch is imported only by what it refers to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ihvp._hookspecs import hookimpl
+from ihvp.backend import BackendPlugin, Dialect
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ihvp_torch._backend import TorchBackend
+
+
+def factory(params: Any = None, **options: Any) -> TorchBackend:
+    """The backend on the device of ``params``."""
+    from ihvp_torch._backend import TorchBackend
+
+    return TorchBackend(params, **options)
+
+
+def dialect() -> Dialect:
+    """Array functions and parameters for a loss that is written once for every framework."""
+    import array_api_compat.torch as xp
+    import torch
+
+    def parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        return {name: torch.tensor(array) for name, array in arrays.items()}
+
+    return Dialect(xp=xp, parameters=parameters)
+
+
+@hookimpl
+def ihvp_backend() -> BackendPlugin:
+    """The record of the torch backend."""
+    return BackendPlugin(
+        name="torch",
+        framework="torch",
+        install="pip install 'ihvp[torch]'",
+        factory=factory,
+        types=("torch",),
+        capabilities=frozenset({"linearize", "per_example_grads", "gauss_newton", "reduce"}),
+        dialect=dialect,
+    )
