@@ -29,7 +29,7 @@ def to_numpy(array: Any) -> NDArray[Any]:
     )
 
 
-def _wide(array: Vector) -> Vector:
+def wide(array: Vector) -> Vector:
     """Half-precision arrays in float32: sums of products overflow or drown in 11 bits."""
     xp = array_api_compat.array_namespace(array)
     return xp.astype(array, xp.float32) if xp.finfo(array.dtype).bits < 32 else array
@@ -37,7 +37,7 @@ def _wide(array: Vector) -> Vector:
 
 def _plain_dots(x: Vector, y: Vector) -> NDArray[np.float64]:
     xp = array_api_compat.array_namespace(x, y)
-    x, y = _wide(x), _wide(y)
+    x, y = wide(x), wide(y)
     with np.errstate(all="ignore"):
         result = x @ y if x.ndim == 1 else xp.vecdot(x, y, axis=0)
     return np.asarray(to_numpy(result), dtype=np.float64)
@@ -45,14 +45,14 @@ def _plain_dots(x: Vector, y: Vector) -> NDArray[np.float64]:
 
 def _in_range(products: NDArray[np.float64], like: Vector) -> bool:
     """Whether sums of products neither overflowed nor lost digits to underflow; exact zeros are in doubt."""
-    info = array_api_compat.array_namespace(like).finfo(_wide(like[:0]).dtype)
+    info = array_api_compat.array_namespace(like).finfo(wide(like[:0]).dtype)
     lowest = float(info.smallest_normal) / float(info.eps)
     return bool(np.all(np.isfinite(products) & (np.abs(products) >= lowest)))
 
 
 def _scaled(x: Vector) -> tuple[NDArray[np.float64], Vector]:
     """The largest magnitude of each column, 1 where that is 0 or not finite, and ``x`` divided by it."""
-    x = _wide(x)
+    x = wide(x)
     xp = array_api_compat.array_namespace(x)
     largest = np.asarray(to_numpy(xp.max(xp.abs(x), axis=0)), dtype=np.float64)
     scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
@@ -111,6 +111,14 @@ def xpay(y: Vector, a: Any, x: Vector) -> Vector:
     return y
 
 
+def scale(y: Vector, a: Any) -> Vector:
+    """``a y``, written into ``y`` where its type allows; use the result, never ``y`` again."""
+    if not array_api_compat.is_writeable_array(y):
+        return a * y
+    y *= a
+    return y
+
+
 def subtract_from(v: Vector, y: Vector) -> Vector:
     """``v − y``, written into ``y`` where its type allows; use the result, never ``y`` again."""
     return xpay(y, -1.0, v)
@@ -126,8 +134,9 @@ def all_finite(x: Vector) -> bool:
     """Whether no entry is NaN or infinite."""
     xp = array_api_compat.array_namespace(x)
     # One pass without a temporary; only a sum that overflows needs the second look.
-    if bool(xp.isfinite(xp.sum(x))):
-        return True
+    with np.errstate(all="ignore"):
+        if bool(xp.isfinite(xp.sum(x))):
+            return True
     return bool(xp.all(xp.isfinite(x)))
 
 
@@ -140,3 +149,23 @@ def columns(x: Vector, keep: NDArray[np.intp]) -> Vector:
 def concatenate(blocks: list[Vector]) -> Vector:
     """Blocks side by side, as one block."""
     return array_api_compat.array_namespace(blocks[0]).concat(blocks, axis=1)
+
+
+def column(block: Vector, place: int) -> Vector:
+    """One column of a block; a vector is its only column."""
+    return block if block.ndim == 1 else block[:, place]
+
+
+def keep(block: Vector, mask: NDArray[np.bool_]) -> Vector:
+    """The columns where ``mask`` holds: a new block, unless that is all of them or a vector."""
+    if block.ndim == 1 or np.all(mask):
+        return block
+    return columns(block, np.flatnonzero(mask))
+
+
+def join(parts: list[tuple[NDArray[np.intp], Vector]]) -> Vector:
+    """Parts of a block by their column numbers, as one block in order."""
+    if len(parts) == 1:
+        return parts[0][1]
+    numbers = np.concatenate([numbers for numbers, _ in parts])
+    return columns(concatenate([part for _, part in parts]), np.argsort(numbers))

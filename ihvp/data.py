@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import UserDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_compat
 import numpy as np
+from numpy.typing import NDArray
 
 from ihvp.backend import Batch
 from ihvp.errors import DataError, EmptyData, InvalidOption, NotReiterable, UnequalBatches, describe
@@ -101,6 +103,46 @@ class Batches:
             yield take_examples(batch, start, stop), stop - start
 
 
+@dataclass(frozen=True)
+class Examples:
+    """All the examples of some batches in memory, to be drawn by their row numbers.
+
+    Parameters
+    ----------
+    batch : Batch
+        Every example, in arrays that take an array of row numbers.
+    count : int
+        N, the number of examples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> examples = Examples.of(Batches([np.array([0.0, 1.0]), np.array([2.0])]))
+    >>> examples.rows(np.array([2, 0, 2]))
+    array([2., 0., 2.])
+    """
+
+    batch: Batch
+    count: int
+
+    @classmethod
+    def of(cls, batches: Batches) -> Examples:
+        """The examples of ``batches``, read once: arrays that are in memory already are not copied.
+
+        Raises
+        ------
+        DataError
+            Two batches cannot be joined: their examples differ in shape, or an entry that is no array differs.
+        """
+        parts = [batches.data] if batches.in_memory else [batch for batch, _ in batches]
+        count = sum(count_examples(part, index) for index, part in enumerate(parts))
+        return cls(_map_arrays(_joined, parts[0], *parts[1:]), count)
+
+    def rows(self, numbers: NDArray[np.intp]) -> Batch:
+        """The examples of these numbers, in this order, in the structure of a batch."""
+        return _map_arrays(lambda leaf: _rows(leaf, numbers), self.batch)
+
+
 def count_examples(batch: Batch, index: int = 0) -> int:
     """The leading dimension that the arrays of ``batch`` share; 1 for None."""
     if batch is None:
@@ -125,21 +167,7 @@ def count_examples(batch: Batch, index: int = 0) -> int:
 
 def take_examples(batch: Batch, start: int, stop: int) -> Batch:
     """Rows ``start:stop`` of every array in ``batch``, in the same structure."""
-    if isinstance(batch, (dict, UserDict)):
-        # A copy keeps the class: tokenizers return mappings whose models read them by attribute. The copy of
-        # any other mapping may share its entries with the original.
-        piece = copy.copy(batch)
-        for key, value in batch.items():
-            piece[key] = take_examples(value, start, stop)
-        return piece
-    if isinstance(batch, Mapping):
-        return {key: take_examples(value, start, stop) for key, value in batch.items()}
-    if isinstance(batch, tuple):
-        items = [take_examples(value, start, stop) for value in batch]
-        return type(batch)(*items) if hasattr(batch, "_fields") else tuple(items)
-    if isinstance(batch, list):
-        return [take_examples(value, start, stop) for value in batch]
-    return batch[start:stop] if _is_array(batch) else batch
+    return _map_arrays(lambda leaf: leaf[start:stop] if _is_array(leaf) else leaf, batch)
 
 
 def describe_structure(batch: Batch) -> str:
@@ -168,6 +196,61 @@ def _arrays(batch: Batch, path: str) -> Iterator[tuple[str, Any]]:
             yield from _arrays(value, f"{path}[{index}]")
     elif _is_array(batch):
         yield path, batch
+
+
+def _map_arrays(function: Callable[..., Any], batch: Batch, *others: Batch) -> Batch:
+    """``batch`` with each leaf replaced by the function of it and of its namesakes in ``others``."""
+    if isinstance(batch, Mapping):
+        mapped = {
+            key: _map_arrays(function, value, *(other[key] for other in others))
+            for key, value in batch.items()
+        }
+        if not isinstance(batch, (dict, UserDict)):
+            return mapped
+        # A copy keeps the class: tokenizers return mappings whose models read them by attribute. The copy of
+        # any other mapping may share its entries with the original.
+        piece = copy.copy(batch)
+        for key, value in mapped.items():
+            piece[key] = value
+        return piece
+    if isinstance(batch, (tuple, list)):
+        items = [_map_arrays(function, *entries) for entries in zip(batch, *others, strict=True)]
+        if isinstance(batch, list):
+            return items
+        return type(batch)(*items) if hasattr(batch, "_fields") else tuple(items)
+    return function(batch, *others)
+
+
+def _joined(first: Any, *others: Any) -> Any:
+    """The rows of all arrays in one; what is no array must be the same in all batches."""
+    if not _is_array(first):
+        if any(other is not first and other != first for other in others):
+            raise DataError(
+                f"Batches hold different values of an entry that is {describe(first)}; expected arrays, one row "
+                "an example, or the same value in every batch, to draw examples from them."
+            )
+        return first
+    # Arrays outside the Array API (tensors of TensorFlow, data frames, files) take slices, but not an array of
+    # row numbers.
+    leaves = [
+        leaf if array_api_compat.is_array_api_obj(leaf) else np.asarray(leaf) for leaf in (first, *others)
+    ]
+    shapes = {tuple(leaf.shape[1:]) for leaf in leaves}
+    if len(shapes) > 1:
+        raise DataError(
+            f"The examples of different batches have the shapes {sorted(shapes)}; expected one shape, to draw "
+            "examples from all of them. Pad them to one shape."
+        )
+    return leaves[0] if not others else array_api_compat.array_namespace(*leaves).concat(leaves, axis=0)
+
+
+def _rows(leaf: Any, numbers: NDArray[np.intp]) -> Any:
+    if not _is_array(leaf):
+        return leaf
+    if isinstance(leaf, np.ndarray):
+        return leaf[numbers]
+    xp = array_api_compat.array_namespace(leaf)
+    return xp.take(leaf, xp.asarray(numbers, device=array_api_compat.device(leaf)), axis=0)
 
 
 def _is_array(value: Any) -> bool:

@@ -103,6 +103,33 @@ class ParameterError(IhvpError, TypeError):
     """The parameters cannot be differentiated: wrong container, integer leaves, none at all."""
 
 
+class NotSymmetric(IhvpError, ValueError):
+    """An operator is not symmetric: ``uᵀ(Av)`` and ``vᵀ(Au)`` differ by more than rounding."""
+
+    def __init__(self, left: float, right: float, allowed: float, where: str = "random u and v") -> None:
+        self.left, self.right = left, right
+        super().__init__(
+            f"The operator is not symmetric: uᵀ(Av) = {left:.6e} and vᵀ(Au) = {right:.6e} for {where}; "
+            f"expected equal numbers, up to {allowed:.1e}. Pass a symmetric matrix, such as (A + Aᵀ) / 2; a "
+            "loss that draws random numbers must draw the same ones in every call."
+        )
+
+
+class TooLarge(IhvpError, MemoryError):
+    """What was asked for does not fit in memory; found before any work.
+
+    Attributes
+    ----------
+    needed, available : int or None
+        Bytes; ``available`` is None where the device does not tell.
+    """
+
+    def __init__(self, what: str, needed: int, available: int | None, advice: str) -> None:
+        self.needed, self.available = needed, available
+        free = "more than the device has free" if available is None else f"{gigabytes(available)} are free"
+        super().__init__(f"{what} takes {gigabytes(needed)} of memory; {free}. {advice}")
+
+
 class DataError(IhvpError, ValueError):
     """The data cannot be summed over."""
 
@@ -123,6 +150,16 @@ class NotReiterable(DataError, TypeError):
 
 class UnequalBatches(DataError):
     """Two batches, or two arrays of one batch, do not fit together."""
+
+
+class NothingToSample(IhvpError, TypeError):
+    """Batches of examples were asked of an operator that is no mean over examples."""
+
+    def __init__(self, method: str, operator: object) -> None:
+        super().__init__(
+            f"{method} draws batches of examples, but {operator} is no mean over examples. Pass an operator of "
+            "an Objective with data, or batch_size=None to multiply with the operator itself."
+        )
 
 
 class VectorError(IhvpError, ValueError):
@@ -260,6 +297,24 @@ class Stagnated(SolverError):
     """The residual stopped falling above the tolerance: rounding or the backend's noise floor."""
 
 
+class Singular(Stagnated):
+    """The matrix is singular and the right-hand side has a part outside its range: no x solves the system."""
+
+
+class Diverged(SolverError):
+    """A fixed-point iteration grows instead of contracting: its scale is too small for the curvature.
+
+    Attributes
+    ----------
+    suggested_scale : float
+        A scale that contracts as far as a few Lanczos steps can see.
+    """
+
+    def __init__(self, message: str, solution: Solution, suggested_scale: float) -> None:
+        self.suggested_scale = suggested_scale
+        super().__init__(message, solution)
+
+
 class IndefiniteCurvature(SolverError):
     """A direction of negative or zero curvature was found where a definite matrix is needed.
 
@@ -274,6 +329,15 @@ class IndefiniteCurvature(SolverError):
     def __init__(self, message: str, solution: Solution, curvature: float, suggested_damping: float) -> None:
         self.curvature, self.suggested_damping = curvature, suggested_damping
         super().__init__(message, solution)
+
+
+def gigabytes(count: int) -> str:
+    """A number of bytes as an error text gives it.
+
+    >>> gigabytes(12_500_000_000)
+    '12.5 GB'
+    """
+    return f"{count / 1e9:.3g} GB"
 
 
 def describe(value: Any) -> str:

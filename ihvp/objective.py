@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from ihvp.backend import (
     SupportsReduce,
     Vector,
 )
-from ihvp.data import Batches, take_examples
+from ihvp.data import Batches, count_examples, take_examples
 from ihvp.errors import (
     DataError,
     EmptyData,
@@ -135,6 +136,11 @@ class Objective:
             self._num_examples = sum(count for _, count in self.batches)
         return self._num_examples
 
+    @property
+    def num_processes(self) -> int:
+        """Over how many processes the data is spread; to be asked by all of them at once."""
+        return self._over_processes(self.backend, 1) if isinstance(self.backend, SupportsReduce) else 1
+
     def value(self) -> float:
         """C(ω), the loss itself.
 
@@ -162,6 +168,32 @@ class Objective:
         """The gradient ``∇C(ω)``, ``(P,)`` in the backend's array type."""
         return self.mean(lambda batch: self.backend.grad(self.loss, self.params, batch), "The gradient")
 
+    def on(self, data: Any) -> Objective:
+        """The same loss, parameters and backend over other data: a minibatch, one example, a test set.
+
+        What the backend compiled for this objective serves the other one too.
+
+        Parameters
+        ----------
+        data
+            As in the constructor.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import ihvp
+        >>> x = np.array([[1.0], [2.0], [3.0]])
+        >>> objective = ihvp.Objective(
+        ...     params=np.ones(1), data=x, grad=lambda w, x: (x * x).mean(axis=0) * w
+        ... )
+        >>> ihvp.Hessian(objective.on(x[2:])).to_dense().round(6)
+        array([[9.]])
+        """
+        other = copy.copy(self)
+        other.batches = Batches(data, self.batches.batch_size)
+        other._num_examples = None
+        return other
+
     def per_example_gradients(self, data: Any = None) -> Vector:
         """The gradients of single examples, ``(n, P)``: row i is ``∇C_i(ω)``.
 
@@ -177,14 +209,19 @@ class Objective:
         """Yields the rows of :meth:`per_example_gradients` in blocks ``(b, P)`` of bounded memory."""
         self.verify()
         batches = self.batches if data is None else Batches(data, self.batches.batch_size)
-        rows = max(1, _CHUNK_NUMBERS // self.num_params)
-        for index, (batch, count) in enumerate(batches):
-            for start in range(0, count, rows):
-                piece = take_examples(batch, start, min(start + rows, count)) if rows < count else batch
-                block = self._example_gradients(piece, min(rows, count - start))
+        for index, (batch, _) in enumerate(batches):
+            for block in self.batch_gradient_chunks(batch):
                 if not algebra.all_finite(block):
                     raise NonFinite("A per-example gradient", index)
                 yield block
+
+    def batch_gradient_chunks(self, batch: Batch) -> Iterator[Vector]:
+        """The gradients of the examples of one batch, in blocks ``(b, P)`` of bounded memory, unchecked."""
+        count = count_examples(batch)
+        rows = max(1, _CHUNK_NUMBERS // self.num_params)
+        for start in range(0, count, rows):
+            piece = take_examples(batch, start, min(start + rows, count)) if rows < count else batch
+            yield self._example_gradients(piece, min(rows, count - start))
 
     def _example_gradients(self, batch: Batch, count: int) -> Vector:
         if isinstance(self.backend, SupportsPerExampleGrads):
@@ -225,7 +262,7 @@ class Objective:
         self._check_count(examples)
         unit = first if self.reduction == "mean" else 1
         if isinstance(self.backend, SupportsReduce):
-            examples = self._examples_of_all_processes(self.backend, examples)
+            examples = self._over_processes(self.backend, examples)
             total = self.backend.reduce(total if unit == examples else total * (unit / examples))
         elif unit != examples:
             total = total * (unit / examples)
@@ -233,8 +270,8 @@ class Objective:
             self._raise_non_finite(term, what)
         return total
 
-    def _examples_of_all_processes(self, backend: SupportsReduce, examples: int) -> int:
-        counted = self.space.xp.asarray([examples], device=self.space.device)
+    def _over_processes(self, backend: SupportsReduce, count: int) -> int:
+        counted = self.space.xp.asarray([count], device=self.space.device)
         return int(backend.reduce(counted)[0])
 
     def _pass(self) -> Iterator[tuple[Batch, int]]:

@@ -5,22 +5,30 @@ Its sums, multiples and shifts stand here too, because the class makes them.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, VectorError
+from ihvp.errors import InvalidOption, VectorError, gigabytes
+from ihvp.memory import require_memory
 from ihvp.space import VectorSpace
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
 
+_log = logging.getLogger("ihvp")
+
 # Columns of the identity that are multiplied at once where a matrix is formed.
 _DENSE_COLUMNS = 64
+
+Sampler: TypeAlias = "Callable[[np.random.Generator], LinearOperator]"
+"""Draws a random matrix whose expectation is the operator that the sampler belongs to."""
 
 
 class LinearOperator(ABC):
@@ -52,6 +60,31 @@ class LinearOperator(ABC):
         Finite differences have a noise floor that a solver must know in order to stop there.
         """
         return 0.0
+
+    def sampler(self, batch_size: int, *, replace: bool = True) -> Sampler | None:
+        """A source of random matrices, cheaper to multiply, whose expectation is this one.
+
+        Parameters
+        ----------
+        batch_size : int
+            The number of examples that a matrix is the mean over.
+        replace : bool
+            Whether an example may occur in a batch more than once. Different batches are independent.
+
+        Returns
+        -------
+        callable or None
+            Takes a ``numpy.random.Generator``, gives an operator that belongs to a batch. None where the matrix
+            is no mean over examples.
+
+        Raises
+        ------
+        InvalidOption
+            The batch is larger than the data.
+        DataError
+            The data's batches cannot be joined.
+        """
+        return None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -86,8 +119,20 @@ class LinearOperator(ABC):
         values = algebra.dots(flat, self.apply(flat))
         return float(values) if values.ndim == 0 else values
 
+    @property
+    def dense_nbytes(self) -> int:
+        """The bytes that :meth:`to_dense` takes while it runs: the matrix, and the parts it is made of."""
+        return 2 * self.space.size**2 * int(self.space.xp.finfo(self.space.dtype).bits // 8)
+
     def to_dense(self) -> Vector:
         """The matrix itself, ``(P, P)`` in the native array type, by products with the identity's columns.
+
+        The logger ``"ihvp"`` says at level INFO how much memory that takes, before any work.
+
+        Raises
+        ------
+        TooLarge
+            The matrix does not fit in memory; found before any product.
 
         Examples
         --------
@@ -97,12 +142,24 @@ class LinearOperator(ABC):
         array([[2., 0.],
                [0., 2.]])
         """
+        self._announce_dense()
         size = self.space.size
         blocks = [
             self.apply(self.space.identity_columns(start, min(start + _DENSE_COLUMNS, size)))
             for start in range(0, size, _DENSE_COLUMNS)
         ]
         return self.space.xp.concat(blocks, axis=1)
+
+    def _announce_dense(self) -> None:
+        what = f"The dense matrix of {self!r}, while it is made,"
+        _log.info("%s takes %s of memory.", what, gigabytes(self.dense_nbytes))
+        require_memory(
+            self.space,
+            self.dense_nbytes,
+            1,
+            what,
+            "Use its products (A @ v), or its eigenpairs: ihvp.eigsh(A, k).",
+        )
 
     def to_scipy(self) -> ScipyLinearOperator:
         """A ``scipy.sparse.linalg.LinearOperator`` on numpy arrays, for scipy's own solvers."""
@@ -189,6 +246,10 @@ class Shifted(LinearOperator):
     def product_error(self, v: Vector) -> float:
         return self.operator.product_error(v)
 
+    def sampler(self, batch_size: int, *, replace: bool = True) -> Sampler | None:
+        draw = self.operator.sampler(batch_size, replace=replace)
+        return None if draw is None else lambda generator: Shifted(draw(generator), self.shift)
+
 
 class Scaled(LinearOperator):
     """``c A``.
@@ -210,6 +271,10 @@ class Scaled(LinearOperator):
 
     def product_error(self, v: Vector) -> float:
         return abs(self.factor) * self.operator.product_error(v)
+
+    def sampler(self, batch_size: int, *, replace: bool = True) -> Sampler | None:
+        draw = self.operator.sampler(batch_size, replace=replace)
+        return None if draw is None else lambda generator: Scaled(draw(generator), self.factor)
 
 
 class Sum(LinearOperator):
@@ -235,3 +300,12 @@ class Sum(LinearOperator):
 
     def product_error(self, v: Vector) -> float:
         return self.left.product_error(v) + self.right.product_error(v)
+
+    def sampler(self, batch_size: int, *, replace: bool = True) -> Sampler | None:
+        left, right = (part.sampler(batch_size, replace=replace) for part in (self.left, self.right))
+        if left is None and right is None:
+            return None
+        # A term without examples, such as a prior's precision, enters every sample as it is.
+        return lambda generator: Sum(
+            self.left if left is None else left(generator), self.right if right is None else right(generator)
+        )

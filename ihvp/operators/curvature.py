@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import numpy as np
+
 from ihvp import algebra
-from ihvp.backend import Batch, Vector
-from ihvp.errors import NonFinite, VectorError
+from ihvp.backend import Batch, SupportsReduce, Vector
+from ihvp.data import Batches, Examples
+from ihvp.errors import InvalidOption, NonFinite, VectorError
 from ihvp.objective import Objective
-from ihvp.operators.base import LinearOperator
+from ihvp.operators.base import LinearOperator, Sampler
 
 
 class CurvatureOperator(LinearOperator):
@@ -38,6 +41,62 @@ class CurvatureOperator(LinearOperator):
                 raise VectorError("v holds NaN or infinite entries; expected finite ones.") from error
             raise
 
+    def sampler(self, batch_size: int, *, replace: bool = True) -> Sampler | None:
+        """Means of ``M_n`` over batches of examples, drawn uniformly from all the data.
+
+        Data in memory is shared; data that comes in batches is read once and joined. Where it is spread over
+        processes, each draws a batch from its own part.
+        """
+        if self.objective.batches.data is None:
+            return None
+        examples = Examples.of(self.objective.batches)
+        if batch_size > examples.count:
+            raise InvalidOption("batch_size", batch_size, f"at most {examples.count}, the number of examples")
+        self.objective.verify()
+        share = self._share_of_all_processes(examples.count)
+
+        def draw(generator: np.random.Generator) -> LinearOperator:
+            if replace:
+                numbers = generator.integers(0, examples.count, size=batch_size)
+            else:
+                numbers = generator.choice(examples.count, size=batch_size, replace=False)
+            return _BatchMean(self, examples.rows(numbers), batch_size, share)
+
+        return draw
+
+    def _share_of_all_processes(self, examples: int) -> float:
+        backend = self.objective.backend
+        if not isinstance(backend, SupportsReduce):
+            return 1.0
+        counted = self.space.xp.asarray([examples], device=self.space.device)
+        return examples / int(backend.reduce(counted)[0])
+
     @property
     def _what(self) -> str:
         return f"A product with the {type(self).__name__}"
+
+
+class _BatchMean(LinearOperator):
+    """The mean of ``M_n`` over one batch; unchecked, as one of very many products that a method sums."""
+
+    def __init__(self, operator: CurvatureOperator, batch: Batch, count: int, share: float) -> None:
+        super().__init__(operator.space)
+        self._operator, self._batch, self._count, self._share = operator, batch, count, share
+
+    def apply(self, v: Vector) -> Vector:
+        objective = self._operator.objective
+        limit = objective.batches.batch_size or self._count
+        pieces = [(self._batch, self._count)] if limit >= self._count else Batches(self._batch, limit)
+        total: Vector = None
+        for piece, count in pieces:
+            # reduction="sum" has the factor `count` in the product already.
+            weight = (count if objective.reduction == "mean" else 1) / self._count * self._share
+            part = self._operator.batch_product(piece, v)
+            if total is None:
+                total = part if weight == 1.0 else weight * part
+            else:
+                total = algebra.axpy(total, weight, part)
+        backend = objective.backend
+        if self._share < 1 and isinstance(backend, SupportsReduce):
+            total = backend.reduce(total)
+        return total

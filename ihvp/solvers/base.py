@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
+from ihvp.errors import SolverError
 from ihvp.operators.base import LinearOperator
 from ihvp.progress import Monitor, Step
 
@@ -24,18 +26,24 @@ class Solution:
     x
         The solution, in the form of ``v``.
     converged : bool
-        Whether the recomputed residual of every column is within the tolerance.
+        Whether the recomputed residual of every column is within the tolerance, and the matrix what the
+        method takes.
     residual : float or ndarray (k,)
         ``‖v − (A + λI) x‖ / ‖v‖``, recomputed with a fresh product; 0 for ``v = 0``. One number a column for
         a block.
     iterations : int
         Steps of the method; for a block, those of the slowest column.
     matvecs : int
-        Products with single vectors, the fresh ones for the certificate included.
+        Products with single vectors, the fresh ones for the certificate included. What several dampings
+        share is counted with the smallest of them.
     stop_reason : str
         Why the method stopped.
     history : ndarray (iterations + 1,) or (iterations + 1, k)
         The relative residual before the first and after each step, by the method's own recurrence.
+    standard_error : float or ndarray (k,), optional
+        Of a method that draws samples: how far ``x`` is likely to be from its expectation, relative to ``‖x‖``.
+        It is the root of the summed squared standard errors of the entries times Student's factor for 95 %,
+        which allows for the few estimates that the spread is known from.
     """
 
     x: Any
@@ -45,6 +53,7 @@ class Solution:
     matvecs: int
     stop_reason: str
     history: NDArray[np.float64] = field(repr=False)
+    standard_error: float | NDArray[np.float64] | None = None
 
 
 class Solver(ABC):
@@ -58,6 +67,10 @@ class Solver(ABC):
     def prepare(self, operator: LinearOperator, damping: float) -> Any:
         """What depends on ``A`` and ``λ`` alone, to be passed to :meth:`apply`."""
 
+    def prepare_shifted(self, operator: LinearOperator, dampings: Sequence[float]) -> Iterator[Any]:
+        """:meth:`prepare` for several λ, one when it is asked for; overridden where they share work."""
+        return (self.prepare(operator, damping) for damping in dampings)
+
     @abstractmethod
     def apply(self, prepared: Any, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
         """Solve for a flat native vector or block.
@@ -67,6 +80,33 @@ class Solver(ABC):
         SolverError
             The tolerance was not reached; ``.solution`` holds what was, ``x`` flat.
         """
+
+    def attempt(
+        self, prepared: Any, v: Vector, *, x0: Vector | None, monitor: Monitor
+    ) -> Solution | SolverError:
+        """:meth:`apply`, with the error of a failed solve as its result."""
+        try:
+            return self.apply(prepared, v, x0=x0, monitor=monitor)
+        except SolverError as error:
+            return error
+
+    def apply_shifted(
+        self,
+        operator: LinearOperator,
+        dampings: Sequence[float],
+        v: Vector,
+        *,
+        x0: Vector | None,
+        monitor: Monitor,
+    ) -> list[Solution | SolverError]:
+        """Solve ``(A + λI) x = v`` for several λ: one answer each, an error in the place of a failed one.
+
+        A method whose iterations can serve all of them overrides this; here they are solved one by one.
+        """
+        return [
+            self.attempt(prepared, v, x0=x0, monitor=monitor)
+            for prepared in self.prepare_shifted(operator, dampings)
+        ]
 
 
 @dataclass
@@ -105,11 +145,15 @@ class Log:
         self._current = relative(norms, sizes)
         self._rows = [self._current.copy()]
 
-    def step(self, numbers: NDArray[np.intp], norms: NDArray[np.float64]) -> None:
+    def record(self, numbers: NDArray[np.intp], norms: NDArray[np.float64]) -> None:
         """One more iteration, after which the columns ``numbers`` have residuals of size ``norms``."""
         self.iterations += 1
         self._current[numbers] = relative(norms, self.sizes[numbers])
         self._rows.append(self._current.copy())
+
+    def step(self, numbers: NDArray[np.intp], norms: NDArray[np.float64]) -> None:
+        """Record an iteration and tell the monitor."""
+        self.record(numbers, norms)
         self.monitor.step(Step(self.iterations, float(self._current.max()), numbers.size))
 
     def solution(

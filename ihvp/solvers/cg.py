@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, NonFinite, VectorError
+from ihvp.errors import InvalidOption, NonFinite, SolverError
 from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
 from ihvp.solvers import diagnosis
-from ihvp.solvers.base import CountedOperator, Log, Solution, Solver, true_residual
-
-# Sizes whose squares, and those of residuals far smaller, stay in the range of float64.
-_SIZES = 1e-130, 1e130
+from ihvp.solvers.base import CountedOperator, Log, Solution, Solver
+from ihvp.solvers.minres import MinimalResidual
+from ihvp.solvers.multishift import Shift, shifted_iterates
+from ihvp.solvers.refinement import Refinement, Sweep, check_tolerances, iteration_limit
 
 Preconditioner = LinearOperator | Callable[[Vector], Vector]
+OnIndefinite = Literal["raise", "truncate", "minres"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,10 @@ class CG(Solver):
     from the definition; where rounding has parted that from the recurrence, the iteration goes on from the
     true one. Beside ``v`` it holds four vectors (five with a preconditioner).
 
+    Several dampings share one Krylov space, and so the products of the hardest one (Frommer and Maass, SIAM
+    Journal on Scientific Computing 19, 1998), where there is neither a preconditioner nor ``x0``; it then
+    holds three vectors and two for each damping.
+
     Parameters
     ----------
     rtol, atol : float
@@ -41,9 +48,10 @@ class CG(Solver):
         By default ten times P, at least 100. 0 only certifies ``x0``.
     preconditioner : LinearOperator or callable, optional
         An approximation of ``(A + λI)⁻¹``, symmetric and positive definite, on flat native vectors, blocks.
-    on_indefinite : {"raise", "truncate"}
-        What to do where ``pᵀ(A + λI)p ≤ 0``: raise :class:`~ihvp.errors.IndefiniteCurvature`, or keep the
-        iterate reached before that direction, not converged, as truncated Newton methods want it.
+    on_indefinite : {"raise", "truncate", "minres"}
+        What to do where ``pᵀ(A + λI)p ≤ 0``: raise :class:`~ihvp.errors.IndefiniteCurvature`, keep the
+        iterate reached before that direction, not converged, as truncated Newton methods want it, or go on
+        from that iterate with :class:`~ihvp.MINRES`.
 
     Raises
     ------
@@ -64,112 +72,92 @@ class CG(Solver):
     atol: float = 0.0
     max_iterations: int | None = None
     preconditioner: Preconditioner | None = None
-    on_indefinite: Literal["raise", "truncate"] = "raise"
+    on_indefinite: OnIndefinite = "raise"
 
     def __post_init__(self) -> None:
-        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if not (
-                isinstance(value, (int, float, np.integer, np.floating)) and np.isfinite(value) and value >= 0
-            ):
-                raise InvalidOption(name, value, "a finite number ≥ 0")
-        limit = self.max_iterations
-        if limit is not None and not (isinstance(limit, (int, np.integer)) and limit >= 0):
-            raise InvalidOption("max_iterations", self.max_iterations, "an integer ≥ 0, or None")
-        if self.rtol == 0 and self.atol == 0 and self.max_iterations is None:
-            raise InvalidOption(
-                "rtol, atol",
-                (self.rtol, self.atol),
-                "one of them above 0, or a max_iterations, since rounding keeps the residual above 0",
-            )
-        if self.on_indefinite not in ("raise", "truncate"):
-            raise InvalidOption("on_indefinite", self.on_indefinite, "'raise' or 'truncate'")
+        check_tolerances(self.rtol, self.atol, self.max_iterations)
+        if self.on_indefinite not in get_args(OnIndefinite):
+            raise InvalidOption("on_indefinite", self.on_indefinite, "'raise', 'truncate' or 'minres'")
 
     def prepare(self, operator: LinearOperator, damping: float) -> Shifted:
         return Shifted(operator, damping)
 
     def apply(self, prepared: Shifted, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
-        operator = CountedOperator(prepared)
-        sizes = np.atleast_1d(algebra.norms(v))
-        if np.any((sizes > 0) & ((sizes < _SIZES[0]) | (sizes > _SIZES[1]))):
-            raise VectorError(
-                f"The columns of v have sizes {sizes.min():.1e} to {sizes.max():.1e}; expected sizes between "
-                f"{_SIZES[0]:.0e} and {_SIZES[1]:.0e}, whose squares are numbers. Scale v, and x back."
+        course = Refinement(prepared, v, rtol=self.rtol, atol=self.atol, x0=x0, monitor=monitor)
+        return self._finish(course)
+
+    def apply_shifted(
+        self,
+        operator: LinearOperator,
+        dampings: Sequence[float],
+        v: Vector,
+        *,
+        x0: Vector | None,
+        monitor: Monitor,
+    ) -> list[Solution | SolverError]:
+        if self.preconditioner is not None or x0 is not None:
+            return super().apply_shifted(operator, dampings, v, x0=x0, monitor=monitor)
+        counted = CountedOperator(operator)
+        shifts = [Shift(damping, v, rtol=self.rtol, atol=self.atol, monitor=monitor) for damping in dampings]
+        shifted_iterates(
+            counted, shifts, v, iteration_limit(self.max_iterations, v), self.on_indefinite == "raise"
+        )
+        hardest, outcomes = int(np.argmin(dampings)), list[Solution | SolverError]()
+        for number, shift in enumerate(shifts):
+            course = Refinement(
+                self.prepare(operator, shift.damping),
+                v,
+                rtol=self.rtol,
+                atol=self.atol,
+                x0=shift.iterate(),
+                monitor=monitor,
+                log=shift.log,
             )
-        targets = np.maximum(self.rtol * sizes, self.atol)
-        limit = max(10 * v.shape[0], 100) if self.max_iterations is None else self.max_iterations
+            course.operator.products += counted.products if number == hardest else 0
+            course.direction = shift.direction
+            given_up = shift.indefinite[course.pending] | (shift.direction is not None)
+            course.leave(given_up, "indefinite")
+            try:
+                outcomes.append(self._finish(course))
+            except SolverError as error:
+                outcomes.append(error)
+        return outcomes
 
-        pending = np.arange(sizes.size)
-        finished: list[tuple[NDArray[np.intp], Vector]] = []
-        reasons = np.full(sizes.shape, "", dtype=object)
-        residuals = np.full(sizes.shape, np.inf)
-        x, r = v * 0, algebra.copy(v)
-        if x0 is not None:
-            # No step reaches the solution 0 of v = 0 exactly from elsewhere.
-            x = algebra.copy(x0) * algebra.coefficients((sizes > 0).astype(np.float64), v)
-            r = true_residual(operator, v, x)
-        log = Log(sizes, np.atleast_1d(algebra.norms(r)), monitor)
-        while pending.size:
-            sweep = _Sweep(pending, x, r, targets[pending])
-            del x, r
-            sweep.run(self, operator, limit, log)
-            x = sweep.solution()
-            r = true_residual(operator, _keep(v, np.isin(np.arange(sizes.size), pending)), x)
-            norms = np.atleast_1d(algebra.norms(r))
-            solved = norms <= targets[pending]
-            # A column that the recurrence calls solved and the true residual does not goes on from the true
-            # one, as in iterative refinement, while that halves it and the products' noise leaves hope.
-            again = ~solved & (sweep.reasons == "reached") & (norms <= residuals[pending] / 2)
-            again &= norms > 2 * _product_errors(prepared, x, again)
-            again &= sweep.direction is None
-            sweep.reasons[sweep.reasons == "reached"] = "stagnated"
-            sweep.reasons[solved] = "converged"
-            reasons[pending], residuals[pending] = sweep.reasons, norms
-            if not np.all(again):
-                finished.append((pending[~again], _keep(x, ~again)))
-            pending, x, r = pending[again], _keep(x, again), _keep(r, again)
-
-        solution = log.solution(_join(finished), residuals, reasons, operator.products)
-        self._raise_failure(prepared, v, solution, reasons, sweep.direction, limit)
+    def _finish(self, course: Refinement) -> Solution:
+        """Settle what is pending; the certified solution, or the error."""
+        limit = iteration_limit(self.max_iterations, course.v)
+        course.run(partial(_Conjugate, self), limit)
+        handed_over = self.on_indefinite == "minres" and course.reopen("indefinite")
+        if handed_over:
+            course.run(MinimalResidual, limit)
+        solution = course.solution()
+        if handed_over:
+            reason = f"{solution.stop_reason} (minres after indefinite curvature)"
+            solution = dataclasses.replace(solution, stop_reason=reason)
+        if solution.converged:
+            return solution
+        if course.direction is not None:
+            raise diagnosis.indefinite(course.system, solution, course.direction)
+        course.raise_failure(solution, limit, definite=not handed_over)
         return solution
 
-    def _raise_failure(
-        self,
-        operator: Shifted,
-        v: Vector,
-        solution: Solution,
-        reasons: NDArray[Any],
-        direction: Vector | None,
-        limit: int,
-    ) -> None:
-        if direction is not None and not solution.converged:
-            raise diagnosis.indefinite(operator, solution, direction)
-        for reason in ("stagnated", "max_iterations"):
-            failed = np.flatnonzero(reasons == reason)
-            if failed.size:
-                column, x = _column(v, failed[0]), _column(solution.x, failed[0])
-                if reason == "stagnated":
-                    raise diagnosis.stagnated(operator, solution, self.rtol, column, x)
-                raise diagnosis.not_converged(operator, solution, self.rtol, limit, column)
 
-
-class _Sweep:
-    """The recurrence of CG from a given residual, on the columns that are not solved yet.
+class _Conjugate(Sweep):
+    """The recurrence of CG from a given residual.
 
     Beside the product, ``x``, ``r`` and ``p`` are all that it holds; without preconditioner ``z`` is ``r``.
     """
 
-    def __init__(self, numbers: NDArray[np.intp], x: Vector, r: Vector, targets: NDArray[np.float64]) -> None:
-        self.numbers, self.targets = numbers, targets
-        self.places = np.arange(numbers.size)
-        self.x, self.r, self.p = x, r, None
-        self.parked: list[tuple[NDArray[np.intp], Vector]] = []
-        self.reasons = np.full(numbers.shape, "max_iterations", dtype=object)
-        self.direction: Vector | None = None
+    def __init__(
+        self, method: CG, numbers: NDArray[np.intp], x: Vector, r: Vector, targets: NDArray[np.float64]
+    ) -> None:
+        super().__init__(numbers, x, targets)
+        self.method, self.r, self.p = method, r, None
         self.flat = np.zeros(numbers.shape)
 
-    def run(self, method: CG, operator: CountedOperator, limit: int, log: Log) -> None:
-        """Iterate until no column is left, the limit is reached, or the matrix proves indefinite."""
-        self._park(np.atleast_1d(algebra.norms(self.r)) <= self.targets, "reached")
+    def run(self, operator: CountedOperator, limit: int, log: Log) -> None:
+        method = self.method
+        self.park(np.atleast_1d(algebra.norms(self.r)) <= self.targets, "reached")
         if not self.places.size:
             return
         z = _precondition(method.preconditioner, self.r)
@@ -182,17 +170,17 @@ class _Sweep:
             if not np.all(np.isfinite(curvature)):
                 raise NonFinite("A product with the operator")
             if not np.any(self.flat):
-                # pᵀAp / rz is never below the lowest eigenvalue, and at the first step not above the highest: a
-                # later one smaller by more than the dtype can tell proves the matrix singular in it.
+                # pᵀAp / rz is never below the lowest eigenvalue, and at the first step not above the highest.
+                # A later one smaller by more than the dtype can tell proves the matrix singular in it.
                 self.flat[self.places] = operator.operator.space.eps**1.5 * np.maximum(curvature / rz, 0.0)
             indefinite = curvature <= self.flat[self.places] * rz
             if np.any(indefinite):
                 del product
                 if method.on_indefinite == "raise":
-                    self.direction = _column(self.p, int(np.argmin(curvature)))
+                    self.direction = algebra.column(self.p, int(np.argmin(curvature)))
                     self.reasons[self.places] = "indefinite"
                     return
-                self._park(indefinite, "indefinite")
+                self.park(indefinite, "indefinite")
                 rz = rz[~indefinite]
                 continue
             step = algebra.coefficients(rz / curvature, self.p)
@@ -202,7 +190,7 @@ class _Sweep:
             norms = np.atleast_1d(algebra.norms(self.r))
             log.step(self.numbers[self.places], norms)
             reached = norms <= self.targets[self.places]
-            self._park(reached, "reached")
+            self.park(reached, "reached")
             if not self.places.size:
                 return
             rz = rz[~reached]
@@ -210,23 +198,9 @@ class _Sweep:
             rz, before = _inner(self.r, z), rz
             self.p = algebra.xpay(self.p, algebra.coefficients(rz / before, self.p), z)
 
-    def solution(self) -> Vector:
-        """``x`` of all columns; the sweep is over and gives its vectors up."""
-        parts = [*self.parked, (self.places, self.x)] if self.places.size else self.parked
-        self.x = self.r = self.p = None
-        self.parked = []
-        return _join(parts)
-
-    def _park(self, leaving: NDArray[np.bool_], reason: str) -> None:
-        if not np.any(leaving):
-            return
-        self.reasons[self.places[leaving]] = reason
-        self.parked.append((self.places[leaving], _keep(self.x, leaving)))
-        stay = ~leaving
-        self.places = self.places[stay]
-        if self.places.size:
-            self.x, self.r = _keep(self.x, stay), _keep(self.r, stay)
-            self.p = None if self.p is None else _keep(self.p, stay)
+    def narrow(self, stay: NDArray[np.bool_]) -> None:
+        self.r = algebra.keep(self.r, stay)
+        self.p = None if self.p is None else algebra.keep(self.p, stay)
 
 
 def _precondition(preconditioner: Preconditioner | None, r: Vector) -> Vector:
@@ -244,29 +218,3 @@ def _inner(r: Vector, z: Vector) -> NDArray[np.float64]:
             "a symmetric positive definite approximation of (A + λI)⁻¹",
         )
     return rz
-
-
-def _product_errors(operator: Shifted, x: Vector, wanted: NDArray[np.bool_]) -> NDArray[np.float64]:
-    errors = np.zeros(wanted.shape)
-    for place in np.flatnonzero(wanted):
-        errors[place] = operator.product_error(_column(x, int(place)))
-    return errors
-
-
-def _column(block: Vector, place: int) -> Vector:
-    return block if block.ndim == 1 else block[:, place]
-
-
-def _keep(block: Vector, mask: NDArray[np.bool_]) -> Vector:
-    """The columns where ``mask`` holds; a vector is its only column."""
-    if block.ndim == 1 or np.all(mask):
-        return block
-    return algebra.columns(block, np.flatnonzero(mask))
-
-
-def _join(parts: list[tuple[NDArray[np.intp], Vector]]) -> Vector:
-    """Parts of a block by their column numbers, as one block in order."""
-    if len(parts) == 1:
-        return parts[0][1]
-    numbers = np.concatenate([numbers for numbers, _ in parts])
-    return algebra.columns(algebra.concatenate([part for _, part in parts]), np.argsort(numbers))

@@ -2,32 +2,97 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
-from ihvp.errors import IndefiniteCurvature, NotConverged, SolverError, Stagnated
+from ihvp.errors import IndefiniteCurvature, NotConverged, Singular, SolverError, Stagnated
 from ihvp.operators.base import Shifted
 from ihvp.solvers.base import Solution
 from ihvp.solvers.ritz import RitzRange, ritz_range
+
+
+def failure(
+    operator: Shifted,
+    solution: Solution,
+    reasons: NDArray[Any],
+    v: Vector,
+    *,
+    rtol: float,
+    limit: int,
+    definite: bool,
+) -> SolverError | None:
+    """The error for the first column of the block ``v`` that failed, the gravest reason first.
+
+    ``definite`` says whether the method needs a positive definite matrix.
+    """
+    for reason in ("singular", "stagnated", "max_iterations"):
+        failed = np.flatnonzero(reasons == reason)
+        if failed.size:
+            column, x = (algebra.column(block, int(failed[0])) for block in (v, solution.x))
+            if reason == "singular":
+                return singular(operator, solution, rtol, column, x)
+            if reason == "stagnated":
+                return stagnated(operator, solution, rtol, column, x)
+            return not_converged(operator, solution, rtol, limit, column, x, definite)
+    return None
 
 
 def indefinite(operator: Shifted, solution: Solution, direction: Vector) -> IndefiniteCurvature:
     """The error for a direction with ``pᵀ(A + λI)p ≤ 0``, with a damping that would do."""
     direction = direction / float(algebra.norms(direction))
     curvature = float(algebra.dots(direction, operator.apply(direction)))
-    ritz = ritz_range(operator.apply, direction)
-    return _indefinite(operator, solution, min(curvature, 0.0), ritz)
+    return _indefinite(operator, solution, min(curvature, 0.0), ritz_range(operator.apply, direction))
+
+
+def indefinite_spectrum(
+    operator: Shifted, solution: Solution, lowest: float, highest: float
+) -> IndefiniteCurvature:
+    """The error for a matrix ``A + λI`` whose extreme eigenvalues are known."""
+    damping = _sufficient_damping(operator, RitzRange(lowest, 0.0, highest, 0.0))
+    return IndefiniteCurvature(
+        f"The matrix is not positive definite: with damping {operator.shift:g} its eigenvalues reach from "
+        f"{lowest:.3e} to {highest:.3e}. Add damping: {damping:.3e} makes it positive definite. Or ask for "
+        "the exact solution as it is: on_indefinite='solve'.",
+        solution,
+        lowest,
+        damping,
+    )
+
+
+def singular(operator: Shifted, solution: Solution, rtol: float, v: Vector, x: Vector) -> Singular:
+    """The error for a column ``v`` with a part that no x reaches; what ``x`` leaves of it is that part."""
+    rest = algebra.subtract_from(v, operator.apply(x))
+    size = float(algebra.norms(rest))
+    return Singular(
+        f"The matrix is singular with damping {operator.shift:g}: a part of v of relative size "
+        f"{size / float(algebra.norms(v)):.1e}, above the tolerance {rtol:.1e}, lies outside its range (the "
+        f"matrix takes a unit vector along it to one of size {_image(operator, rest):.1e}). Add damping, or "
+        "take that part out of v.",
+        solution,
+    )
+
+
+def _image(operator: Shifted, direction: Vector) -> float:
+    """``‖A u‖`` for the unit vector u along ``direction``, an upper bound of the smallest singular value."""
+    return float(algebra.norms(operator.apply(direction / float(algebra.norms(direction)))))
+
+
+def _sufficient_damping(operator: Shifted, ritz: RitzRange) -> float:
+    highest = max(abs(ritz.highest), abs(ritz.lowest))
+    # The true lowest eigenvalue may lie below the Ritz value by its error bound; a tenth is for what the
+    # Krylov space has not seen, and the last term keeps the damped matrix away from singular.
+    missing = 1.1 * max(-ritz.lowest, 0.0) + ritz.lowest_error + (operator.space.eps**0.5 * highest or 1.0)
+    return operator.shift + missing
 
 
 def _indefinite(
     operator: Shifted, solution: Solution, curvature: float, ritz: RitzRange
 ) -> IndefiniteCurvature:
-    highest = max(abs(ritz.highest), abs(ritz.lowest))
-    # The true lowest eigenvalue may lie below the Ritz value by its error bound; a tenth is for what the
-    # Krylov space has not seen, and the last term keeps the damped matrix away from singular.
-    missing = 1.1 * max(-ritz.lowest, 0.0) + ritz.lowest_error + (operator.space.eps**0.5 * highest or 1.0)
-    damping = operator.shift + missing
+    damping = _sufficient_damping(operator, ritz)
     found = "zero" if curvature == 0 else "negative"
     return IndefiniteCurvature(
         f"The matrix is not positive definite: {found} curvature {curvature:.3e} along a search direction, "
@@ -58,16 +123,16 @@ def stagnated(operator: Shifted, solution: Solution, rtol: float, v: Vector, x: 
 
 
 def not_converged(
-    operator: Shifted, solution: Solution, rtol: float, limit: int, start: Vector
+    operator: Shifted, solution: Solution, rtol: float, limit: int, v: Vector, x: Vector, definite: bool
 ) -> SolverError:
-    """The error for a reached iteration limit; the cause may be an indefinite matrix after all."""
-    ritz = ritz_range(operator.apply, start)
+    """The error for a reached iteration limit; ``definite`` says that an indefinite matrix may explain it."""
+    ritz = ritz_range(operator.apply, v)
     highest = max(abs(ritz.highest), abs(ritz.lowest))
-    if ritz.lowest < -(operator.space.eps * highest * 10 + ritz.lowest_error):
+    if definite and ritz.lowest < -(operator.space.eps * highest * 10 + ritz.lowest_error):
         return _indefinite(operator, solution, ritz.lowest, ritz)
-    condition = (
-        f" The condition number is at least {ritz.highest / ritz.lowest:.0e}." if ritz.lowest > 0 else ""
-    )
+    # What is left of v lies where the matrix is small.
+    lowest = _image(operator, algebra.subtract_from(v, operator.apply(x)))
+    condition = f" The condition number is at least {highest / lowest:.0e}." if 0 < lowest < highest else ""
     return NotConverged(
         f"{limit} iterations brought the residual to {float(np.max(solution.residual)):.1e}, above the "
         f"tolerance {rtol:.1e}.{condition} Raise max_iterations, loosen rtol, add damping or pass a "

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.errors import InvalidOption, SolverError, VectorError
 from ihvp.operators.base import LinearOperator
+from ihvp.operators.symmetry import check_symmetric
 from ihvp.progress import Monitor, Step
 from ihvp.solvers.base import Solution, Solver
 from ihvp.solvers.cg import CG
 
 
+@overload
 def solve(
     operator: LinearOperator,
     v: Any,
@@ -24,10 +27,36 @@ def solve(
     solver: Solver | None = None,
     *,
     x0: Any = None,
+    check: bool = False,
     on_failure: Literal["raise", "return"] = "raise",
     callback: Callable[[Step], object] | None = None,
     progress: bool | None = None,
-) -> Solution:
+) -> Solution: ...
+@overload
+def solve(
+    operator: LinearOperator,
+    v: Any,
+    damping: Sequence[float] | NDArray[np.floating],
+    solver: Solver | None = None,
+    *,
+    x0: Any = None,
+    check: bool = False,
+    on_failure: Literal["raise", "return"] = "raise",
+    callback: Callable[[Step], object] | None = None,
+    progress: bool | None = None,
+) -> list[Solution]: ...
+def solve(
+    operator: LinearOperator,
+    v: Any,
+    damping: float | Sequence[float] | NDArray[np.floating] = 0.0,
+    solver: Solver | None = None,
+    *,
+    x0: Any = None,
+    check: bool = False,
+    on_failure: Literal["raise", "return"] = "raise",
+    callback: Callable[[Step], object] | None = None,
+    progress: bool | None = None,
+) -> Solution | list[Solution]:
     r"""Solve :math:`(A + \lambda I)\, x = v`, with a certificate.
 
     Parameters
@@ -36,12 +65,14 @@ def solve(
         A.
     v
         One right-hand side or a block of them, in any form that the operator multiplies.
-    damping : float
-        λ ≥ 0.
+    damping : float or sequence of float
+        λ ≥ 0. Several are solved for the price of the hardest one by CG, and with one matrix by Direct.
     solver : Solver, optional
         The method and its hyper-parameters; by default :class:`~ihvp.CG`.
     x0 : optional
         A first guess, in a form of ``v``'s shape.
+    check : bool
+        Whether to compare ``uᵀ(Av)`` with ``vᵀ(Au)`` for random u and v first, which takes two products.
     on_failure : {"raise", "return"}
         Whether a solve that misses its tolerance is an error, or a Solution with ``converged=False``.
     callback : callable, optional
@@ -51,13 +82,16 @@ def solve(
 
     Returns
     -------
-    Solution
+    Solution, or a list of one for each damping, in order
         ``.x`` in the form of ``v``, and the recomputed residual.
 
     Raises
     ------
     SolverError
-        A subclass names the cause; ``.solution`` holds what was computed.
+        A subclass names the cause; ``.solution`` holds what was computed. Of several dampings, that of the
+        first one that failed.
+    NotSymmetric
+        The probe that ``check`` asks for found the operator not symmetric.
     VectorError, InvalidOption
 
     Examples
@@ -67,11 +101,20 @@ def solve(
     >>> solution = ihvp.solve(ihvp.Dense(np.diag([1.0, 3.0])), np.array([2.0, 2.0]), damping=1.0)
     >>> solution.x, solution.converged
     (array([1. , 0.5]), True)
+
+    Several dampings:
+
+    >>> path = ihvp.solve(ihvp.Dense(np.diag([1.0, 3.0])), np.array([2.0, 2.0]), damping=[1.0, 3.0])
+    >>> [solution.x.round(3).tolist() for solution in path]
+    [[1.0, 0.5], [0.5, 0.333]]
     """
     if on_failure not in ("raise", "return"):
         raise InvalidOption("on_failure", on_failure, "'raise' or 'return'")
     solver = CG() if solver is None else solver
-    damping = _checked_damping(damping)
+    several = np.ndim(damping) == 1
+    dampings = [_checked_damping(value) for value in np.atleast_1d(np.asarray(damping, dtype=object))]
+    if not dampings:
+        raise InvalidOption("damping", damping, "at least one number")
     flat, leave = operator.space.enter(v)
     if not algebra.all_finite(flat):
         raise VectorError("v holds NaN or infinite entries; expected finite ones.")
@@ -82,16 +125,26 @@ def solve(
             raise VectorError(f"x0 has shape {start.shape}; expected {flat.shape}, that of v.")
         if not algebra.all_finite(start):
             raise VectorError("x0 holds NaN or infinite entries; expected finite ones.")
-    prepared = solver.prepare(operator, damping)
+    if check:
+        check_symmetric(operator)
     with Monitor(type(solver).__name__, callback, progress) as monitor:
-        try:
-            solution = solver.apply(prepared, flat, x0=start, monitor=monitor)
-        except SolverError as error:
-            error.solution = dataclasses.replace(error.solution, x=leave(error.solution.x))
-            if on_failure == "return":
-                return error.solution
-            raise
-    return dataclasses.replace(solution, x=leave(solution.x))
+        if several:
+            outcomes = solver.apply_shifted(operator, dampings, flat, x0=start, monitor=monitor)
+        else:
+            prepared = solver.prepare(operator, dampings[0])
+            outcomes = [solver.attempt(prepared, flat, x0=start, monitor=monitor)]
+    solutions = []
+    for value, outcome in zip(dampings, outcomes, strict=True):
+        error = outcome if isinstance(outcome, SolverError) else None
+        solution = outcome.solution if isinstance(outcome, SolverError) else outcome
+        solution = dataclasses.replace(solution, x=leave(solution.x))
+        if error is not None and on_failure == "raise":
+            error.solution = solution
+            if several:
+                error.add_note(f"This is damping {value:g} of {dampings}.")
+            raise error
+        solutions.append(solution)
+    return solutions if several else solutions[0]
 
 
 def inverse(operator: LinearOperator, damping: float = 0.0, solver: Solver | None = None) -> Inverse:
@@ -132,7 +185,7 @@ class Inverse(LinearOperator):
             return self.solver.apply(self._prepared, v, x0=None, monitor=monitor).x
 
 
-def _checked_damping(damping: float) -> float:
+def _checked_damping(damping: Any) -> float:
     if not (
         isinstance(damping, (int, float, np.integer, np.floating)) and np.isfinite(damping) and damping >= 0
     ):

@@ -62,16 +62,20 @@ class Problem(ABC):
         """P."""
         return sum(value.size for value in self.params.values())
 
-    def flat_gradient(self, at: NDArray[Any] | None = None, rows: slice = slice(None)) -> NDArray[np.float64]:
+    def flat_gradient(self, at: NDArray[Any] | None = None, rows: slice = slice(None)) -> NDArray[Any]:
         """The gradient ``(P,)`` at the flat point ``at``, over some rows of the batch."""
         params = self.params if at is None else self.structured(at)
         return self.flat(self.gradient(params, tuple(array[rows] for array in self.batch)))
 
-    def hessian(self) -> NDArray[np.float64]:
-        """The Hessian ``(P, P)``."""
-        return _complex_jacobian(
-            lambda point: self.flat(self.gradient(self.structured(point), self.batch)), self.flat(self.params)
-        )
+    def hessian(self, rows: slice = slice(None)) -> NDArray[np.float64]:
+        """The Hessian ``(P, P)``, over some rows of the batch."""
+        return _complex_jacobian(lambda point: self.flat_gradient(point, rows), self.flat(self.params))
+
+    def opg(self, rows: slice = slice(None)) -> NDArray[np.float64]:
+        """``1/B Σ gₙ gₙᵀ`` with the gradients gₙ of single examples, over some rows of the batch."""
+        singles = range(*rows.indices(self.rows))
+        J = np.stack([self.flat_gradient(rows=slice(n, n + 1)) for n in singles])
+        return np.asarray(J.T @ J / len(J))
 
     @property
     def rows(self) -> int:
@@ -100,15 +104,16 @@ class PredictingProblem(Problem):
         exponentials = np.exp(outputs)
         return np.asarray((exponentials / exponentials.sum(axis=1, keepdims=True) - targets) / len(targets))
 
-    def gauss_newton(self) -> NDArray[np.float64]:
-        """``1/B Σ J_nᵀ (diag(p) − p pᵀ) J_n``, ``(P, P)``."""
+    def gauss_newton(self, rows: slice = slice(None)) -> NDArray[np.float64]:
+        """``1/B Σ J_nᵀ (diag(p) − p pᵀ) J_n``, ``(P, P)``, over some rows of the batch."""
+        batch = tuple(array[rows] for array in self.batch)
+        outputs = self.predict(np, self.params, batch)
         jacobian = _complex_jacobian(
-            lambda point: self.predict(np, self.structured(point), self.batch).ravel(), self.flat(self.params)
-        ).reshape(self.rows, -1, self.size)
-        outputs = self.predict(np, self.params, self.batch)
+            lambda point: self.predict(np, self.structured(point), batch).ravel(), self.flat(self.params)
+        ).reshape(*outputs.shape, self.size)
         p = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
         curvature = np.einsum("nc,cd->ncd", p, np.eye(p.shape[1])) - np.einsum("nc,nd->ncd", p, p)
-        return np.asarray(np.einsum("ncp,ncd,ndq->pq", jacobian, curvature, jacobian) / self.rows)
+        return np.asarray(np.einsum("ncp,ncq->pq", jacobian, curvature @ jacobian) / len(outputs))
 
 
 class LeastSquares(Problem):
@@ -214,6 +219,47 @@ class TanhMLP(PredictingProblem):
         """``H v`` for ``(P,)``, where the whole matrix would be too large."""
         point = self.flat(self.params) + 1j * _STEP * v
         return self.flat(self.gradient(self.structured(point), self.batch)).imag / _STEP
+
+
+class SeedNetwork(PredictingProblem):
+    """Cross-entropy of an 8-4-4-2 network of softplus, P = 66, on N = 1,000 made examples.
+
+    The example of Nilsen et al., "Efficient computation of Hessian matrices in TensorFlow", 2019.
+    """
+
+    name = "8-4-4-2 softplus network"
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(4)
+        widths = ((8, 4), (4, 4), (4, 2))
+        biases = {f"b{i}": generator.standard_normal(n) / 4 for i, (_, n) in enumerate(widths, 1)}
+        weights = {
+            f"w{i}": generator.standard_normal((m, n)) / np.sqrt(m) for i, (m, n) in enumerate(widths, 1)
+        }
+        self.params = biases | weights
+        x = generator.standard_normal((1000, 8))
+        classes = (x[:, 0] * x[:, 1] + x[:, 2] > generator.standard_normal(1000) / 2).astype(int)
+        self.batch = (x, np.eye(2)[classes])
+
+    def predict(self, xp: Any, params: Mapping[str, Any], batch: Any) -> Any:
+        hidden = batch[0]
+        for i in "12":
+            hidden = xp.log(1 + xp.exp(hidden @ params["w" + i] + params["b" + i]))
+        return hidden @ params["w3"] + params["b3"]
+
+    def gradient(self, params: Mapping[str, NDArray[Any]], batch: Any) -> Arrays:
+        inputs, slopes = [batch[0]], []
+        for i in "12":
+            exponentials = np.exp(inputs[-1] @ params["w" + i] + params["b" + i])
+            inputs.append(np.log(1 + exponentials))
+            slopes.append(exponentials / (1 + exponentials))
+        outer = self.output_gradient(inputs[2] @ params["w3"] + params["b3"], batch[1])
+        result = {}
+        for layer in (3, 2, 1):
+            result[f"b{layer}"], result[f"w{layer}"] = outer.sum(axis=0), inputs[layer - 1].T @ outer
+            if layer > 1:
+                outer = (outer @ params[f"w{layer}"].T) * slopes[layer - 2]
+        return result
 
 
 PROBLEMS: tuple[Problem, ...] = (LeastSquares(), SeedToy(), SoftmaxRegression(), TanhMLP())

@@ -1,0 +1,59 @@
+"""The generalised Gauss–Newton matrix of an objective."""
+
+from __future__ import annotations
+
+from ihvp.backend import Batch, SupportsGaussNewton, Vector
+from ihvp.errors import InvalidOption, MissingCapability
+from ihvp.objective import Objective
+from ihvp.operators.curvature import CurvatureOperator
+
+
+class GaussNewton(CurvatureOperator):
+    r"""The generalised Gauss–Newton matrix of a model's loss.
+
+    .. math:: \frac{1}{N} \sum_{n=1}^{N} J_n^\top \, \nabla^2_{f} \ell_n \, J_n
+
+    with :math:`J_n` the Jacobian of the model's outputs f for example n by the parameters, and
+    :math:`\ell_n` its loss as a function of these outputs. It is positive semi-definite where the loss is
+    convex in the outputs, as cross-entropy and squared error are; the Hessian is not (Schraudolph, "Fast
+    curvature matrix-vector products for second-order gradient descent", Neural Computation 14, 2002).
+
+    Parameters
+    ----------
+    objective : Objective
+        Made with ``predict=``, so that the outputs are known.
+
+    Raises
+    ------
+    InvalidOption
+        The objective has no ``predict``.
+    MissingCapability
+        The backend has no products with Gauss–Newton matrices.
+
+    Examples
+    --------
+    ``GaussNewton(Objective(loss, model, data, predict=predict))`` with ``predict(model, batch)``, the
+    outputs, and ``loss(outputs, batch)``, a scalar.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective)
+        if objective.predict is None or objective.output_loss is None:
+            raise InvalidOption(
+                "predict",
+                objective.predict,
+                "a function of the objective: Objective(loss, params, data, predict=…) with predict(params, "
+                "batch), the outputs of the model, and loss(outputs, batch), a scalar",
+            )
+        if not isinstance(objective.backend, SupportsGaussNewton):
+            raise MissingCapability(
+                type(objective.backend).__name__,
+                "gauss_newton",
+                "Put the model in a framework whose backend has it (torch, tf, jax), or use ihvp.Hessian or "
+                "ihvp.OPG.",
+            )
+        self._backend = objective.backend
+        self._predict, self._output_loss = objective.predict, objective.output_loss
+
+    def batch_product(self, batch: Batch, v: Vector) -> Vector:
+        return self._backend.gnvp(self._predict, self._output_loss, self.objective.params, batch, v)

@@ -1,0 +1,60 @@
+"""The outer product of gradients, or empirical Fisher matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ihvp import algebra
+from ihvp.backend import Batch, Vector
+from ihvp.data import count_examples
+from ihvp.operators.curvature import CurvatureOperator
+
+
+class OPG(CurvatureOperator):
+    r"""The outer product of gradients (empirical Fisher matrix), not centred.
+
+    .. math:: G = \frac{1}{N} \sum_{n=1}^{N} \nabla C_n \, \nabla C_n^\top = \frac{1}{N} J^\top J
+
+    with J of shape ``(N, P)``, the gradients of the single examples. It is positive semi-definite, of rank N
+    at most (Nilsen, Munthe-Kaas, Skaug and Brun, "Efficient computation of Hessian matrices in TensorFlow",
+    2019, eq. 11–13).
+
+    A product makes the gradients anew, a bounded number of rows at a time: J is never held whole. A backend
+    without ``SupportsPerExampleGrads`` makes one gradient an example.
+
+    Parameters
+    ----------
+    objective : Objective
+        C. A ``C_n`` is the loss of a batch that holds example n alone.
+
+    Examples
+    --------
+    Two examples with the gradients (1, 0) and (1, 2):
+
+    >>> import numpy as np
+    >>> import ihvp
+    >>> objective = ihvp.Objective(
+    ...     params=np.zeros(2), data=np.array([[1.0, 0.0], [1.0, 2.0]]), grad=lambda w, x: x.mean(axis=0)
+    ... )
+    >>> ihvp.OPG(objective).to_dense()
+    array([[1., 1.],
+           [1., 2.]])
+    """
+
+    def batch_product(self, batch: Batch, v: Vector) -> Vector:
+        return self._batch_sum(batch, lambda J, weight: J.T @ (weight * (J @ v)))
+
+    def to_dense(self) -> Vector:
+        self._announce_dense()
+        # Products with the identity would make the gradients again for every block of its columns.
+        return self.objective.mean(
+            lambda batch: self._batch_sum(batch, lambda J, weight: J.T @ (weight * J)), self._what
+        )
+
+    def _batch_sum(self, batch: Batch, term: Callable[[Vector, float], Vector]) -> Vector:
+        weight = 1 / count_examples(batch) if self.objective.reduction == "mean" else 1.0
+        total: Vector = None
+        for J in self.objective.batch_gradient_chunks(batch):
+            part = term(J, weight)
+            total = part if total is None else algebra.axpy(total, 1.0, part)
+        return total

@@ -1,0 +1,292 @@
+"""Sweeps of a method, each from the true residual that the last one left: where certificates are made."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp import algebra
+from ihvp.backend import Vector
+from ihvp.errors import InvalidOption, VectorError
+from ihvp.operators.base import Shifted
+from ihvp.progress import Monitor
+from ihvp.solvers import diagnosis
+from ihvp.solvers.base import CountedOperator, Log, Solution, true_residual
+
+# Sizes whose squares, and those of residuals far smaller, stay in the range of float64.
+_SIZES = 1e-130, 1e130
+
+
+def check_tolerances(rtol: Any, atol: Any, max_iterations: Any) -> None:
+    """Reject hyper-parameters that no iteration could meet.
+
+    Raises
+    ------
+    InvalidOption
+    """
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not (
+            isinstance(value, (int, float, np.integer, np.floating)) and np.isfinite(value) and value >= 0
+        ):
+            raise InvalidOption(name, value, "a finite number ≥ 0")
+    if max_iterations is not None and not (
+        isinstance(max_iterations, (int, np.integer)) and max_iterations >= 0
+    ):
+        raise InvalidOption("max_iterations", max_iterations, "an integer ≥ 0, or None")
+    if rtol == 0 and atol == 0 and max_iterations is None:
+        raise InvalidOption(
+            "rtol, atol",
+            (rtol, atol),
+            "one of them above 0, or a max_iterations, since rounding keeps the residual above 0",
+        )
+
+
+def iteration_limit(max_iterations: int | None, v: Vector) -> int:
+    """The limit asked for, or ten times P and at least 100."""
+    return max(10 * v.shape[0], 100) if max_iterations is None else max_iterations
+
+
+def column_sizes(v: Vector) -> NDArray[np.float64]:
+    """``‖v‖`` of each column, ``(k,)``.
+
+    Raises
+    ------
+    VectorError
+        The square of a size would leave the range of float64.
+    """
+    sizes = np.atleast_1d(algebra.norms(v))
+    if np.any((sizes > 0) & ((sizes < _SIZES[0]) | (sizes > _SIZES[1]))):
+        raise VectorError(
+            f"The columns of v have sizes {sizes.min():.1e} to {sizes.max():.1e}; expected sizes between "
+            f"{_SIZES[0]:.0e} and {_SIZES[1]:.0e}, whose squares are numbers. Scale v, and x back."
+        )
+    return sizes
+
+
+class Sweep(ABC):
+    """The recurrence of a method from given iterates, on columns that it drops as they are done.
+
+    Parameters
+    ----------
+    numbers : ndarray (k,)
+        Which columns of the system these are.
+    x : Vector
+        The iterates to start from; taken over.
+    targets : ndarray (k,)
+        The residual norms to reach.
+
+    Attributes
+    ----------
+    places : ndarray
+        The columns, among the k, that are still worked on.
+    reasons : ndarray (k,) of str
+        Why a column was left: "reached" where the recurrence claims its target.
+    direction : Vector or None
+        A direction of curvature ≤ 0 that ended the sweep.
+    """
+
+    def __init__(self, numbers: NDArray[np.intp], x: Vector, targets: NDArray[np.float64]) -> None:
+        self.numbers, self.targets, self.x = numbers, targets, x
+        self.places = np.arange(numbers.size)
+        self.reasons = np.full(numbers.shape, "max_iterations", dtype=object)
+        self.direction: Vector | None = None
+        self._parked: list[tuple[NDArray[np.intp], Vector]] = []
+
+    @abstractmethod
+    def run(self, operator: CountedOperator, limit: int, log: Log) -> None:
+        """Iterate until no column is left or ``log`` counts ``limit`` iterations."""
+
+    @abstractmethod
+    def narrow(self, stay: NDArray[np.bool_]) -> None:
+        """Keep these columns of the blocks other than ``x``."""
+
+    def park(self, leaving: NDArray[np.bool_], reason: str) -> None:
+        """Set the iterates of these columns aside and go on without them."""
+        if not np.any(leaving):
+            return
+        self.reasons[self.places[leaving]] = reason
+        self._parked.append((self.places[leaving], algebra.keep(self.x, leaving)))
+        stay = ~leaving
+        self.places = self.places[stay]
+        if self.places.size:
+            self.x = algebra.keep(self.x, stay)
+            self.narrow(stay)
+
+    def parts(self) -> list[tuple[NDArray[np.intp], Vector]]:
+        """The iterates of all columns, by their places."""
+        return [*self._parked, (self.places, self.x)] if self.places.size else self._parked
+
+
+Start = Callable[[NDArray[np.intp], Vector, Vector, NDArray[np.float64]], Sweep]
+"""Makes a sweep from column numbers, iterates, their true residuals, and target norms."""
+
+
+class Refinement:
+    """The columns of ``(A + λI) x = v``, each pending until a fresh product has settled it.
+
+    A column that a method calls solved and the true residual does not goes on from the true one, as in
+    iterative refinement, while that halves it and the products' noise leaves hope.
+
+    Parameters
+    ----------
+    operator : Shifted
+        ``A + λI``.
+    v : Vector
+        ``(P,)`` or ``(P, k)``.
+    rtol, atol : float
+        A column is solved when ``‖v − (A + λI) x‖ ≤ max(rtol ‖v‖, atol)``.
+    x0 : Vector, optional
+        The first iterates; zero where none are given. Columns that they solve are settled at once.
+    monitor : Monitor
+        Hears of each step.
+    log : Log, optional
+        The course up to ``x0``, where there was one.
+
+    Attributes
+    ----------
+    system : Shifted
+        ``A + λI``, and as ``operator`` with its products counted.
+    pending : ndarray
+        The numbers of the columns that are not settled.
+    direction : Vector or None
+        A direction of curvature ≤ 0 that ended the work.
+    """
+
+    def __init__(
+        self,
+        operator: Shifted,
+        v: Vector,
+        *,
+        rtol: float,
+        atol: float,
+        x0: Vector | None,
+        monitor: Monitor,
+        log: Log | None = None,
+    ) -> None:
+        sizes = column_sizes(v)
+        self.system, self.operator = operator, CountedOperator(operator)
+        self.v, self.rtol = v, rtol
+        self.targets = np.maximum(rtol * sizes, atol)
+        self.pending = np.arange(sizes.size)
+        self.reasons = np.full(sizes.shape, "", dtype=object)
+        self.direction: Vector | None = None
+        self._norms, self._last = sizes.copy(), np.full(sizes.shape, np.inf)
+        self._settled: list[tuple[NDArray[np.intp], Vector]] = []
+        norms = sizes
+        if x0 is None:
+            self._x, self._r = v * 0, algebra.copy(v)
+        else:
+            # No step reaches the solution 0 of v = 0 exactly from elsewhere.
+            x = algebra.scale(algebra.copy(x0), algebra.coefficients((sizes > 0).astype(np.float64), v))
+            norms = self._open(x)
+        self.log = Log(sizes, norms, monitor) if log is None else log
+
+    def run(self, start: Start, limit: int) -> None:
+        """Sweep until every column is settled."""
+        while self.pending.size:
+            sweep = start(self.pending, self._x, self._r, self.targets[self.pending])
+            self._x = self._r = None
+            sweep.run(self.operator, limit, self.log)
+            parts, reasons, self.direction = sweep.parts(), sweep.reasons, sweep.direction
+            del sweep  # and with it the vectors of its recurrence
+            x = algebra.join(parts)
+            del parts
+            self.check(x, reasons)
+
+    def take(self) -> tuple[Vector, Vector]:
+        """The iterates of the pending columns and their residuals, handed over."""
+        taken, self._x, self._r = (self._x, self._r), None, None
+        return taken
+
+    def check(self, x: Vector, reasons: NDArray[Any]) -> NDArray[np.float64]:
+        """Settle the pending columns by fresh products with ``x``, or let them go on; their residual norms.
+
+        Parameters
+        ----------
+        x : Vector
+            The iterates of the pending columns.
+        reasons : ndarray of str
+            Why the method left each: "reached" claims the target, "singular" that none is lower.
+        """
+        r = self._residual(x)
+        norms = np.atleast_1d(algebra.norms(r))
+        solved = norms <= self.targets[self.pending]
+        claimed = np.isin(reasons, ("reached", "singular"))
+        again = ~solved & claimed & (norms <= self._last[self.pending] / 2)
+        again &= norms > 2 * self._noise(x, again)
+        if self.direction is not None:
+            again[:] = False
+        reasons = np.where(reasons == "reached", "stagnated", reasons)
+        reasons[solved] = "converged"
+        self.reasons[self.pending] = reasons
+        self._norms[self.pending] = self._last[self.pending] = norms
+        self._divide(x, r, again)
+        return norms
+
+    def leave(self, columns: NDArray[np.bool_], reason: str) -> None:
+        """Settle these of the pending columns as they are."""
+        self.reasons[self.pending[columns]] = reason
+        self._divide(self._x, self._r, ~columns)
+
+    def reopen(self, reason: str) -> bool:
+        """Make the columns that were left for this reason pending again; whether there are any."""
+        chosen = self.reasons == reason
+        if not np.any(chosen):
+            return False
+        x, numbers = algebra.join(self._settled), np.arange(chosen.size)
+        self._settled = [] if np.all(chosen) else [(numbers[~chosen], algebra.keep(x, ~chosen))]
+        self.pending = numbers[chosen]
+        self._open(algebra.keep(x, chosen))
+        return True
+
+    def solution(self) -> Solution:
+        """The answer, once no column is pending."""
+        return self.log.solution(
+            algebra.join(self._settled), self._norms, self.reasons, self.operator.products
+        )
+
+    def raise_failure(self, solution: Solution, limit: int, *, definite: bool) -> None:
+        """Raise what explains why a column failed; nothing where the caller asked for the iterate."""
+        error = diagnosis.failure(
+            self.system,
+            solution,
+            self.reasons,
+            self.v,
+            rtol=self.rtol,
+            limit=limit,
+            definite=definite,
+        )
+        if error is not None:
+            raise error
+
+    def _open(self, x: Vector) -> NDArray[np.float64]:
+        """Start the pending columns from ``x``; the norms of their residuals."""
+        r = self._residual(x)
+        norms = np.atleast_1d(algebra.norms(r))
+        solved = norms <= self.targets[self.pending]
+        self._norms[self.pending], self._last[self.pending] = norms, np.inf
+        self.reasons[self.pending] = np.where(solved, "converged", "")
+        self._divide(x, r, ~solved)
+        return norms
+
+    def _divide(self, x: Vector, r: Vector, again: NDArray[np.bool_]) -> None:
+        if not np.all(again):
+            self._settled.append((self.pending[~again], algebra.keep(x, ~again)))
+        self.pending = self.pending[again]
+        self._x, self._r = (
+            (algebra.keep(x, again), algebra.keep(r, again)) if self.pending.size else (None, None)
+        )
+
+    def _residual(self, x: Vector) -> Vector:
+        pending = np.isin(np.arange(self.targets.size), self.pending)
+        return true_residual(self.operator, algebra.keep(self.v, pending), x)
+
+    def _noise(self, x: Vector, wanted: NDArray[np.bool_]) -> NDArray[np.float64]:
+        errors = np.zeros(wanted.shape)
+        for place in np.flatnonzero(wanted):
+            errors[place] = self.system.product_error(algebra.column(x, int(place)))
+        return errors

@@ -1,0 +1,129 @@
+"""The network of "Efficient computation of Hessian matrices in TensorFlow" on every backend, in one process.
+
+8-4-4-2 softplus, P = 66, N = 1,000: the full, minibatch and per-example matrices, against numpy with the gradient
+written by hand and complex steps.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+import ihvp
+from ihvp._registry import usable_plugin
+from ihvp.algebra import to_numpy
+from ihvp.errors import MissingCapability
+from ihvp.operators.gauss_newton import GaussNewton
+from ihvp.operators.opg import OPG
+from ihvp.testing.problems import SeedNetwork
+
+NETWORK = SeedNetwork()
+EXACT = ("torch", "tf", "jax")
+ROWS = {"full": slice(0, 1000), "minibatch": slice(300, 400), "example": slice(17, 18)}
+
+every_backend = pytest.mark.parametrize("backend", [*EXACT, "numdiff"])
+each_part = pytest.mark.parametrize("part", ROWS)
+
+
+@functools.cache
+def objective(backend, **options):
+    """The network's loss over all examples."""
+    plugin = usable_plugin(backend)
+    dialect = plugin.dialect()
+    params = dialect.parameters(NETWORK.params)
+    options = {"data": NETWORK.batch, "backend": backend, **options}
+    if plugin.differentiates == "gradient":
+        return ihvp.Objective(params=params, grad=NETWORK.gradient, **options)
+    return ihvp.Objective(
+        functools.partial(NETWORK.output_loss, dialect.xp),
+        params,
+        predict=functools.partial(NETWORK.predict, dialect.xp),
+        **options,
+    )
+
+
+def restricted(backend, part, **options):
+    return objective(backend, **options).on(tuple(array[ROWS[part]] for array in NETWORK.batch))
+
+
+@functools.cache
+def oracle(kind, part):
+    return getattr(NETWORK, kind)(ROWS[part])
+
+
+def test_the_network_has_the_sizes_of_the_example():
+    assert (NETWORK.size, NETWORK.rows) == (66, 1000)
+
+
+@every_backend
+@each_part
+def test_the_hessian_is_the_oracles(backend, part):
+    # Finite differences of a gradient reach ε^(2/3): 1e-8 is met by the automatic step of order 2.
+    H = ihvp.Hessian(restricted(backend, part)).to_dense()
+    assert_allclose(
+        to_numpy(H), oracle("hessian", part), rtol=0, atol=1e-8 if backend == "numdiff" else 1e-13
+    )
+
+
+@every_backend
+@each_part
+def test_the_opg_is_the_oracles(backend, part):
+    G = OPG(restricted(backend, part)).to_dense()
+    assert_allclose(to_numpy(G), oracle("opg", part), rtol=0, atol=1e-13)
+
+
+@every_backend
+def test_products_with_the_opg_are_the_oracles_over_ragged_batches(backend):
+    v = np.random.default_rng(0).standard_normal((66, 2))
+    G = OPG(objective(backend, batch_size=300))
+    assert_allclose(G @ v, oracle("opg", "full") @ v, rtol=0, atol=1e-12)
+    assert_allclose(G @ v[:, 0], oracle("opg", "full") @ v[:, 0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", EXACT)
+@each_part
+def test_the_gauss_newton_matrix_is_the_oracles(backend, part):
+    N = GaussNewton(restricted(backend, part)).to_dense()
+    assert_allclose(to_numpy(N), oracle("gauss_newton", part), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", EXACT)
+def test_the_gauss_newton_matrix_of_a_convex_loss_is_semi_definite_where_the_hessian_is_not(backend):
+    H = to_numpy(ihvp.Hessian(restricted(backend, "full")).to_dense())
+    N = to_numpy(GaussNewton(restricted(backend, "full")).to_dense())
+    assert np.linalg.eigvalsh(H)[0] < -0.1
+    assert np.linalg.eigvalsh(N)[0] > -1e-14
+
+
+@pytest.mark.parametrize("backend", EXACT)
+def test_gauss_newton_products_of_a_summed_loss_are_the_same_over_ragged_dict_batches(backend):
+    dialect = usable_plugin(backend).dialect()
+
+    def predict(params, batch):
+        return NETWORK.predict(dialect.xp, params, (batch["x"],))
+
+    def loss(outputs, batch):
+        return NETWORK.output_loss(dialect.xp, outputs, (None, batch["y"])) * outputs.shape[0]
+
+    x, y = NETWORK.batch
+    pieces = [{"x": x[rows], "y": y[rows]} for rows in (slice(0, 450), slice(450, 900), slice(900, 1000))]
+    summed = ihvp.Objective(
+        loss, objective(backend).params, pieces, predict=predict, reduction="sum", backend=backend
+    )
+    v = np.random.default_rng(1).standard_normal((66, 2))
+    assert_allclose(GaussNewton(summed) @ v, oracle("gauss_newton", "full") @ v, rtol=0, atol=1e-12)
+    assert_allclose(OPG(summed) @ v, oracle("opg", "full") @ v, rtol=0, atol=1e-12)
+
+
+def test_finite_differences_say_that_they_have_no_gauss_newton_products():
+    numdiff = ihvp.Objective(
+        functools.partial(NETWORK.output_loss, np),
+        NETWORK.params,
+        NETWORK.batch,
+        predict=functools.partial(NETWORK.predict, np),
+        grad=NETWORK.gradient,
+        backend="numdiff",
+    )
+    with pytest.raises(MissingCapability, match="gauss_newton"):
+        GaussNewton(numdiff)
