@@ -173,7 +173,7 @@ def usable_plugin(name: str) -> BackendPlugin:
 
 
 class Selection:
-    """A chosen backend; as a context manager it ends the choice on exit."""
+    """A chosen backend; as a context manager it ends the choice on exit, once."""
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self.options = name, dict(options)
@@ -251,12 +251,10 @@ def create_backend(
         return choice
     selection = _selected.get()
     options: Mapping[str, Any] = {}
-    if choice is not None:
-        plugin = usable_plugin(choice)
-    elif selection is not None:
+    if selection is not None and choice in (None, selection.name):
         plugin, options = usable_plugin(selection.name), selection.options
     else:
-        plugin = usable_plugin(_infer(params, has_gradient))
+        plugin = usable_plugin(_infer(params, has_gradient) if choice is None else choice)
     inner = _check_owner(plugin, params)
     if plugin.differentiates == "gradient":
         if inner is None and not has_gradient:

@@ -6,6 +6,7 @@ few of them, and recurrences on them should not suffer from the vectors' precisi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import array_api_compat
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 
 from ihvp.backend import Vector
 
-# In-place updates go through slices of this many rows: the product a·x then needs no third vector of
-# length P, and stays in the processor's cache.
-_SLICE = 1 << 16
+# Long vectors are worked on in slices of this many rows: the product a·x of an update then needs no third
+# vector of length P and stays in the cache. On other devices a launch costs more than a cache miss.
+_HOST_SLICE, _DEVICE_SLICE = 1 << 18, 1 << 24
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
@@ -29,6 +30,15 @@ def to_numpy(array: Any) -> NDArray[Any]:
     )
 
 
+def _on_host(array: Vector) -> bool:
+    return str(array_api_compat.device(array)) == "cpu"
+
+
+def _slices(array: Vector) -> Iterator[slice]:
+    size = _HOST_SLICE if _on_host(array) else _DEVICE_SLICE
+    return (slice(start, start + size) for start in range(0, array.shape[0], size))
+
+
 def wide(array: Vector) -> Vector:
     """Half-precision arrays in float32: sums of products overflow or drown in 11 bits."""
     xp = array_api_compat.array_namespace(array)
@@ -39,6 +49,9 @@ def _plain_dots(x: Vector, y: Vector) -> NDArray[np.float64]:
     xp = array_api_compat.array_namespace(x, y)
     x, y = wide(x), wide(y)
     with np.errstate(all="ignore"):
+        if x.ndim == 1 and _on_host(x):
+            # The host's libraries add up in the vectors' own precision: sums of slices keep the digits.
+            return np.asarray(sum(float(x[rows] @ y[rows]) for rows in _slices(x)))
         result = x @ y if x.ndim == 1 else xp.vecdot(x, y, axis=0)
     return np.asarray(to_numpy(result), dtype=np.float64)
 
@@ -96,8 +109,7 @@ def axpy(y: Vector, a: Any, x: Vector) -> Vector:
     """
     if not array_api_compat.is_writeable_array(y):
         return y + a * x
-    for start in range(0, y.shape[0], _SLICE):
-        rows = slice(start, start + _SLICE)
+    for rows in _slices(y):
         y[rows] += a * x[rows]
     return y
 

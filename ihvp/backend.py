@@ -41,7 +41,7 @@ class CurvatureBackend(Protocol):
     -----
     ``params`` is the user's own structure or a value that ``unflatten`` returned; both must work in
     every method. No method changes the parameters: they are bit for bit the same after a call,
-    also after one that raised.
+    also after one that raised. What a method returns is the caller's own, to write into if it likes.
     """
 
     device: str

@@ -58,10 +58,15 @@ class Batches:
             return
         if isinstance(self.data, Iterator):
             raise NotReiterable(describe(self.data))
-        if not hasattr(self.data, "__iter__") and not hasattr(self.data, "__getitem__"):
+        if not hasattr(self.data, "__iter__"):
+            advice = (
+                "Wrap a data set of single examples in a loader. "
+                if hasattr(self.data, "__getitem__")
+                else ""
+            )
             raise DataError(
                 f"The data is {describe(self.data)}; expected one batch (a tuple or dict of arrays) or an "
-                "iterable of batches."
+                f"iterable of batches. {advice}".rstrip()
             )
 
     @property
@@ -132,7 +137,7 @@ class Examples:
         Raises
         ------
         DataError
-            Two batches cannot be joined: their examples differ in shape, or an entry that is no array differs.
+            Two batches cannot be joined: their examples differ in shape, or entries that are no arrays do.
         """
         parts = [batches.data] if batches.in_memory else [batch for batch, _ in batches]
         count = sum(count_examples(part, index) for index, part in enumerate(parts))
@@ -226,20 +231,20 @@ def _joined(first: Any, *others: Any) -> Any:
     if not _is_array(first):
         if any(other is not first and other != first for other in others):
             raise DataError(
-                f"Batches hold different values of an entry that is {describe(first)}; expected arrays, one row "
-                "an example, or the same value in every batch, to draw examples from them."
+                f"Batches hold different values of an entry that is {describe(first)}; expected arrays, one "
+                "row an example, or the same value in every batch, to draw examples from them."
             )
         return first
-    # Arrays outside the Array API (tensors of TensorFlow, data frames, files) take slices, but not an array of
-    # row numbers.
+    # Arrays outside the Array API (tensors of TensorFlow, data frames, files) take slices, but not an array
+    # of row numbers.
     leaves = [
         leaf if array_api_compat.is_array_api_obj(leaf) else np.asarray(leaf) for leaf in (first, *others)
     ]
     shapes = {tuple(leaf.shape[1:]) for leaf in leaves}
     if len(shapes) > 1:
         raise DataError(
-            f"The examples of different batches have the shapes {sorted(shapes)}; expected one shape, to draw "
-            "examples from all of them. Pad them to one shape."
+            f"The examples of different batches have the shapes {sorted(shapes)}; expected one shape, to "
+            "draw examples from all of them. Pad them to one shape."
         )
     return leaves[0] if not others else array_api_compat.array_namespace(*leaves).concat(leaves, axis=0)
 

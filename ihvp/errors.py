@@ -157,8 +157,8 @@ class NothingToSample(IhvpError, TypeError):
 
     def __init__(self, method: str, operator: object) -> None:
         super().__init__(
-            f"{method} draws batches of examples, but {operator} is no mean over examples. Pass an operator of "
-            "an Objective with data, or batch_size=None to multiply with the operator itself."
+            f"{method} draws batches of examples, but {operator} is no mean over examples. Pass an operator "
+            "of an Objective with data, or batch_size=None to multiply with the operator itself."
         )
 
 
@@ -337,7 +337,7 @@ def gigabytes(count: int) -> str:
     >>> gigabytes(12_500_000_000)
     '12.5 GB'
     """
-    return f"{count / 1e9:.3g} GB"
+    return f"{count / 1e9:,.0f} GB" if count >= 1e11 else f"{count / 1e9:.3g} GB"
 
 
 def describe(value: Any) -> str:

@@ -74,8 +74,8 @@ class LinearOperator(ABC):
         Returns
         -------
         callable or None
-            Takes a ``numpy.random.Generator``, gives an operator that belongs to a batch. None where the matrix
-            is no mean over examples.
+            Takes a ``numpy.random.Generator``, gives the operator of a batch. None where the matrix is no
+            mean over examples.
 
         Raises
         ------

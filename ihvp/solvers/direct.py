@@ -173,7 +173,8 @@ def _factorise(operator: Shifted, matrix: Vector, error: float) -> Factorisation
     eigenvalues, basis = xp.linalg.eigh(_damped(matrix, operator))
     values = np.asarray(algebra.to_numpy(eigenvalues), dtype=np.float64)
     # Below this an eigenvalue of the exact matrix may be 0: rounding, and the products' own error.
-    floor = max(values.size * operator.space.eps * float(np.abs(values).max()), error)
+    eps = float(xp.finfo(matrix.dtype).eps)
+    floor = max(values.size * eps * float(np.abs(values).max()), error)
     zero = np.abs(values) <= floor
     inverse = np.divide(1.0, values, out=np.zeros(values.size), where=~zero)
     scale = algebra.coefficients(inverse, basis)

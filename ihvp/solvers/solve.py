@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, SolverError, VectorError
+from ihvp.errors import InvalidOption, SolverError, VectorError, describe
 from ihvp.operators.base import LinearOperator
 from ihvp.operators.symmetry import check_symmetric
 from ihvp.progress import Monitor, Step
@@ -110,7 +110,7 @@ def solve(
     """
     if on_failure not in ("raise", "return"):
         raise InvalidOption("on_failure", on_failure, "'raise' or 'return'")
-    solver = CG() if solver is None else solver
+    solver = _checked(operator, solver)
     several = np.ndim(damping) == 1
     dampings = [_checked_damping(value) for value in np.atleast_1d(np.asarray(damping, dtype=object))]
     if not dampings:
@@ -169,7 +169,7 @@ def inverse(operator: LinearOperator, damping: float = 0.0, solver: Solver | Non
     >>> inverse @ np.array([2.0, 2.0])
     array([1. , 0.5])
     """
-    return Inverse(operator, damping, CG() if solver is None else solver)
+    return Inverse(operator, damping, _checked(operator, solver))
 
 
 class Inverse(LinearOperator):
@@ -183,6 +183,16 @@ class Inverse(LinearOperator):
     def apply(self, v: Vector) -> Vector:
         with Monitor(type(self.solver).__name__) as monitor:
             return self.solver.apply(self._prepared, v, x0=None, monitor=monitor).x
+
+
+def _checked(operator: Any, solver: Any) -> Solver:
+    if not isinstance(operator, LinearOperator):
+        raise InvalidOption("operator", describe(operator), "a LinearOperator; wrap a matrix in ihvp.Dense")
+    if solver is None:
+        return CG()
+    if not isinstance(solver, Solver):
+        raise InvalidOption("solver", solver, "a solver with its options, such as ihvp.CG(rtol=1e-5)")
+    return solver
 
 
 def _checked_damping(damping: Any) -> float:

@@ -94,8 +94,10 @@ def test_data_can_be_iterated_again():
     assert len(list(batches)) == len(list(batches)) == 1
 
 
-def test_sequence_without_iter_is_iterated():
-    assert counts(Indexed()) == [2, 2]
+def test_data_set_of_single_examples_is_refused():
+    # A torch Dataset has items and no iterator: its items are examples, not batches.
+    with pytest.raises(DataError, match="in a loader"):
+        Batches(Indexed())
 
 
 def test_none_is_one_example():

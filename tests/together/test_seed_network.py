@@ -1,7 +1,7 @@
 """The network of "Efficient computation of Hessian matrices in TensorFlow" on every backend, in one process.
 
-8-4-4-2 softplus, P = 66, N = 1,000: the full, minibatch and per-example matrices, against numpy with the gradient
-written by hand and complex steps.
+8-4-4-2 softplus, P = 66, N = 1,000: the full, minibatch and per-example matrices, against numpy with the
+gradient written by hand and complex steps.
 """
 
 import functools
@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose
 import ihvp
 from ihvp._registry import usable_plugin
 from ihvp.algebra import to_numpy
+from ihvp.eigen.opg import opg_eigenpairs
 from ihvp.errors import MissingCapability
 from ihvp.operators.gauss_newton import GaussNewton
 from ihvp.operators.opg import OPG
@@ -61,9 +62,8 @@ def test_the_network_has_the_sizes_of_the_example():
 def test_the_hessian_is_the_oracles(backend, part):
     # Finite differences of a gradient reach ε^(2/3): 1e-8 is met by the automatic step of order 2.
     H = ihvp.Hessian(restricted(backend, part)).to_dense()
-    assert_allclose(
-        to_numpy(H), oracle("hessian", part), rtol=0, atol=1e-8 if backend == "numdiff" else 1e-13
-    )
+    bound = 1e-8 if backend == "numdiff" else 1e-13
+    assert_allclose(to_numpy(H), oracle("hessian", part), rtol=0, atol=bound)
 
 
 @every_backend
@@ -114,6 +114,36 @@ def test_gauss_newton_products_of_a_summed_loss_are_the_same_over_ragged_dict_ba
     v = np.random.default_rng(1).standard_normal((66, 2))
     assert_allclose(GaussNewton(summed) @ v, oracle("gauss_newton", "full") @ v, rtol=0, atol=1e-12)
     assert_allclose(OPG(summed) @ v, oracle("opg", "full") @ v, rtol=0, atol=1e-12)
+
+
+@every_backend
+@pytest.mark.parametrize("batch_size", [100, 300])
+def test_ten_eigenpairs_of_the_opg_are_those_of_the_dense_decomposition(backend, batch_size):
+    values, vectors = np.linalg.eigh(oracle("opg", "full"))
+    found = opg_eigenpairs(OPG(objective(backend, batch_size=batch_size)), 10, rank=20)
+    assert np.all(found.converged)
+    assert 0 < found.truncation_error < 1e-2
+    assert_allclose(found.values, values[::-1][:10], rtol=1e-8)
+    overlaps = np.sum(to_numpy(found.vectors) * vectors[:, ::-1][:, :10], axis=0)
+    assert_allclose(to_numpy(found.vectors) * np.sign(overlaps), vectors[:, ::-1][:, :10], rtol=0, atol=1e-6)
+    assert type(found.vectors) is type(objective(backend).gradient())
+
+
+@pytest.mark.parametrize("backend", ["tf", "jax"])
+def test_other_data_of_the_same_shape_finds_the_compiled_loss_again(backend):
+    xp, traces = usable_plugin(backend).dialect().xp, []
+
+    def loss(params, batch):
+        traces.append(batch)
+        return NETWORK.loss(xp, params, batch)
+
+    one, other = (tuple(array[rows] for array in NETWORK.batch) for rows in (slice(0, 10), slice(10, 20)))
+    traced = ihvp.Objective(loss, objective(backend).params, one, backend=backend)
+    _ = ihvp.Hessian(traced) @ np.ones(66)
+    before = len(traces)
+    _ = ihvp.Hessian(traced.on(other)) @ np.ones(66)
+    assert before > 0
+    assert len(traces) == before
 
 
 def test_finite_differences_say_that_they_have_no_gauss_newton_products():
