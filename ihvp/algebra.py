@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from ihvp.backend import Vector
 
-# Long vectors are worked on in slices of this many rows: the product a·x of an update then needs no third
-# vector of length P and stays in the cache. On other devices a launch costs more than a cache miss.
-_HOST_SLICE, _DEVICE_SLICE = 1 << 18, 1 << 24
+# Updates go through slices of this many rows: the product a·x then needs no third vector of length P, and
+# stays in the processor's cache. On other devices a launch costs more than a cache miss.
+_HOST_SLICE, _DEVICE_SLICE = 1 << 16, 1 << 24
+# Sums of slices of this many products keep the digits that one sum in float32 would lose.
+_SUMMED = 1 << 20
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
@@ -34,8 +36,7 @@ def _on_host(array: Vector) -> bool:
     return str(array_api_compat.device(array)) == "cpu"
 
 
-def _slices(array: Vector) -> Iterator[slice]:
-    size = _HOST_SLICE if _on_host(array) else _DEVICE_SLICE
+def _slices(array: Vector, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, array.shape[0], size))
 
 
@@ -50,8 +51,8 @@ def _plain_dots(x: Vector, y: Vector) -> NDArray[np.float64]:
     x, y = wide(x), wide(y)
     with np.errstate(all="ignore"):
         if x.ndim == 1 and _on_host(x):
-            # The host's libraries add up in the vectors' own precision: sums of slices keep the digits.
-            return np.asarray(sum(float(x[rows] @ y[rows]) for rows in _slices(x)))
+            # The host's libraries add up in the vectors' own precision.
+            return np.asarray(sum(float(x[rows] @ y[rows]) for rows in _slices(x, _SUMMED)))
         result = x @ y if x.ndim == 1 else xp.vecdot(x, y, axis=0)
     return np.asarray(to_numpy(result), dtype=np.float64)
 
@@ -109,7 +110,7 @@ def axpy(y: Vector, a: Any, x: Vector) -> Vector:
     """
     if not array_api_compat.is_writeable_array(y):
         return y + a * x
-    for rows in _slices(y):
+    for rows in _slices(y, _HOST_SLICE if _on_host(y) else _DEVICE_SLICE):
         y[rows] += a * x[rows]
     return y
 
@@ -181,3 +182,56 @@ def join(parts: list[tuple[NDArray[np.intp], Vector]]) -> Vector:
         return parts[0][1]
     numbers = np.concatenate([numbers for numbers, _ in parts])
     return columns(concatenate([part for _, part in parts]), np.argsort(numbers))
+
+
+def by_columns(x: Vector) -> Vector:
+    """A copy of a block that holds one contiguous vector after another; JAX lays arrays out itself."""
+    if array_api_compat.is_jax_array(x):
+        return x
+    xp = array_api_compat.array_namespace(x)
+    rows = xp.empty((x.shape[1], x.shape[0]), dtype=x.dtype, device=array_api_compat.device(x))
+    rows[...] = x.T
+    return rows.T
+
+
+def gram(x: Vector, y: Vector) -> NDArray[np.float64]:
+    """``xᵀ y`` of blocks ``(P, k)`` and ``(P, m)``, shape ``(k, m)``.
+
+    Slices are summed in float64, so that rounding grows with their length and not with P.
+    """
+    with np.errstate(all="ignore"):
+        sums = [_matmul(wide(x[rows]).T, wide(y[rows])) for rows in _slices(x, _SUMMED)]
+    xp = array_api_compat.array_namespace(x, y)
+    return np.asarray(to_numpy(xp.stack(sums)), dtype=np.float64).sum(axis=0)
+
+
+def add_product(y: Vector, x: Vector, matrix: NDArray[np.float64]) -> Vector:
+    """``y + x matrix`` of blocks and a small host matrix, written into ``y`` where its type allows."""
+    if not array_api_compat.is_writeable_array(y):
+        return y + _product(x, matrix)
+    for rows in _slices(y, _HOST_SLICE if _on_host(y) else _DEVICE_SLICE):
+        y[rows] += _product(x[rows], matrix)
+    return y
+
+
+def multiply(x: Vector, matrix: NDArray[np.float64]) -> Vector:
+    """``x matrix`` of a block and a host matrix ``(k, m)``, m ≤ k, over ``x`` where its type allows."""
+    if not array_api_compat.is_writeable_array(x):
+        return _product(x, matrix)
+    for rows in _slices(x, _HOST_SLICE if _on_host(x) else _DEVICE_SLICE):
+        x[rows, : matrix.shape[1]] = _product(x[rows], matrix)
+    return x[:, : matrix.shape[1]]
+
+
+def _product(x: Vector, matrix: NDArray[np.float64]) -> Vector:
+    xp, terms = array_api_compat.array_namespace(x), wide(x)
+    # Written from the left, the product keeps one contiguous vector after another.
+    left = xp.asarray(np.ascontiguousarray(matrix.T), dtype=terms.dtype, device=array_api_compat.device(x))
+    return xp.astype(_matmul(left, terms.T).T, x.dtype, copy=False)
+
+
+def _matmul(x: Vector, y: Vector) -> Vector:
+    if array_api_compat.is_jax_array(x):
+        # By default JAX lets accelerators round the factors to 10 bits or fewer.
+        return array_api_compat.array_namespace(x).matmul(x, y, precision="highest")
+    return x @ y

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ihvp.operators.eigenpairs import Eigenpairs
     from ihvp.solvers.base import Solution
 
 
@@ -329,6 +330,14 @@ class IndefiniteCurvature(SolverError):
     def __init__(self, message: str, solution: Solution, curvature: float, suggested_damping: float) -> None:
         self.curvature, self.suggested_damping = curvature, suggested_damping
         super().__init__(message, solution)
+
+
+class EigenpairsNotConverged(IhvpError, ArithmeticError):
+    """Some eigenpairs did not reach the tolerance; ``.eigenpairs`` holds what was computed."""
+
+    def __init__(self, message: str, eigenpairs: Eigenpairs) -> None:
+        self.eigenpairs = eigenpairs
+        super().__init__(message)
 
 
 def gigabytes(count: int) -> str:

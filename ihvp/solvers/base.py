@@ -41,8 +41,8 @@ class Solution:
     history : ndarray (iterations + 1,) or (iterations + 1, k)
         The relative residual before the first and after each step, by the method's own recurrence.
     standard_error : float or ndarray (k,), optional
-        Of a method that draws samples: how far ``x`` is likely to be from its expectation, relative to ``‖x‖``.
-        It is the root of the summed squared standard errors of the entries times Student's factor for 95 %,
+        Of a method that draws samples: how far ``x`` is likely to be from its expectation, relative to
+        ``‖x‖``. It is the root of the summed squared standard errors of the entries times Student's factor for 95 %,
         which allows for the few estimates that the spread is known from.
     """
 

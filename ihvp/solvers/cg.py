@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,22 @@ from ihvp.errors import InvalidOption, NonFinite, SolverError
 from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
 from ihvp.solvers import diagnosis
+from ihvp.solvers.augmented import Augmented
 from ihvp.solvers.base import CountedOperator, Log, Solution, Solver
 from ihvp.solvers.minres import MinimalResidual
 from ihvp.solvers.multishift import Shift, shifted_iterates
-from ihvp.solvers.refinement import Refinement, Sweep, check_tolerances, iteration_limit
+from ihvp.solvers.nystrom import Nystrom, Sketch
+from ihvp.solvers.refinement import Refinement, Start, Sweep, check_tolerances, iteration_limit
 
 Preconditioner = LinearOperator | Callable[[Vector], Vector]
 OnIndefinite = Literal["raise", "truncate", "minres"]
+
+
+class Preconditioned(NamedTuple):
+    """``A + λI``, and the preconditioner that was made for it, if any."""
+
+    system: Shifted
+    preconditioner: Preconditioner | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +55,10 @@ class CG(Solver):
         A column is solved when ``‖v − (A + λI) x‖ ≤ max(rtol ‖v‖, atol)``.
     max_iterations : int, optional
         By default ten times P, at least 100. 0 only certifies ``x0``.
-    preconditioner : LinearOperator or callable, optional
-        An approximation of ``(A + λI)⁻¹``, symmetric and positive definite, on flat native vectors, blocks.
+    preconditioner : "nystrom", Nystrom, LinearOperator or callable, optional
+        One to be made from products that count as the solve's: ``"nystrom"`` is :class:`~ihvp.Nystrom` with
+        its defaults. Or an approximation of ``(A + λI)⁻¹``, symmetric and positive definite, on flat native
+        vectors, blocks.
     on_indefinite : {"raise", "truncate", "minres"}
         What to do where ``pᵀ(A + λI)p ≤ 0``: raise :class:`~ihvp.errors.IndefiniteCurvature`, keep the
         iterate reached before that direction, not converged, as truncated Newton methods want it, or go on
@@ -71,20 +82,33 @@ class CG(Solver):
     rtol: float = 1e-5
     atol: float = 0.0
     max_iterations: int | None = None
-    preconditioner: Preconditioner | None = None
+    preconditioner: Literal["nystrom"] | Nystrom | Preconditioner | None = None
     on_indefinite: OnIndefinite = "raise"
 
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, self.max_iterations)
         if self.on_indefinite not in get_args(OnIndefinite):
             raise InvalidOption("on_indefinite", self.on_indefinite, "'raise', 'truncate' or 'minres'")
+        if not (self.preconditioner is None or _is_preconditioner(self.preconditioner)):
+            raise InvalidOption(
+                "preconditioner",
+                self.preconditioner,
+                "'nystrom', an ihvp.Nystrom(…), a LinearOperator, a callable or None",
+            )
 
-    def prepare(self, operator: LinearOperator, damping: float) -> Shifted:
-        return Shifted(operator, damping)
+    def prepare(self, operator: LinearOperator, damping: float) -> Preconditioned:
+        system, kind = Shifted(operator, damping), self.preconditioner
+        if kind == "nystrom":
+            kind = Nystrom()
+        return Preconditioned(system, kind.sketch(system) if isinstance(kind, Nystrom) else kind)
 
-    def apply(self, prepared: Shifted, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
-        course = Refinement(prepared, v, rtol=self.rtol, atol=self.atol, x0=x0, monitor=monitor)
-        return self._finish(course)
+    def apply(self, prepared: Preconditioned, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
+        system, preconditioner = prepared
+        course = Refinement(system, v, rtol=self.rtol, atol=self.atol, x0=x0, monitor=monitor)
+        if isinstance(preconditioner, Sketch):
+            course.operator.products += preconditioner.owed
+            preconditioner.owed = 0
+        return dataclasses.replace(self, preconditioner=preconditioner)._finish(course)
 
     def apply_shifted(
         self,
@@ -105,7 +129,7 @@ class CG(Solver):
         hardest, outcomes = int(np.argmin(dampings)), list[Solution | SolverError]()
         for number, shift in enumerate(shifts):
             course = Refinement(
-                self.prepare(operator, shift.damping),
+                Shifted(operator, shift.damping),
                 v,
                 rtol=self.rtol,
                 atol=self.atol,
@@ -126,7 +150,10 @@ class CG(Solver):
     def _finish(self, course: Refinement) -> Solution:
         """Settle what is pending; the certified solution, or the error."""
         limit = iteration_limit(self.max_iterations, course.v)
-        course.run(partial(_Conjugate, self), limit)
+        start: Start = partial(_Conjugate, self)
+        if isinstance(self.preconditioner, Sketch):
+            start = partial(Augmented, self.preconditioner, start)
+        course.run(start, limit)
         handed_over = self.on_indefinite == "minres" and course.reopen("indefinite")
         if handed_over:
             course.run(MinimalResidual, limit)
@@ -203,10 +230,19 @@ class _Conjugate(Sweep):
         self.p = None if self.p is None else algebra.keep(self.p, stay)
 
 
-def _precondition(preconditioner: Preconditioner | None, r: Vector) -> Vector:
+def _is_preconditioner(value: object) -> bool:
+    if isinstance(value, (str, type)):
+        return value == "nystrom"
+    return isinstance(value, (Nystrom, LinearOperator)) or callable(value)
+
+
+def _precondition(preconditioner: object, r: Vector) -> Vector:
     if preconditioner is None:
         return r
-    return preconditioner.apply(r) if isinstance(preconditioner, LinearOperator) else preconditioner(r)
+    if isinstance(preconditioner, LinearOperator):
+        return preconditioner.apply(r)
+    assert callable(preconditioner)  # what is to be made, prepare has made
+    return preconditioner(r)
 
 
 def _inner(r: Vector, z: Vector) -> NDArray[np.float64]:

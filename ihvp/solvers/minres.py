@@ -15,6 +15,9 @@ from ihvp.progress import Monitor
 from ihvp.solvers.base import CountedOperator, Log, Solution, Solver
 from ihvp.solvers.refinement import Refinement, Sweep, check_tolerances, iteration_limit
 
+# What rounding leaves of a zero, in machine epsilons of the largest entry.
+_ZERO = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class MINRES(Solver):
@@ -104,7 +107,7 @@ class MinimalResidual(Sweep):
             gamma_bar = s[at] * bar[at] - c[at] * alpha
             epsilon_next, bar[at] = s[at] * beta[at], -c[at] * beta[at]
             # ‖A r‖ / ‖r‖ of the residual before this step: where it is 0, no x has a smaller residual.
-            singular = np.hypot(gamma_bar, bar[at]) <= eps * size[at]
+            singular = np.hypot(gamma_bar, bar[at]) <= _ZERO * eps * size[at]
             if np.any(singular):
                 delta, gamma_bar, epsilon_next = (
                     numbers[~singular] for numbers in (delta, gamma_bar, epsilon_next)

@@ -17,6 +17,7 @@ from ihvp.operators.symmetry import check_symmetric
 from ihvp.progress import Monitor, Step
 from ihvp.solvers.base import Solution, Solver
 from ihvp.solvers.cg import CG
+from ihvp.solvers.closed_form import ClosedForm, SupportsClosedForm
 
 
 @overload
@@ -68,7 +69,8 @@ def solve(
     damping : float or sequence of float
         λ ≥ 0. Several are solved for the price of the hardest one by CG, and with one matrix by Direct.
     solver : Solver, optional
-        The method and its hyper-parameters; by default :class:`~ihvp.CG`.
+        The method and its hyper-parameters; by default :class:`~ihvp.CG`, and the closed form for operators
+        that have one, such as :class:`~ihvp.LowRank`.
     x0 : optional
         A first guess, in a form of ``v``'s shape.
     check : bool
@@ -159,7 +161,7 @@ def inverse(operator: LinearOperator, damping: float = 0.0, solver: Solver | Non
     damping : float
         λ ≥ 0.
     solver : Solver, optional
-        By default :class:`~ihvp.CG`.
+        By default as for :func:`solve`.
 
     Examples
     --------
@@ -189,7 +191,7 @@ def _checked(operator: Any, solver: Any) -> Solver:
     if not isinstance(operator, LinearOperator):
         raise InvalidOption("operator", describe(operator), "a LinearOperator; wrap a matrix in ihvp.Dense")
     if solver is None:
-        return CG()
+        return ClosedForm() if isinstance(operator, SupportsClosedForm) else CG()
     if not isinstance(solver, Solver):
         raise InvalidOption("solver", solver, "a solver with its options, such as ihvp.CG(rtol=1e-5)")
     return solver

@@ -1,0 +1,60 @@
+# Each target sets up what it needs under .venv on first use and again when the requirements change.
+# The exact versions stand in constraints.txt.
+
+PYTHON ?= python3
+BACKEND ?= numdiff
+ENVS := .venv
+INPUTS := pyproject.toml constraints.txt
+PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CURDIR)/constraints.txt
+FRAMEWORKS := torch jax tf numdiff
+
+.PHONY: help demo test lint clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
+
+demo: $(ENVS)/demo-$(BACKEND)/.ready ## Ask which training digits a wrong prediction is owed to (BACKEND=numdiff|torch|jax|tf)
+	@$(ENVS)/demo-$(BACKEND)/bin/ihvp demo --backend $(BACKEND)
+
+test: $(ENVS)/test/.ready ## Run all tests, each framework in a process of its own
+	@PYTHON=$(CURDIR)/$(ENVS)/test/bin/python tests/run
+
+lint: $(ENVS)/lint/.ready ## Check style, types and import rules
+	@$(ENVS)/lint/bin/ruff check
+	@$(ENVS)/lint/bin/ruff format --check
+	@$(ENVS)/lint/bin/mypy
+	@$(ENVS)/lint/bin/lint-imports
+
+clean: ## Remove the environments
+	rm -rf $(ENVS)
+
+$(ENVS)/%/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("ihvp needs Python 3.11 or newer, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@echo "Setting up $(@D:/bin=) …"
+	@$(PYTHON) -m venv $(@D:/bin=)
+
+# torch goes first and alone: other packages that ask for any version of it would pull one that fits a GPU.
+define TORCH
+cd $(@D) && $(PIP_INSTALL) torch==$$(sed -n 's/^torch==//p' $(CURDIR)/constraints.txt)
+endef
+
+$(ENVS)/demo-torch/.ready: $(ENVS)/demo-torch/bin/python $(INPUTS)
+	@$(TORCH)
+	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[demo,torch]'
+	@touch $@
+
+$(ENVS)/demo-%/.ready: $(ENVS)/demo-%/bin/python $(INPUTS)
+	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[demo,$*]'
+	@touch $@
+
+$(ENVS)/test/.ready: $(ENVS)/test/bin/python $(INPUTS) tests/example_plugin/pyproject.toml
+	@$(TORCH)
+	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,test]' --editable $(CURDIR)/tests/example_plugin
+	@touch $@
+
+$(ENVS)/lint/.ready: $(ENVS)/lint/bin/python $(INPUTS)
+	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[lint]'
+	@touch $@
+
+.SECONDARY:

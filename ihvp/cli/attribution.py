@@ -1,0 +1,166 @@
+"""What one wrong prediction is owed to: influence by the inverse Hessian, and the proof by retraining."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.algebra import to_numpy
+from ihvp.backend import BackendPlugin
+from ihvp.cli.digits import Digits, Problem, cross_entropy, probabilities
+from ihvp.cli.newton import Optimum, minimise
+from ihvp.operators import Hessian
+from ihvp.solvers import CG, Solution, solve
+
+DECAY = 0.01
+"""λ: the strength of the regulariser, and by that what makes the damped Hessian that of the model."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How far the arithmetic allows to go: the length of the gradient, and the residual of CG."""
+
+    gradient_norm: float
+    rtol: float
+
+    @classmethod
+    def of(cls, eps: float) -> Precision:
+        """What suits a dtype with the machine epsilon ``eps``."""
+        return cls(1e-8, 1e-6) if eps < 1e-12 else cls(1e-5, 1e-4)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The trained model.
+
+    Attributes
+    ----------
+    problem : Problem
+    train, test : Digits
+    optimum : Optimum
+    precision : Precision
+    dtype, device : str
+        What the backend computes in and on.
+    """
+
+    problem: Problem
+    train: Digits
+    test: Digits
+    optimum: Optimum
+    precision: Precision
+    dtype: str
+    device: str
+
+    @property
+    def predictions(self) -> NDArray[np.float64]:
+        """The model's probabilities for the test digits, ``(297, 10)``."""
+        return probabilities(_matrix(self.optimum), self.test.images)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Why the model errs on a test digit.
+
+    Attributes
+    ----------
+    index : int
+        The test digit's.
+    loss : float
+        Its loss.
+    scores : ndarray (N,)
+        ``1/N ∇L(z_test)ᵀ (H + λI)⁻¹ ∇L(z_i)``: the predicted rise of that loss when training digit i is
+        removed. Positive: it helped (Koh and Liang, "Understanding black-box predictions via influence
+        functions", ICML 2017).
+    solution : Solution
+        ``(H + λI)⁻¹ ∇L(z_test)`` with its certificate.
+    """
+
+    index: int
+    loss: float
+    scores: NDArray[np.float64]
+    solution: Solution
+
+    def most_harmful(self, count: int) -> NDArray[np.intp]:
+        """The training digits with the lowest scores, the worst first."""
+        return np.argsort(self.scores, kind="stable")[:count]
+
+    def most_helpful(self, count: int) -> NDArray[np.intp]:
+        """The training digits with the highest scores, the best first."""
+        return np.argsort(-self.scores, kind="stable")[:count]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The change of the test digit's loss without some training digits: as predicted, and by retraining."""
+
+    removed: NDArray[np.intp]
+    predicted: float
+    actual: float
+
+
+def train(plugin: BackendPlugin, train: Digits, test: Digits) -> Setting:
+    """Train to the optimum of the mean loss plus ``λ/2 ‖W‖²``."""
+    problem = Problem(plugin)
+    first = problem.objective(np.zeros(650), train.batch())
+    precision = Precision.of(first.space.eps)
+    start = to_numpy(first.backend.flatten(first.params))
+    optimum = minimise(lambda w: problem.objective(w, train.batch()), start, DECAY, precision.gradient_norm)
+    return Setting(problem, train, test, optimum, precision, start.dtype.name, first.backend.device)
+
+
+def worst_mistake(setting: Setting) -> int:
+    """The misclassified test digit with the highest loss."""
+    chances = setting.predictions[np.arange(len(setting.test.labels)), setting.test.labels]
+    wrong = setting.predictions.argmax(axis=1) != setting.test.labels
+    return int(np.argmin(np.where(wrong, chances, np.inf)))
+
+
+def attribute(setting: Setting, index: int) -> Attribution:
+    """The influence of every training digit on the loss at test digit ``index``.
+
+    ``∇L`` is the gradient of a digit's own loss, without the regulariser, which stays when a digit goes.
+    """
+    question = setting.problem.objective(setting.optimum.weights, _single(setting.test, index).batch())
+    objective = setting.problem.objective(setting.optimum.weights, setting.train.batch())
+    solution = solve(
+        Hessian(objective),
+        to_numpy(question.gradient()),
+        DECAY,
+        CG(rtol=setting.precision.rtol),
+        progress=False,
+    )
+    products = [
+        to_numpy(rows).astype(np.float64) @ solution.x for rows in objective.per_example_gradient_chunks()
+    ]
+    scores = np.concatenate(products) / objective.num_examples
+    return Attribution(index, _loss(setting.test, index, setting.optimum), scores, solution)
+
+
+def prove(setting: Setting, attribution: Attribution, removed: NDArray[np.intp]) -> Proof:
+    """Retrain without the digits ``removed`` and compare."""
+    masses = np.ones(len(setting.train.labels))
+    masses[removed] = 0.0
+    retrained = minimise(
+        lambda w: setting.problem.objective(w, setting.train.batch(masses)),
+        setting.optimum.weights,
+        DECAY,
+        setting.precision.gradient_norm,
+    )
+    actual = _loss(setting.test, attribution.index, retrained) - attribution.loss
+    return Proof(removed, float(attribution.scores[removed].sum()), actual)
+
+
+def _single(digits: Digits, index: int) -> Digits:
+    rows = slice(index, index + 1)
+    return Digits(digits.images[rows], digits.labels[rows])
+
+
+def _loss(digits: Digits, index: int, optimum: Optimum) -> float:
+    # The same text of the loss, read by numpy: in float64 whatever the backend computes in.
+    return float(cross_entropy(np)({"weights": _matrix(optimum)}, _single(digits, index).batch()))
+
+
+def _matrix(optimum: Optimum) -> NDArray[np.float64]:
+    return optimum.weights.astype(np.float64).reshape(Problem.shape)

@@ -1,0 +1,126 @@
+"""``ihvp demo``: the training examples that a wrong prediction is owed to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from ihvp._registry import usable_plugin
+from ihvp.cli import digits, picture
+from ihvp.cli.attribution import DECAY, Attribution, Proof, Setting, attribute, prove, train, worst_mistake
+
+T = TypeVar("T")
+
+REMOVED = 10
+"""How many training digits the proof retrains without."""
+
+
+def run(console: Console, backend: str, out: Path) -> None:
+    """Run the demo on a backend and leave its picture in the folder ``out``.
+
+    Parameters
+    ----------
+    console : Console
+        Where the story is told.
+    backend : str
+        A registered name.
+    out : Path
+        A folder.
+
+    Raises
+    ------
+    PackageNotInstalled
+        scikit-learn or matplotlib is missing.
+    UnknownBackend, BackendNotInstalled, BrokenBackend, MissingCapability
+        The backend cannot be used.
+    """
+    plugin = usable_plugin(backend)
+    picture.require_matplotlib()
+    training, test = digits.load()
+    told = _Story(console)
+
+    setting = told.step("Train", lambda: train(plugin, training, test))
+    _report_model(told, setting, backend)
+    index = worst_mistake(setting)
+    attribution = told.step("Attribute", lambda: attribute(setting, index))
+    _report_answer(told, setting, attribution)
+    proof = told.step("Retrain", lambda: prove(setting, attribution, attribution.most_harmful(REMOVED)))
+    _report_proof(told, attribution, proof)
+    path = out / "digits.png"
+    told.step("Draw", lambda: picture.draw(setting, attribution, proof, path))
+    told.say(f"The picture is in {path}")
+
+
+class _Story:
+    """Prints what was found, with the seconds that each step took."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def step(self, name: str, work: Callable[[], T]) -> T:
+        """Do the work under a spinner."""
+        start = time.perf_counter()
+        with self._console.status(f"{name} …"):
+            result = work()
+        seconds = f"{time.perf_counter() - start:.1f} s"
+        self._console.print(f"[bold]{name}[/bold] [dim]({seconds})[/dim]", highlight=False)
+        return result
+
+    def say(self, text: str) -> None:
+        """Print a line as it is."""
+        self._console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, table: Table) -> None:
+        """Print a table."""
+        self._console.print(table)
+
+
+def _report_model(told: _Story, setting: Setting, backend: str) -> None:
+    right = int((setting.predictions.argmax(axis=1) == setting.test.labels).sum())
+    told.say(f"backend {backend} on {setting.device}, {setting.dtype}")
+    told.say(
+        f"softmax regression, {setting.optimum.weights.size} parameters, "
+        f"{len(setting.train.labels):,} training digits, λ = {DECAY:g}"
+    )
+    told.say(
+        f"{setting.optimum.steps} Newton steps to a gradient of length {setting.optimum.gradient_norm:.1e} "
+        f"(≤ {setting.precision.gradient_norm:.0e}, as {setting.dtype} allows)"
+    )
+    told.say(f"{right} of {len(setting.test.labels)} test digits are read right")
+
+
+def _report_answer(told: _Story, setting: Setting, attribution: Attribution) -> None:
+    index, solution = attribution.index, attribution.solution
+    told.say(
+        f"test digit {index} is a {setting.test.labels[index]}, read as "
+        f"{setting.predictions[index].argmax()}, with loss {attribution.loss:.4f}: the worst mistake"
+    )
+    told.say(
+        f"(H + λI)⁻¹ ∇L(z_test) by CG: {solution.iterations} iterations, "
+        f"recomputed residual {float(solution.residual):.1e}"
+    )
+    told.say("predicted rise of that loss when a training digit is removed (positive: it helped):")
+    table = Table()
+    for column in ("Helped most", "label", "score", "Harmed most", "label", "score"):
+        table.add_column(column, justify="right")
+    helpful, harmful = attribution.most_helpful(REMOVED), attribution.most_harmful(REMOVED)
+    for pair in zip(helpful, harmful, strict=True):
+        cells: list[str] = []
+        for i in pair:
+            cells += [f"digit {i}", str(setting.train.labels[i]), f"{attribution.scores[i]:+.4f}"]
+        table.add_row(*cells)
+    told.show(table)
+
+
+def _report_proof(told: _Story, attribution: Attribution, proof: Proof) -> None:
+    told.say(
+        f"without the {len(proof.removed)} most harmful, the loss is {attribution.loss + proof.actual:.4f} "
+        f"in place of {attribution.loss:.4f}"
+    )
+    told.say(f"predicted change {proof.predicted:+.4f}")
+    told.say(f"actual change    {proof.actual:+.4f}")

@@ -1,0 +1,121 @@
+r"""The demo's problem: softmax regression on scikit-learn's handwritten digits.
+
+For weights W ``(65, 10)``, pixels :math:`x_n` and label :math:`y_n`, a digit's loss is the cross-entropy
+
+.. math:: C_n(W) = -\log \mathrm{softmax}(x_n^T W)_{y_n}
+
+and the model minimises :math:`\frac{1}{N} \sum_n m_n C_n(W) + \frac{\lambda}{2} \|W\|^2` with
+:math:`m_n = 1`. Taking digit n out of the training set sets its mass :math:`m_n` to 0; N and the regulariser
+stay, as in the derivation of the influence formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.backend import BackendPlugin
+from ihvp.errors import MissingCapability, PackageNotInstalled
+from ihvp.objective import Objective
+
+Batch: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+"""Images ``(n, 65)``, one-hot labels ``(n, 10)`` and masses ``(n,)``."""
+
+TRAINING_DIGITS = 1500
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images ``(n, 65)`` of 8×8 pixels in [0, 1] and a constant 1 for the bias, and labels ``(n,)``."""
+
+    images: NDArray[np.float64]
+    labels: NDArray[np.int64]
+
+    def batch(self, masses: NDArray[np.float64] | None = None) -> Batch:
+        """The digits as the loss takes them; every mass is 1 by default."""
+        return self.images, np.eye(10)[self.labels], np.ones(len(self.labels)) if masses is None else masses
+
+    def picture(self, index: int) -> NDArray[np.float64]:
+        """The pixels of one digit, ``(8, 8)``."""
+        return self.images[index, :64].reshape(8, 8)
+
+
+def load() -> tuple[Digits, Digits]:
+    """The first 1,500 digits for training and the other 297 for testing.
+
+    Raises
+    ------
+    PackageNotInstalled
+        scikit-learn, which has the digits, is missing.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise PackageNotInstalled("ihvp demo", "scikit-learn", "pip install 'ihvp[demo]'") from error
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.column_stack([pixels / 16, np.ones(len(pixels))])
+    first, rest = slice(TRAINING_DIGITS), slice(TRAINING_DIGITS, None)
+    return Digits(images[first], labels[first]), Digits(images[rest], labels[rest])
+
+
+def cross_entropy(xp: Any) -> Callable[[Any, Batch], Any]:
+    """The mean of ``m_n C_n`` over a batch, in the arrays of the namespace ``xp``."""
+
+    def loss(params: Any, batch: Batch) -> Any:
+        images, targets, masses = batch
+        scores = xp.matmul(images, params["weights"])
+        scores = scores - xp.max(scores, axis=1, keepdims=True)
+        losses = xp.log(xp.sum(xp.exp(scores), axis=1)) - xp.sum(scores * targets, axis=1)
+        return xp.mean(masses * losses)
+
+    return loss
+
+
+def cross_entropy_gradient(params: Any, batch: Batch) -> dict[str, NDArray[np.float64]]:
+    """The gradient of :func:`cross_entropy` in closed form, for backends that differentiate gradients."""
+    images, targets, masses = batch
+    errors = masses[:, None] * (probabilities(params["weights"], images) - targets)
+    return {"weights": images.T @ errors / len(images)}
+
+
+def probabilities(weights: NDArray[np.float64], images: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What the model says of each image, ``(n, 10)``."""
+    scores = images @ weights
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+class Problem:
+    """The digits' loss in one backend.
+
+    Parameters
+    ----------
+    plugin : BackendPlugin
+        The backend's record.
+
+    Raises
+    ------
+    MissingCapability
+        The plugin has no dialect in which the loss could be written.
+    """
+
+    shape = (65, 10)
+
+    def __init__(self, plugin: BackendPlugin) -> None:
+        if plugin.dialect is None:
+            raise MissingCapability(
+                plugin.name, "dialect", "Choose another backend; `ihvp backends` lists them."
+            )
+        self._name, self._dialect = plugin.name, plugin.dialect()
+        # One function for all objectives: a backend that compiles finds it again.
+        loss = cross_entropy(self._dialect.xp)
+        self._terms = {"loss": loss} if plugin.differentiates == "loss" else {"grad": cross_entropy_gradient}
+
+    def objective(self, weights: NDArray[Any], batch: Batch) -> Objective:
+        """The mean loss over the batch, without the regulariser, at the given weights ``(650,)``."""
+        params = self._dialect.parameters({"weights": weights.reshape(self.shape)})
+        return Objective(params=params, data=batch, backend=self._name, **self._terms)

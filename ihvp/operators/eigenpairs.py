@@ -1,0 +1,47 @@
+"""Eigenpairs of a symmetric operator, each with its residual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.backend import Vector
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenpairs:
+    r"""k pairs with :math:`A q_i \approx \lambda_i q_i`.
+
+    Attributes
+    ----------
+    values : ndarray (k,)
+        The eigenvalues λ in float64, descending: the largest first, the most negative last.
+    vectors
+        The eigenvectors ``(P, k)`` as columns, orthonormal, in the operator's array type.
+    residuals : ndarray (k,)
+        ``‖A q − λ q‖``. An eigenvalue of A lies within this distance of λ.
+    converged : ndarray (k,) of bool
+        Whether the residual of each pair is within the tolerance.
+    matvecs : int
+        Products with single vectors, those for the certificate included.
+    truncation_error : float or None
+        Of a decomposition of streamed gradients: how far at most one pass over the data, which products then
+        improve, left each value below the eigenvalue.
+    """
+
+    values: NDArray[np.float64]
+    vectors: Vector = field(repr=False)
+    residuals: NDArray[np.float64] = field(repr=False)
+    converged: NDArray[np.bool_]
+    matvecs: int
+    truncation_error: float | None = None
+
+    @classmethod
+    def of(cls, values: Any, vectors: Any) -> Eigenpairs:
+        """Pairs that come from elsewhere, ``(K,)`` and ``(P, K)``: of unknown residual, not certified."""
+        values = np.asarray(values, dtype=np.float64)
+        unknown = np.full(values.shape, np.nan)
+        return cls(values, vectors, unknown, np.zeros(values.shape, dtype=bool), matvecs=0)

@@ -1,0 +1,61 @@
+import dataclasses
+
+import pytest
+from typer.testing import CliRunner
+
+from ihvp._registry import _Registered, registered
+from ihvp.cli import app
+from ihvp.cli import backends as command
+
+WIDE = {"COLUMNS": "200"}
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, arguments, env=WIDE)
+
+
+@pytest.fixture
+def missing_framework(monkeypatch):
+    """A registered backend whose framework is not installed, and one that is broken."""
+    numdiff = registered().plugin("numdiff")
+    absent = dataclasses.replace(
+        numdiff, name="absent", framework="no_such_framework", install="pip install it"
+    )
+    found = _Registered({"numdiff": numdiff, "absent": absent}, {"broken": ValueError("of no use")})
+    monkeypatch.setattr("ihvp._registry.registered", lambda: found)
+
+
+def test_the_table_says_what_is_missing_and_what_is_broken(missing_framework):
+    result = run("backends", "--load")
+    assert result.exit_code == 0
+    assert "pip install it" in result.output
+    assert "ValueError: of no use" in result.output
+    assert "product_error" in result.output
+
+
+def test_without_loading_no_factory_is_called(missing_framework, monkeypatch):
+    monkeypatch.setattr(command, "usable_plugin", pytest.fail)
+    result = run("backends", "--no-load")
+    assert result.exit_code == 0
+    assert "installed, not loaded" in result.output
+
+
+def test_an_error_of_the_library_is_its_text_and_no_traceback():
+    result = run("demo", "--backend", "nonsense")
+    assert result.exit_code == 1
+    assert "No backend is called 'nonsense'" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_contract_runs_the_suite_with_pytests_options():
+    assert run("contract", "numdiff", "-q", "-k", "test_hvp_of_zero", "-p", "no:cacheprovider").exit_code == 0
+
+
+def test_contract_refuses_an_unknown_backend():
+    result = run("contract", "nonsense")
+    assert result.exit_code == 1
+    assert "Registered backends" in result.output
+
+
+def test_version():
+    assert run("--version").output.strip().count(".") == 2
