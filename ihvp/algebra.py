@@ -202,7 +202,7 @@ def gram(x: Vector, y: Vector) -> NDArray[np.float64]:
     with np.errstate(all="ignore"):
         sums = [_matmul(wide(x[rows]).T, wide(y[rows])) for rows in _slices(x, _SUMMED)]
     xp = array_api_compat.array_namespace(x, y)
-    return np.asarray(to_numpy(xp.stack(sums)), dtype=np.float64).sum(axis=0)
+    return np.asarray(np.sum(to_numpy(xp.stack(sums)), axis=0, dtype=np.float64))
 
 
 def add_product(y: Vector, x: Vector, matrix: NDArray[np.float64]) -> Vector:

@@ -3,6 +3,23 @@
 from ihvp.operators.base import LinearOperator, Scaled, Shifted, Sum
 from ihvp.operators.curvature import CurvatureOperator
 from ihvp.operators.dense import Dense
+from ihvp.operators.eigenpairs import Eigenpairs
+from ihvp.operators.gauss_newton import GaussNewton
 from ihvp.operators.hessian import Hessian
+from ihvp.operators.low_rank import FullRank, LowRank
+from ihvp.operators.opg import OPG
 
-__all__ = ["CurvatureOperator", "Dense", "Hessian", "LinearOperator", "Scaled", "Shifted", "Sum"]
+__all__ = [
+    "OPG",
+    "CurvatureOperator",
+    "Dense",
+    "Eigenpairs",
+    "FullRank",
+    "GaussNewton",
+    "Hessian",
+    "LinearOperator",
+    "LowRank",
+    "Scaled",
+    "Shifted",
+    "Sum",
+]

@@ -85,8 +85,8 @@ class Spectral(LinearOperator):
         --------
         >>> import numpy as np
         >>> import ihvp
-        >>> round(ihvp.LowRank.of([3.0, 2.0], np.eye(5, 2)).logdet(damping=1.0), 6) == round(np.log(12), 6)
-        True
+        >>> round(ihvp.LowRank.of([3.0, 2.0], np.eye(5, 2)).logdet(damping=1.0), 6)  # log 12
+        2.484907
         """
         damped, rest = self._damped(damping)
         lowest = min(damped.min(), rest) if self._codimension else damped.min()

@@ -1,0 +1,9 @@
+"""Eigenvalues of curvature matrices."""
+
+from ihvp.eigen.eigsh import eigsh
+
+__all__ = ["eigsh"]
+
+from ihvp.eigen.eigsh import eigsh
+
+__all__ = ["eigsh"]

@@ -1,0 +1,112 @@
+"""Approximate eigenpairs, and the certificate that fresh products give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp import algebra
+from ihvp.backend import Vector
+from ihvp.eigen.basis import combinations
+from ihvp.errors import NonFinite
+from ihvp.operators.base import LinearOperator
+from ihvp.operators.eigenpairs import Eigenpairs
+
+# The products' own error is estimated to within this factor.
+_NOISE = 3.0
+
+
+class Products:
+    """``v ↦ A v`` in at least float32, counted and checked.
+
+    Nothing is orthogonal in half precision: only the operator itself works in it.
+    """
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.operator, self.space, self.count = operator, operator.space, 0
+        self.dtype = algebra.wide(self.space.zeros(1)[:0]).dtype
+
+    def __call__(self, v: Vector) -> Vector:
+        self.count += 1 if v.ndim == 1 else v.shape[1]
+        image = self.operator.apply(self.space.xp.astype(v, self.space.dtype, copy=False))
+        return self.checked(image)
+
+    def dense(self) -> Vector:
+        """The matrix, by P products."""
+        self.count += self.space.size
+        return self.checked(self.operator.to_dense())
+
+    def checked(self, image: Vector) -> Vector:
+        """A computed product, widened."""
+        if not algebra.all_finite(image):
+            raise NonFinite("A product with the operator")
+        return algebra.wide(image)
+
+
+@dataclass(frozen=True, eq=False)
+class Approximation:
+    """What a method says that it has found.
+
+    Attributes
+    ----------
+    values : ndarray (k,)
+        In any order.
+    vectors : Vector (P, k)
+        Orthonormal.
+    residuals : ndarray (k,)
+        ``‖A x − θ x‖`` as the method knows it.
+    size : float
+        The largest magnitude of an eigenvalue.
+    image : callable
+        ``c ↦ A X c`` for ``(k,)`` as the method knows it, of which the residuals are a consequence.
+    complete : bool
+        Whether the method was not stopped by its limit.
+    """
+
+    values: NDArray[np.float64]
+    vectors: Vector
+    residuals: NDArray[np.float64]
+    size: float
+    image: Callable[[NDArray[np.float64]], Vector]
+    complete: bool
+
+
+def certified(product: Products, found: Approximation, tol: float, *, seed: int, noisy: bool) -> Eigenpairs:
+    """The pairs with residuals that fresh products stand for, in descending order.
+
+    A method with full reorthogonalisation knows the residuals to rounding. Whether that holds is tested by one
+    product, with a random combination of all vectors: how far it is from what the method says, each residual
+    may be wrong in the mean, and that is added to it. Where the sums are not within the tolerance, every pair
+    has its residual computed anew, by a product of its own.
+
+    Parameters
+    ----------
+    tol : float
+        Of residuals relative to ``found.size``.
+    noisy : bool
+        Whether residuals as small as the products' own error are small enough.
+    """
+    space, limit = product.space, tol * found.size
+    vectors = space.xp.astype(found.vectors, space.dtype, copy=False)
+    values, residuals = found.values, found.residuals
+    if found.complete:
+        mixture = np.random.default_rng(seed).standard_normal(values.size)
+        mixture /= np.linalg.norm(mixture)
+        fresh = product(combinations(found.vectors, mixture[:, None])[:, 0])
+        residuals = residuals + float(algebra.norms(algebra.subtract_from(found.image(mixture), fresh)))
+    if not found.complete or np.any(residuals > limit):
+        images, wide = product(vectors), algebra.wide(vectors)
+        values = algebra.dots(wide, images) / algebra.norms(wide) ** 2
+        residuals = algebra.norms(algebra.axpy(images, -algebra.coefficients(values, wide), wide))
+    converged = residuals <= limit
+    if noisy:
+        for place in np.flatnonzero(~converged):
+            noise = product.operator.product_error(algebra.column(vectors, int(place)))
+            converged[place] = residuals[place] <= _NOISE * noise
+    order = np.argsort(-values, kind="stable")
+    if np.any(order != np.arange(order.size)):
+        vectors = algebra.columns(vectors, order)
+    return Eigenpairs(values[order], vectors, residuals[order], converged[order], product.count)

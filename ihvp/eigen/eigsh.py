@@ -1,0 +1,233 @@
+"""A few eigenpairs of a curvature matrix: one call, whatever the method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from ihvp import algebra
+from ihvp.backend import Vector
+from ihvp.eigen.approximation import Products, certified
+from ihvp.eigen.dense import dense_eigenpairs
+from ihvp.eigen.lanczos import Key, Lanczos
+from ihvp.eigen.opg import opg_eigenpairs
+from ihvp.errors import EigenpairsNotConverged, InvalidOption, VectorError, describe
+from ihvp.memory import require_memory
+from ihvp.operators.base import LinearOperator
+from ihvp.operators.eigenpairs import Eigenpairs
+from ihvp.operators.opg import OPG
+from ihvp.operators.symmetry import check_symmetric
+from ihvp.progress import Monitor, Step
+from ihvp.space import VectorSpace
+
+Which = Literal["LA", "SA", "LM"]
+
+_KEYS: dict[str, Key] = {"LA": lambda values: values, "SA": lambda values: -values, "LM": np.abs}
+
+# Vectors of length P beside the basis and the result: the next direction, the product, what updates take.
+_VECTORS = 4
+
+
+def eigsh(
+    operator: LinearOperator,
+    k: int = 10,
+    which: Which = "LA",
+    *,
+    tol: float | None = None,
+    ncv: int | None = None,
+    max_restarts: int = 1000,
+    confidence: float | None = None,
+    seed: int = 0,
+    v0: Any = None,
+    check: bool = False,
+    on_failure: Literal["raise", "return"] = "raise",
+    callback: Callable[[Step], object] | None = None,
+    progress: bool | None = None,
+) -> Eigenpairs:
+    r"""The k largest or smallest eigenvalues of a symmetric operator, and their eigenvectors.
+
+    By the Lanczos method with thick restarts and full reorthogonalisation, on the operator's device (Wu and
+    Simon, SIAM Journal on Matrix Analysis and Applications 22, 2000). Where its basis would span the whole
+    space, as for k close to P, by P products and a dense decomposition instead; k = P is no exception. For
+    the largest of an :class:`~ihvp.OPG` by a streaming singular value decomposition of the per-example
+    gradients, unless ``ncv``, ``v0`` or ``confidence`` ask for Lanczos.
+
+    Parameters
+    ----------
+    operator : LinearOperator
+        A.
+    k : int
+        The number of eigenpairs, from 1 to P.
+    which : {"LA", "SA", "LM"}
+        The largest, the smallest (algebraically, so that negative ones come first), or the largest in
+        magnitude.
+    tol : float, optional
+        A pair has converged when ``‖A q − λ q‖ ≤ tol · max |θ|``, where the maximum over all Ritz values
+        stands for ``‖A‖``. (ARPACK takes each pair's own |θ|, which for small eigenvalues asks for less than
+        rounding errors.) The error of an eigenvalue is about the square of its residual. By default ε^(2/3)
+        of the dtype (3.7e-11 in float64, 2.4e-5 in float32; 2ε in half precision), or what the error of the
+        operator's products allows.
+    ncv : int, optional
+        Vectors in the basis, from k + 2 to P. By default 2k + 20.
+    max_restarts : int
+        How often the basis may be filled and cut back.
+    confidence : float, optional
+        Below 1, such as 0.999: after the pairs have converged, go on from a random vector until no wanted
+        eigenvalue is missed with this probability. One start vector finds each *multiple* eigenvalue once, in
+        Lanczos' method as in ARPACK; this finds its copies. It takes more products, 5 to 20 for spectra that
+        decay. By default only where the basis has spanned an invariant subspace.
+    seed : int
+        Of the start vector and other random ones.
+    v0 : optional
+        The start vector, in any form that the operator multiplies.
+    check : bool
+        Whether to compare ``uᵀ(Av)`` with ``vᵀ(Au)`` for random u and v first, which takes two products.
+    on_failure : {"raise", "return"}
+        Whether pairs that miss the tolerance are an error.
+    callback : callable, optional
+        Called with a :class:`~ihvp.progress.Step` after each product: its number, the largest residual of the
+        wanted pairs relative to the largest Ritz value, and how many have not converged.
+    progress : bool, optional
+        Shows a progress bar; by default in a terminal, after a second.
+
+    Returns
+    -------
+    Eigenpairs
+        In descending order for every ``which``. The residuals follow from orthogonality, which is kept up to
+        rounding, and a fresh product with a random combination of the vectors confirms them; where it does
+        not, each pair's residual is recomputed by a fresh product of its own.
+
+    Raises
+    ------
+    EigenpairsNotConverged
+        ``.eigenpairs`` holds what was computed.
+    InvalidOption, VectorError, NotSymmetric, NonFinite
+    TooLarge
+        The basis does not fit in memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> pairs = ihvp.eigsh(ihvp.Dense(np.diag(np.arange(100.0))), k=3)
+    >>> pairs.values.round(6), pairs.converged
+    (array([99., 98., 97.]), array([ True,  True,  True]))
+    """
+    if not isinstance(operator, LinearOperator):
+        raise InvalidOption("operator", describe(operator), "a LinearOperator; wrap a matrix in ihvp.Dense")
+    space = operator.space
+    capacity = _checked(space, k, which, tol, ncv, max_restarts, confidence, seed, on_failure)
+    start = None if v0 is None else _checked_start(space, v0)
+    if check:
+        check_symmetric(operator)
+    product = Products(operator)
+    limit = _default_tolerance(product) if tol is None else float(tol)
+    if isinstance(operator, OPG) and which != "SA" and ncv is None and v0 is None and confidence is None:
+        pairs, complete = opg_eigenpairs(operator, k, tol=limit), True
+    else:
+        if capacity >= space.size:
+            found = dense_eigenpairs(product, k, _KEYS[which])
+        else:
+            numbers = (capacity + 3 * k + _VECTORS) * space.size
+            what = f"A Lanczos basis of {capacity} vectors of P = {space.size:,} with k = {k} results"
+            bytes_each = int(space.xp.finfo(product.dtype).bits // 8)
+            require_memory(space, numbers, bytes_each, what, "Pass a smaller ncv or k.")
+            iteration = Lanczos(
+                product,
+                k=k,
+                capacity=capacity,
+                key=_KEYS[which],
+                tol=limit,
+                missed=None if confidence is None else 1 - confidence,
+                seed=seed,
+                start=start,
+            )
+            with Monitor("Lanczos", callback, progress) as monitor:
+                found = iteration.run(max_restarts, monitor)
+            del iteration
+        complete = found.complete
+        pairs = certified(product, found, limit, seed=seed, noisy=tol is None)
+    if on_failure == "raise" and not np.all(pairs.converged):
+        raise _failure(operator, pairs, limit, max_restarts, complete)
+    return pairs
+
+
+def _checked(
+    space: VectorSpace,
+    k: Any,
+    which: Any,
+    tol: Any,
+    ncv: Any,
+    max_restarts: Any,
+    confidence: Any,
+    seed: Any,
+    on_failure: Any,
+) -> int:
+    """The size of the basis."""
+    if not (isinstance(k, (int, np.integer)) and 1 <= k <= space.size):
+        raise InvalidOption("k", k, f"an integer from 1 to P = {space.size}")
+    if which not in _KEYS:
+        raise InvalidOption("which", which, "'LA' (largest), 'SA' (smallest) or 'LM' (largest in magnitude)")
+    if tol is not None and not (isinstance(tol, (int, float, np.integer, np.floating)) and 0 < tol < 1):
+        raise InvalidOption("tol", tol, "a number between 0 and 1, or None for what the dtype allows")
+    least = min(k + 2, space.size)
+    if ncv is not None and not (isinstance(ncv, (int, np.integer)) and least <= ncv <= space.size):
+        raise InvalidOption("ncv", ncv, f"an integer from {least} (k + 2) to P = {space.size}")
+    if not (isinstance(max_restarts, (int, np.integer)) and max_restarts >= 0):
+        raise InvalidOption("max_restarts", max_restarts, "an integer ≥ 0")
+    if confidence is not None and not (isinstance(confidence, (float, np.floating)) and 0 < confidence < 1):
+        raise InvalidOption("confidence", confidence, "a number between 0 and 1, or None")
+    if not (isinstance(seed, (int, np.integer)) and seed >= 0):
+        raise InvalidOption("seed", seed, "an integer ≥ 0")
+    if on_failure not in ("raise", "return"):
+        raise InvalidOption("on_failure", on_failure, "'raise' or 'return'")
+    return min(2 * k + 20, space.size) if ncv is None else int(ncv)
+
+
+def _default_tolerance(product: Products) -> float:
+    space = product.space
+    # In half precision only the products are.
+    return max(float(space.xp.finfo(product.dtype).eps) ** (2 / 3), 2 * space.eps)
+
+
+def _checked_start(space: VectorSpace, v0: Any) -> Vector:
+    start, _ = space.enter(v0)
+    if start.ndim != 1:
+        raise VectorError(f"v0 has shape {start.shape}; expected ({space.size},): one vector.")
+    size = float(algebra.norms(start))
+    if not 0 < size < np.inf:
+        raise VectorError(f"v0 has size {size}; expected a finite vector that is not 0.")
+    return start
+
+
+def _failure(
+    operator: LinearOperator, pairs: Eigenpairs, tol: float, max_restarts: int, complete: bool
+) -> EigenpairsNotConverged:
+    missing = np.flatnonzero(~pairs.converged)
+    worst = int(missing[np.argmax(pairs.residuals[missing])])
+    size = float(np.abs(pairs.values).max())
+    reached = float(pairs.residuals[worst]) / size if size else np.inf
+    found = (
+        f"{missing.size} of {pairs.values.size} eigenpairs have not converged: residuals of up to {reached:.1e} of "
+        f"the largest of them, above the tolerance {tol:.1e}, "
+    )
+    if not complete:
+        return EigenpairsNotConverged(
+            found + f"after {max_restarts} restarts and {pairs.matvecs} products. Raise max_restarts or ncv, "
+            "loosen tol, or ask for fewer pairs.",
+            pairs,
+        )
+    noise = operator.product_error(algebra.column(pairs.vectors, worst))
+    if noise:
+        cause = f"the backend's products carry an error of about {noise / size:.1e} (their noise floor)"
+        advice = "or use a backend with exact products"
+    else:
+        cause = f"rounding in {operator.dtype}, or products that differ between calls or are not symmetric"
+        advice = "use a wider dtype, or test the operator with check=True"
+    return EigenpairsNotConverged(
+        found + f"by fresh products, though the method saw smaller ones: {cause}. Ask for tol ≥ "
+        f"{2 * reached:.0e}, {advice}.",
+        pairs,
+    )

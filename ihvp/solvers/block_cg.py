@@ -1,0 +1,196 @@
+"""Block conjugate gradients: one Krylov space for many right-hand sides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import array_api_compat
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from ihvp import algebra
+from ihvp.backend import Vector
+from ihvp.errors import InvalidOption, NonFinite
+from ihvp.operators.base import LinearOperator
+from ihvp.orthogonal import orthonormal
+from ihvp.solvers.base import CountedOperator, Log
+from ihvp.solvers.refinement import Sweep
+
+if TYPE_CHECKING:
+    from ihvp.solvers.cg import CG
+
+# A direction that holds less than this part of every column's target is left out of the block.
+_NEGLIGIBLE = 0.05
+
+# The recurrence uses the Gram matrix of its basis, which therefore need not be orthonormal to rounding.
+_DEVIATION = 0.1
+
+# Curvature below this many machine epsilons of the largest in the block may be rounding.
+_NOISE = 2
+
+
+class BlockConjugate(Sweep):
+    r"""Block CG from given residuals (O'Leary, Linear Algebra and its Applications 29, 1980).
+
+    The residuals are kept as ``R = Q C`` with Q nearly orthonormal, so that they may become dependent without
+    harm (Dubrulle, ETNA 12, 2001). With ``N = Qᵀ M Q``, M the preconditioner, a step from directions P is
+
+    .. math::
+        \alpha = (P^T A P)^{-1} N, \quad X \mathrel{+}= P \alpha C, \quad Q' S = Q - A P \alpha, \quad
+        C' = S C, \quad P' = M Q' + P N^{-1} S^T N'
+
+    Directions of Q that depend on others are dropped, at the start also those within the targets. Later ones
+    stay while they help: a block that lost a direction has a shorter memory. Only once no more than half of
+    them matter to the columns not yet solved, the others are dropped together and cost no products.
+
+    A sweep that rounding has brought too far from conjugate directions leaves its columns for the reason
+    "lost"; the recurrence of separate columns holds for longer.
+
+    Beside ``x`` and the product, it holds two blocks of at most k vectors.
+    """
+
+    def __init__(
+        self, method: CG, numbers: NDArray[np.intp], x: Vector, r: Vector, targets: NDArray[np.float64]
+    ) -> None:
+        super().__init__(numbers, algebra.by_columns(x), targets)
+        self.preconditioner, self.fatal = method.preconditioner, method.on_indefinite == "raise"
+        self.q: Vector = r
+        self.p: Vector = None
+        self.c: NDArray[np.float64] = np.empty(0)
+        self.gram: NDArray[np.float64] = np.empty(0)
+        self.left_out = np.zeros(targets.shape)
+        self.flat: float | None = None
+        self.eps = float(array_api_compat.array_namespace(r).finfo(r.dtype).eps)
+
+    def run(self, operator: CountedOperator, limit: int, log: Log) -> None:
+        start = algebra.norms(self.q)
+        solved = start <= self.targets
+        self.park(solved, "reached")
+        if not self.places.size:
+            return
+        basis = orthonormal(algebra.by_columns(algebra.keep(self.q, ~solved)), deviation=_DEVIATION)
+        self.q, self.gram = basis.vectors, basis.gram
+        self.c = np.zeros((self.gram.shape[0], start.size))
+        self.c[:, self.places] = basis.coefficients
+        self._drop(np.eye(self.gram.shape[0]), most=self.gram.shape[0])
+        z, inner = self._preconditioned()
+        self.p = algebra.copy(z)
+        del z, basis
+        while self.places.size and log.iterations < limit:
+            product = operator.apply(self.p)
+            curvature = algebra.gram(self.p, product)
+            if not np.all(np.isfinite(curvature)):
+                raise NonFinite("A product with the operator")
+            curvature = (curvature + curvature.T) / 2
+            if not self._definite(operator, curvature, inner):
+                return
+            step = _solve(curvature, inner)
+            self.x = algebra.add_product(self.x, self.p, step @ self.c)
+            self.q = algebra.add_product(self.q, product, -step)
+            del product
+            basis = orthonormal(self.q, scale=1.0, deviation=_DEVIATION)
+            self.q, self.gram, change = basis.vectors, basis.gram, basis.coefficients
+            del basis
+            self.c = change @ self.c
+            norms = self._norms()
+            log.step(self.numbers[self.places], norms)
+            self.park(norms <= self.targets[self.places], "reached")
+            if not self.places.size:
+                return
+            if np.any(self._norms() > start[self.places] / self.eps**0.5):
+                self.park(np.ones(self.places.shape, dtype=bool), "lost")
+                return
+            change = self._drop(change, most=inner.shape[0] // 2)
+            before = inner
+            z, inner = self._preconditioned()
+            self.p = algebra.multiply(self.p, _solve(before, change.T @ inner))
+            self.p = algebra.axpy(self.p, 1.0, z)
+            del z
+
+    def park(self, leaving: NDArray[np.bool_], reason: str) -> None:
+        # The iterates stay in their block: a column without coefficients is not changed any more.
+        self.reasons[self.places[leaving]] = reason
+        if self.c.size:
+            self.c[:, self.places[leaving]] = 0.0
+        self.places = self.places[~leaving]
+
+    def narrow(self, stay: NDArray[np.bool_]) -> None:
+        """Nothing: columns share their blocks."""
+
+    def parts(self) -> list[tuple[NDArray[np.intp], Vector]]:
+        return [(np.arange(self.numbers.size), self.x)]
+
+    def _norms(self) -> NDArray[np.float64]:
+        """The residual norms of the columns not yet solved, what was left out of the block included."""
+        c = self.c[:, self.places]
+        return np.asarray(
+            np.sqrt(np.maximum(np.sum(c * (self.gram @ c), axis=0), 0.0)) + self.left_out[self.places]
+        )
+
+    def _drop(self, change: NDArray[np.float64], most: int) -> NDArray[np.float64]:
+        """Keep the directions that matter, where these are ``most`` at most; ``change``, into those kept."""
+        at = self.places
+        targets = np.maximum(self.targets[at], np.finfo(np.float64).tiny)
+        directions, sizes, _ = np.linalg.svd(self.c[:, at] / targets)
+        count = int(np.sum(sizes > _NEGLIGIBLE))
+        if count > most or count == directions.shape[1]:
+            return change
+        kept, dropped = directions[:, :count], directions[:, count:]
+        self.left_out[at] += np.linalg.norm(dropped.T @ self.c[:, at], axis=0)
+        self.q = algebra.multiply(self.q, kept)
+        self.c, self.gram = kept.T @ self.c, kept.T @ self.gram @ kept
+        return np.asarray(kept.T @ change)
+
+    def _preconditioned(self) -> tuple[Vector, NDArray[np.float64]]:
+        """``Z = M Q`` and ``N = Qᵀ Z``."""
+        if self.preconditioner is None:
+            return self.q, self.gram
+        if isinstance(self.preconditioner, LinearOperator):
+            z = self.preconditioner.apply(self.q)
+        else:
+            assert callable(self.preconditioner)  # what is to be made, prepare has made
+            z = self.preconditioner(self.q)
+        inner = algebra.gram(self.q, z)
+        if not np.all(np.isfinite(inner)):
+            raise NonFinite("A product with the preconditioner")
+        inner = (inner + inner.T) / 2
+        eps, lowest = self.eps, float(np.linalg.eigvalsh(inner)[0])
+        if lowest < -_NOISE * eps * float(np.linalg.norm(inner, 2)):
+            raise InvalidOption(
+                "preconditioner",
+                f"an operator with rᵀ M r = {lowest:.1e} for a vector r of length 1",
+                "a symmetric positive definite approximation of (A + λI)⁻¹",
+            )
+        return z, inner
+
+    def _definite(
+        self, operator: CountedOperator, curvature: NDArray[np.float64], inner: NDArray[np.float64]
+    ) -> bool:
+        """Whether ``PᵀAP`` is positive beyond doubt; if not, leave the columns for the reason why."""
+        eps, everything = self.eps, np.ones(self.places.shape, dtype=bool)
+        if self.preconditioner is not None:
+            spread = np.linalg.eigvalsh(inner)
+            if spread[0] <= _NOISE * eps * spread[-1]:
+                self.park(everything, "lost")
+                return False
+        quotients, vectors = scipy.linalg.eigh(curvature, inner)
+        if self.flat is None:
+            # As with one column: no later quotient is so much smaller unless the matrix is singular.
+            self.flat = eps**1.5 * max(float(quotients[-1]), 0.0)
+        doubt = _NOISE * eps * float(np.linalg.norm(curvature, 2)) * float(np.sum(vectors[:, 0] ** 2))
+        if quotients[0] > max(doubt, self.flat):
+            return True
+        # The sum of many products has more rounding than one product with the direction in question.
+        direction = algebra.multiply(self.p, vectors[:, :1])[:, 0]
+        if float(algebra.dots(direction, operator.apply(direction))) > self.flat:
+            self.park(everything, "lost")
+            return False
+        self.park(everything, "indefinite")
+        self.direction = direction if self.fatal else None
+        return False
+
+
+def _solve(matrix: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``matrix⁻¹ right`` for a positive definite matrix."""
+    return np.asarray(scipy.linalg.cho_solve(scipy.linalg.cho_factor(matrix, lower=True), right))
