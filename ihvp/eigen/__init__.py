@@ -3,7 +3,3 @@
 from ihvp.eigen.eigsh import eigsh
 
 __all__ = ["eigsh"]
-
-from ihvp.eigen.eigsh import eigsh
-
-__all__ = ["eigsh"]

@@ -53,8 +53,9 @@ class GrowingBasis:
     def orthogonalise(self, w: Vector) -> tuple[Vector, NDArray[np.float64], float]:
         """What of ``w`` is orthogonal to the basis, the coefficients of the rest, and the norm of the first.
 
-        Classical Gram–Schmidt, repeated where a pass has cancelled digits: twice is enough unless ``w`` lies in
-        the span (Daniel, Gragg, Kaufman and Stewart, Mathematics of Computation 30, 1976). ``w`` is given up.
+        Classical Gram–Schmidt, repeated where a pass has cancelled digits: twice is enough unless ``w`` lies
+        in the span (Daniel, Gragg, Kaufman and Stewart, Mathematics of Computation 30, 1976). ``w`` is given
+        up.
         """
         coefficients, norm = np.zeros(self.size), float(algebra.norms(w))
         for _ in range(_MOST_PASSES):

@@ -15,16 +15,17 @@ def dense_eigenpairs(product: Products, k: int, key: Key) -> Approximation:
     computed = product.dense()
     matrix = (computed + computed.mT) / 2
     eigenvalues, basis = product.space.xp.linalg.eigh(matrix)
-    values = np.asarray(algebra.to_numpy(eigenvalues), dtype=np.float64)
-    wanted = np.argsort(-key(values), kind="stable")[:k]
-    vectors, size = algebra.columns(basis, wanted), float(np.abs(values).max())
-    values = values[wanted]
+    spectrum = np.asarray(algebra.to_numpy(eigenvalues), dtype=np.float64)
+    leading = int(np.argmax(np.abs(spectrum)))
+    wanted = np.argsort(-key(spectrum), kind="stable")[:k]
+    values, vectors = spectrum[wanted], algebra.columns(basis, wanted)
     rest = algebra.axpy(matrix @ vectors, -algebra.coefficients(values, vectors), vectors)
     return Approximation(
         values=values,
         vectors=vectors,
         residuals=algebra.norms(rest),
-        size=size,
+        size=float(abs(spectrum[leading])),
+        leading=algebra.column(basis, leading),
         image=lambda mixture: matrix @ combinations(vectors, mixture[:, None])[:, 0],
         complete=True,
     )

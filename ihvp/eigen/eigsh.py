@@ -189,7 +189,7 @@ def _checked(
 def _default_tolerance(product: Products) -> float:
     space = product.space
     # In half precision only the products are.
-    return max(float(space.xp.finfo(product.dtype).eps) ** (2 / 3), 2 * space.eps)
+    return float(max(space.xp.finfo(product.dtype).eps ** (2 / 3), 2 * space.eps))
 
 
 def _checked_start(space: VectorSpace, v0: Any) -> Vector:
@@ -210,8 +210,8 @@ def _failure(
     size = float(np.abs(pairs.values).max())
     reached = float(pairs.residuals[worst]) / size if size else np.inf
     found = (
-        f"{missing.size} of {pairs.values.size} eigenpairs have not converged: residuals of up to {reached:.1e} of "
-        f"the largest of them, above the tolerance {tol:.1e}, "
+        f"{missing.size} of {pairs.values.size} eigenpairs have not converged: residuals of up to "
+        f"{reached:.1e} of the largest of them, above the tolerance {tol:.1e}, "
     )
     if not complete:
         return EigenpairsNotConverged(

@@ -20,7 +20,7 @@ Key: TypeAlias = "Callable[[NDArray[np.float64]], NDArray[np.float64]]"
 
 # What rounding leaves of a zero, in machine epsilons.
 _ZERO = 10
-# The projected problem is solved after each product while it is small, and later after as many as this divides.
+# The projected problem is solved after each product while it is smaller than this, and then more rarely.
 _SMALL = 64
 # The chance to miss a multiple eigenvalue that is accepted where an invariant subspace was found.
 _MISSED = 1e-3
@@ -52,19 +52,20 @@ class Ritz:
 class Lanczos:
     r"""The thick-restart Lanczos iteration for the k eigenpairs of the largest ``key``.
 
-    After m products :math:`A V_m = V_m T_m + \beta v_{m+1} e_m^\top` with orthonormal :math:`(V_m, v_{m+1})`,
-    so that a Ritz pair :math:`T s = \theta s` has the residual :math:`\beta\, |s_m|`. A full basis is cut back
-    to the best Ritz vectors, which keep that form (Wu and Simon, "Thick-restart Lanczos method for large
-    symmetric eigenvalue problems", SIAM Journal on Matrix Analysis and Applications 22, 2000). Each product is
-    orthogonalised against the whole basis, whose projections are T: no other orthogonality is relied upon.
+    After m products :math:`A V_m = V_m T_m + v_{m+1} b^\top` with orthonormal :math:`(V_m, v_{m+1})`, so that
+    a Ritz pair :math:`T s = \theta s` has the residual :math:`|b^\top s|`. A full basis is cut back to the
+    best Ritz vectors, which keep that form, with :math:`V S`, :math:`\Theta` and :math:`S^\top b` in place of
+    V, T and b (Wu and Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems", SIAM
+    Journal on Matrix Analysis and Applications 22, 2000). Each product is orthogonalised against the whole
+    basis.
 
-    Of an eigenspace the Krylov space of one start holds one vector. To find the others, a *probe* goes on from
-    a random vector orthogonal to the pairs found. If that has a component γ along a missed eigenvector, then
-    the probe's basis vectors have components :math:`p_j(\lambda)\,\gamma`, of at most 1, where the
-    polynomials :math:`p_j` are known. So :math:`|p_j(\theta_k)| > 1/\delta` rules out every missed eigenvector
-    with :math:`|\gamma| > \delta` (van Dorsselaer, Hochstenbach and van der Vorst, "Computing probabilistic
-    bounds for extreme eigenvalues of symmetric matrices with the Lanczos method", SIAM Journal on Matrix
-    Analysis and Applications 22, 2000).
+    Of an eigenspace the Krylov space of one start holds one vector. To find the others, a *probe* goes on
+    from a random vector orthogonal to the pairs found. If that has a component γ along a missed eigenvector,
+    then the probe's basis vectors have components :math:`p_j(\lambda)\,\gamma`, of at most 1, where the
+    polynomials :math:`p_j` are known. So :math:`|p_j(\theta_k)| > 1/\delta` rules out every missed
+    eigenvector with :math:`|\gamma| > \delta` (van Dorsselaer, Hochstenbach and van der Vorst, "Computing
+    probabilistic bounds for extreme eigenvalues of symmetric matrices with the Lanczos method", SIAM Journal
+    on Matrix Analysis and Applications 22, 2000).
 
     Parameters
     ----------
@@ -94,19 +95,18 @@ class Lanczos:
         seed: int,
         start: Vector | None,
     ) -> None:
-        self.product, self.k, self.capacity, self.key = product, k, capacity, key
-        # A probe forgets the residuals of the pairs that it starts from.
-        self.tol = tol if missed is None else tol / 2
+        self.product, self.k, self.capacity, self.key, self.tol = product, k, capacity, key, tol
         self.missed, self._random = missed, np.random.default_rng(seed)
         self._eps = float(product.space.xp.finfo(product.dtype).eps)
         self._basis = GrowingBasis(product.space, capacity, product.dtype)
         self._projected = np.zeros((capacity, capacity))
-        self._size = self._coupling = 0.0
+        self._size = 0.0
         if start is None:
             self._next = self._random_direction()
         else:
             start = algebra.wide(start)
             self._next = start / float(algebra.norms(start))
+        self._couplings = np.zeros(0)  # of the next direction to the basis: b
         self._found: NDArray[np.float64] | None = None
         self._shifts = np.zeros(0)
         self._components = np.zeros((0, capacity))
@@ -141,18 +141,20 @@ class Lanczos:
         size = self._basis.size
         image = self.product(self._next)
         self._size = max(self._size, float(algebra.norms(image)))
-        rest, column, norm = self._basis.orthogonalise(image)
+        rest, projections, norm = self._basis.orthogonalise(image)
+        # By symmetry all but the last projection are known. Noise in them would hide convergence.
+        column = np.append(self._couplings, projections[-1])
         self._projected[:size, size - 1] = self._projected[size - 1, :size] = column
         self._components[:, size - 1] = self._next_components
+        self._couplings = np.zeros(size)
         if norm <= _ZERO * self._eps * self._size:
             # The basis spans an invariant subspace. Eigenvalues outside of it may be any, also multiples.
-            self._coupling, self._next = 0.0, self._random_direction()
-            self._next_components = np.ones(self._shifts.size)
+            self._next, self._next_components = self._random_direction(), np.ones(self._shifts.size)
             self.missed = self.missed or _MISSED
             return
-        self._coupling, self._next = norm, algebra.scale(rest, 1 / norm)
-        carried = self._components[:, :size]
-        self._next_components = (self._shifts * self._next_components - carried @ column) / norm
+        self._couplings[-1], self._next = norm, algebra.scale(rest, 1 / norm)
+        carried = self._components[:, :size] @ column
+        self._next_components = (self._shifts * self._next_components - carried) / norm
 
     def _is_due(self) -> bool:
         size = self._basis.size
@@ -163,11 +165,17 @@ class Lanczos:
         values, rotation = np.linalg.eigh(self._projected[:size, :size])
         order = np.argsort(-self.key(values), kind="stable")
         values, rotation = values[order], rotation[:, order]
-        return Ritz(values, rotation, self._coupling * np.abs(rotation[-1]))
+        return Ritz(values, rotation, np.abs(self._couplings @ rotation))
 
     def _pending(self, ritz: Ritz) -> int:
         """The wanted pairs that have not converged."""
-        return int(np.count_nonzero(ritz.residuals[: self.k] > self.tol * ritz.size))
+        return int(np.count_nonzero(ritz.residuals[: self.k] > self._limit(ritz)))
+
+    def _limit(self, ritz: Ritz) -> float:
+        """The largest residual of a converged pair."""
+        # A probe forgets the residuals of the pairs that it starts from, and may mix them.
+        share = 1.0 if self.missed is None else 4 * self.k**0.5
+        return self.tol * ritz.size / share
 
     def _kept(self, pending: int) -> int:
         """The Ritz vectors to restart with: more of them as pairs converge, as ARPACK does."""
@@ -176,6 +184,7 @@ class Lanczos:
     def _restart(self, ritz: Ritz, size: int) -> None:
         rotation = ritz.rotation[:, :size]
         self._components[:, :size] = self._components[:, : self._basis.size] @ rotation
+        self._couplings = self._couplings @ rotation
         self._basis.rotate(rotation)
         self._projected[:] = 0.0
         np.fill_diagonal(self._projected[:size, :size], ritz.values[:size])
@@ -184,24 +193,24 @@ class Lanczos:
         """Go on from a random vector that is orthogonal to the wanted pairs."""
         self._restart(ritz, self.k)
         self._found = self.key(ritz.values[: self.k])
-        # A missed eigenvalue has a key above the last one; keys of magnitude have it on either side.
-        last = abs(ritz.values[self.k - 1])
-        self._shifts = np.unique([value for value in (last, -last) if self.key(np.asarray(value)) >= self._found[-1]])
+        last = ritz.values[self.k - 1]
+        # For magnitudes, a missed eigenvalue may lie on either side.
+        self._shifts = np.unique([value for value in (last, -last) if self.key(value) == self.key(last)])
         self._components = np.zeros((self._shifts.size, self.capacity))
-        self._next, self._coupling = self._random_direction(), 0.0
-        self._next_components = np.ones(self._shifts.size)
+        self._next, self._next_components = self._random_direction(), np.ones(self._shifts.size)
+        self._couplings = np.zeros(self.k)
 
     def _is_improved(self, ritz: Ritz) -> bool:
         """Whether the probe found a pair that is wanted more."""
         assert self._found is not None
-        return bool(np.any(self.key(ritz.values[: self.k]) > self._found + self.tol * ritz.size))
+        return bool(np.any(self.key(ritz.values[: self.k]) > self._found + self._limit(ritz)))
 
     def _is_excluded(self, ritz: Ritz) -> bool:
         """Whether the probe, which has found nothing, would have found a missed eigenvector."""
         if self._found is None or self._is_improved(ritz):
             return False
         assert self.missed is not None
-        if ritz.values.size > self.k and ritz.residuals[self.k] <= self.tol * ritz.size:
+        if ritz.values.size > self.k and ritz.residuals[self.k] <= self._limit(ritz):
             return True  # the next pair has converged, and it is wanted less
         # |γ| of a random unit vector of P entries is below δ with probability δ √(2P/π).
         delta = self.missed * (np.pi / 2 / self.product.space.size) ** 0.5
@@ -221,11 +230,20 @@ class Lanczos:
 
     def _approximation(self, ritz: Ritz, *, complete: bool) -> Approximation:
         values, rotation = ritz.values[: self.k], ritz.rotation[:, : self.k]
+        largest = int(np.argmax(np.abs(ritz.values)))
         vectors, rest = self._basis.combinations(rotation), self._next
-        couplings = self._coupling * rotation[-1]
+        couplings = self._couplings @ rotation
 
         def image(mixture: NDArray[np.float64]) -> Vector:
             along = combinations(vectors, (values * mixture)[:, None])[:, 0]
             return algebra.axpy(along, float(couplings @ mixture), rest)
 
-        return Approximation(values, vectors, ritz.residuals[: self.k], ritz.size, image, complete)
+        return Approximation(
+            values=values,
+            vectors=vectors,
+            residuals=ritz.residuals[: self.k],
+            size=ritz.size,
+            leading=self._basis.combinations(ritz.rotation[:, [largest]])[:, 0],
+            image=image,
+            complete=complete,
+        )

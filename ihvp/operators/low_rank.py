@@ -94,8 +94,8 @@ class Spectral(LinearOperator):
             raise InvalidOption(
                 "damping",
                 damping,
-                f"a number above {damping - lowest:.3e}: with this one the lowest eigenvalue is {lowest:.3e}, "
-                "and the logarithm of the determinant is defined where all are positive",
+                f"a number above {damping - lowest:.3e}: with this one the lowest eigenvalue is "
+                f"{lowest:.3e}, and the logarithm of the determinant is defined where all are positive",
             )
         tail = self._codimension * np.log(rest) if self._codimension else 0.0
         return float(np.sum(np.log(damped)) + tail)
@@ -108,7 +108,7 @@ class Spectral(LinearOperator):
         )
 
     def solve_damped(self, v: Vector, damping: float) -> Vector:
-        """``(A + λI)⁻¹ v`` of a flat native vector or block; the pseudo-inverse's where there is no inverse."""
+        """``(A + λI)⁻¹ v`` of a flat native vector or block; by the pseudo-inverse where that is singular."""
         damped, rest = self._damped(damping)
         zero = self._is_zero(damping, damped)
         inverses = np.divide(1.0, damped, out=np.zeros(damped.size), where=~zero)
@@ -226,7 +226,7 @@ def _checked(eigenpairs: Eigenpairs) -> tuple[NDArray[np.float64], Vector]:
     allowed = float(xp.finfo(vectors.dtype).eps) ** 0.5
     if not deviation <= allowed:
         raise VectorError(
-            f"The eigenvectors are not orthonormal: QᵀQ differs from the identity by {deviation:.1e}; expected "
-            f"at most {allowed:.1e}. Orthonormalise them, or take those that ihvp.eigsh returns."
+            f"The eigenvectors are not orthonormal: QᵀQ differs from the identity by {deviation:.1e}; "
+            f"expected at most {allowed:.1e}. Orthonormalise them, or take those that ihvp.eigsh returns."
         )
     return values, vectors

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.errors import InvalidOption, NonFinite
-from ihvp.operators.base import LinearOperator
 from ihvp.orthogonal import orthonormal
 from ihvp.solvers.base import CountedOperator, Log
+from ihvp.solvers.conjugate import precondition
 from ihvp.solvers.refinement import Sweep
 
 if TYPE_CHECKING:
@@ -146,11 +146,7 @@ class BlockConjugate(Sweep):
         """``Z = M Q`` and ``N = Qᵀ Z``."""
         if self.preconditioner is None:
             return self.q, self.gram
-        if isinstance(self.preconditioner, LinearOperator):
-            z = self.preconditioner.apply(self.q)
-        else:
-            assert callable(self.preconditioner)  # what is to be made, prepare has made
-            z = self.preconditioner(self.q)
+        z = precondition(self.preconditioner, self.q)
         inner = algebra.gram(self.q, z)
         if not np.all(np.isfinite(inner)):
             raise NonFinite("A product with the preconditioner")

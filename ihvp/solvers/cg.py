@@ -9,20 +9,20 @@ from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ihvp import algebra
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, NonFinite, SolverError
+from ihvp.errors import InvalidOption, SolverError
 from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
 from ihvp.solvers import diagnosis
 from ihvp.solvers.augmented import Augmented
-from ihvp.solvers.base import CountedOperator, Log, Solution, Solver
+from ihvp.solvers.base import CountedOperator, Solution, Solver
+from ihvp.solvers.block_cg import BlockConjugate
+from ihvp.solvers.conjugate import Conjugate
 from ihvp.solvers.minres import MinimalResidual
 from ihvp.solvers.multishift import Shift, shifted_iterates
 from ihvp.solvers.nystrom import Nystrom, Sketch
-from ihvp.solvers.refinement import Refinement, Start, Sweep, check_tolerances, iteration_limit
+from ihvp.solvers.refinement import Refinement, Start, check_tolerances, iteration_limit
 
 Preconditioner = LinearOperator | Callable[[Vector], Vector]
 OnIndefinite = Literal["raise", "truncate", "minres"]
@@ -40,10 +40,12 @@ class CG(Solver):
     r"""The method of conjugate gradients, for a positive definite :math:`A + \lambda I`.
 
     Minimises :math:`\frac12 x^T (A + \lambda I) x - v^T x` over growing Krylov spaces (Hestenes and Stiefel,
-    Journal of Research of the National Bureau of Standards 49, 1952). The columns of a block share their
-    products and are dropped as they converge. A column counts as converged only by its residual recomputed
-    from the definition; where rounding has parted that from the recurrence, the iteration goes on from the
-    true one. Beside ``v`` it holds four vectors (five with a preconditioner).
+    Journal of Research of the National Bureau of Standards 49, 1952). The columns of a block share one Krylov
+    space (O'Leary, Linear Algebra and its Applications 29, 1980), which takes a fraction of the products that
+    they would take one by one; columns that converge leave it. A column counts as converged only by its
+    residual recomputed from the definition; where rounding has parted that from the recurrence, the iteration
+    goes on from the true one. Beside ``v`` it holds four vectors for each column (five with a
+    preconditioner).
 
     Several dampings share one Krylov space, and so the products of the hardest one (Frommer and Maass, SIAM
     Journal on Scientific Computing 19, 1998), where there is neither a preconditioner nor ``x0``; it then
@@ -59,6 +61,9 @@ class CG(Solver):
         One to be made from products that count as the solve's: ``"nystrom"`` is :class:`~ihvp.Nystrom` with
         its defaults. Or an approximation of ``(A + λI)⁻¹``, symmetric and positive definite, on flat native
         vectors, blocks.
+    shared : bool
+        Whether the columns of a block share one Krylov space where that serves them all, or each has its own,
+        as it has under several dampings and where ``on_indefinite`` treats columns one by one.
     on_indefinite : {"raise", "truncate", "minres"}
         What to do where ``pᵀ(A + λI)p ≤ 0``: raise :class:`~ihvp.errors.IndefiniteCurvature`, keep the
         iterate reached before that direction, not converged, as truncated Newton methods want it, or go on
@@ -83,6 +88,7 @@ class CG(Solver):
     atol: float = 0.0
     max_iterations: int | None = None
     preconditioner: Literal["nystrom"] | Nystrom | Preconditioner | None = None
+    shared: bool = True
     on_indefinite: OnIndefinite = "raise"
 
     def __post_init__(self) -> None:
@@ -147,13 +153,21 @@ class CG(Solver):
                 outcomes.append(error)
         return outcomes
 
-    def _finish(self, course: Refinement) -> Solution:
-        """Settle what is pending; the certified solution, or the error."""
-        limit = iteration_limit(self.max_iterations, course.v)
-        start: Start = partial(_Conjugate, self)
+    def iterate(self, course: Refinement, limit: int) -> None:
+        """Settle the pending columns, solved or not."""
+        separate: Start = partial(Conjugate, self)
+        block = self.shared and self.on_indefinite == "raise" and course.v.ndim == 2 and course.v.shape[1] > 1
+        start: Start = partial(BlockConjugate, self) if block else separate
         if isinstance(self.preconditioner, Sketch):
             start = partial(Augmented, self.preconditioner, start)
         course.run(start, limit)
+        if course.reopen("lost"):
+            course.run(separate, limit)
+
+    def _finish(self, course: Refinement) -> Solution:
+        """Settle what is pending; the certified solution, or the error."""
+        limit = iteration_limit(self.max_iterations, course.v)
+        self.iterate(course, limit)
         handed_over = self.on_indefinite == "minres" and course.reopen("indefinite")
         if handed_over:
             course.run(MinimalResidual, limit)
@@ -169,88 +183,7 @@ class CG(Solver):
         return solution
 
 
-class _Conjugate(Sweep):
-    """The recurrence of CG from a given residual.
-
-    Beside the product, ``x``, ``r`` and ``p`` are all that it holds; without preconditioner ``z`` is ``r``.
-    """
-
-    def __init__(
-        self, method: CG, numbers: NDArray[np.intp], x: Vector, r: Vector, targets: NDArray[np.float64]
-    ) -> None:
-        super().__init__(numbers, x, targets)
-        self.method, self.r, self.p = method, r, None
-        self.flat = np.zeros(numbers.shape)
-
-    def run(self, operator: CountedOperator, limit: int, log: Log) -> None:
-        method = self.method
-        self.park(np.atleast_1d(algebra.norms(self.r)) <= self.targets, "reached")
-        if not self.places.size:
-            return
-        z = _precondition(method.preconditioner, self.r)
-        rz = _inner(self.r, z)
-        self.p = algebra.copy(z)
-        del z
-        while self.places.size and log.iterations < limit:
-            product = operator.apply(self.p)
-            curvature = np.atleast_1d(algebra.dots(self.p, product))
-            if not np.all(np.isfinite(curvature)):
-                raise NonFinite("A product with the operator")
-            if not np.any(self.flat):
-                # pᵀAp / rz is never below the lowest eigenvalue, and at the first step not above the highest.
-                # A later one smaller by more than the dtype can tell proves the matrix singular in it.
-                self.flat[self.places] = operator.operator.space.eps**1.5 * np.maximum(curvature / rz, 0.0)
-            indefinite = curvature <= self.flat[self.places] * rz
-            if np.any(indefinite):
-                del product
-                if method.on_indefinite == "raise":
-                    self.direction = algebra.column(self.p, int(np.argmin(curvature)))
-                    self.reasons[self.places] = "indefinite"
-                    return
-                self.park(indefinite, "indefinite")
-                rz = rz[~indefinite]
-                continue
-            step = algebra.coefficients(rz / curvature, self.p)
-            self.r = algebra.axpy(self.r, -step, product)
-            del product
-            self.x = algebra.axpy(self.x, step, self.p)
-            norms = np.atleast_1d(algebra.norms(self.r))
-            log.step(self.numbers[self.places], norms)
-            reached = norms <= self.targets[self.places]
-            self.park(reached, "reached")
-            if not self.places.size:
-                return
-            rz = rz[~reached]
-            z = _precondition(method.preconditioner, self.r)
-            rz, before = _inner(self.r, z), rz
-            self.p = algebra.xpay(self.p, algebra.coefficients(rz / before, self.p), z)
-
-    def narrow(self, stay: NDArray[np.bool_]) -> None:
-        self.r = algebra.keep(self.r, stay)
-        self.p = None if self.p is None else algebra.keep(self.p, stay)
-
-
 def _is_preconditioner(value: object) -> bool:
     if isinstance(value, (str, type)):
         return value == "nystrom"
     return isinstance(value, (Nystrom, LinearOperator)) or callable(value)
-
-
-def _precondition(preconditioner: object, r: Vector) -> Vector:
-    if preconditioner is None:
-        return r
-    if isinstance(preconditioner, LinearOperator):
-        return preconditioner.apply(r)
-    assert callable(preconditioner)  # what is to be made, prepare has made
-    return preconditioner(r)
-
-
-def _inner(r: Vector, z: Vector) -> NDArray[np.float64]:
-    rz = np.atleast_1d(algebra.dots(r, z))
-    if np.any(rz <= 0):
-        raise InvalidOption(
-            "preconditioner",
-            f"an operator with rᵀ M r = {rz.min():.1e} for a residual r",
-            "a symmetric positive definite approximation of (A + λI)⁻¹",
-        )
-    return rz

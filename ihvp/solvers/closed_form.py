@@ -21,7 +21,7 @@ class SupportsClosedForm(Protocol):
     """An operator A that solves with ``A + λI`` without iterations."""
 
     def solve_damped(self, v: Vector, damping: float, /) -> Vector:
-        """``(A + λI)⁻¹ v`` of a flat native vector or block; the pseudo-inverse's where there is no inverse."""
+        """``(A + λI)⁻¹ v`` of a flat native vector or block; by the pseudo-inverse where that is singular."""
 
     def is_singular(self, damping: float, /) -> bool:
         """Whether ``A + λI`` has an eigenvalue that is zero up to rounding."""

@@ -16,7 +16,7 @@ from ihvp.errors import InvalidOption, NonFinite
 from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
 from ihvp.solvers.block_cg import BlockConjugate
-from ihvp.solvers.cg import _Conjugate
+from ihvp.solvers.conjugate import Conjugate
 from ihvp.solvers.refinement import Refinement, iteration_limit
 from ihvp.space import VectorSpace
 
@@ -39,7 +39,7 @@ def shared(*arguments, **options):
 
 
 def separate(*arguments, **options):
-    return course_of(_Conjugate, *arguments, **options).solution()
+    return course_of(Conjugate, *arguments, **options).solution()
 
 
 # Two models of handwritten digits, with derivatives by hand

@@ -110,7 +110,7 @@ def test_columns_are_dropped_as_they_converge(rng, make_symmetric, watched):
     matrix, basis = make_symmetric(rng, np.arange(1.0, 21.0))
     v = np.stack([basis[:, :1].sum(1), basis[:, :4].sum(1), basis.sum(1)], axis=1)
     operator = watched(matrix)
-    solution = ihvp.solve(operator, v, solver=ihvp.CG(rtol=1e-10))
+    solution = ihvp.solve(operator, v, solver=ihvp.CG(rtol=1e-10, shared=False))
     alone = [ihvp.solve(ihvp.Dense(matrix), v[:, k], solver=ihvp.CG(rtol=1e-10)).iterations for k in range(3)]
     assert alone == [1, 4, 20]
     assert solution.matvecs == sum(alone) + 3
@@ -132,7 +132,7 @@ def test_repeated_and_zero_right_hand_sides(rng, make_symmetric):
     solution = ihvp.solve(ihvp.Dense(matrix), v, solver=ihvp.CG(rtol=1e-10))
     np.testing.assert_allclose(solution.x, np.linalg.solve(matrix, v), rtol=1e-8, atol=1e-14)
     np.testing.assert_array_equal(solution.x[:, [1, 4]], 0)
-    np.testing.assert_array_equal(solution.x[:, 0], solution.x[:, 2])
+    np.testing.assert_allclose(solution.x[:, 0], solution.x[:, 2], rtol=1e-12)
     np.testing.assert_array_equal(solution.residual[[1, 4]], 0)
 
 

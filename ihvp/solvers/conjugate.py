@@ -1,0 +1,100 @@
+"""The recurrence of conjugate gradients, each column by itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp import algebra
+from ihvp.backend import Vector
+from ihvp.errors import InvalidOption, NonFinite
+from ihvp.operators.base import LinearOperator
+from ihvp.solvers.base import CountedOperator, Log
+from ihvp.solvers.refinement import Sweep
+
+if TYPE_CHECKING:
+    from ihvp.solvers.cg import CG
+
+
+class Conjugate(Sweep):
+    """The recurrence of CG from a given residual.
+
+    Beside the product, ``x``, ``r`` and ``p`` are all that it holds; without preconditioner ``z`` is ``r``.
+    """
+
+    def __init__(
+        self, method: CG, numbers: NDArray[np.intp], x: Vector, r: Vector, targets: NDArray[np.float64]
+    ) -> None:
+        super().__init__(numbers, x, targets)
+        self.method, self.r, self.p = method, r, None
+        self.flat = np.zeros(numbers.shape)
+
+    def run(self, operator: CountedOperator, limit: int, log: Log) -> None:
+        method = self.method
+        self.park(np.atleast_1d(algebra.norms(self.r)) <= self.targets, "reached")
+        if not self.places.size:
+            return
+        z = precondition(method.preconditioner, self.r)
+        rz = _inner(self.r, z)
+        self.p = algebra.copy(z)
+        del z
+        while self.places.size and log.iterations < limit:
+            product = operator.apply(self.p)
+            curvature = np.atleast_1d(algebra.dots(self.p, product))
+            if not np.all(np.isfinite(curvature)):
+                raise NonFinite("A product with the operator")
+            if not np.any(self.flat):
+                # pᵀAp / rz is never below the lowest eigenvalue, and at the first step not above the highest.
+                # A later one smaller by more than the dtype can tell proves the matrix singular in it.
+                self.flat[self.places] = operator.operator.space.eps**1.5 * np.maximum(curvature / rz, 0.0)
+            indefinite = curvature <= self.flat[self.places] * rz
+            if np.any(indefinite):
+                del product
+                if method.on_indefinite == "raise":
+                    self.direction = algebra.column(self.p, int(np.argmin(curvature)))
+                    self.reasons[self.places] = "indefinite"
+                    return
+                self.park(indefinite, "indefinite")
+                rz = rz[~indefinite]
+                continue
+            step = algebra.coefficients(rz / curvature, self.p)
+            self.r = algebra.axpy(self.r, -step, product)
+            del product
+            self.x = algebra.axpy(self.x, step, self.p)
+            norms = np.atleast_1d(algebra.norms(self.r))
+            log.step(self.numbers[self.places], norms)
+            reached = norms <= self.targets[self.places]
+            self.park(reached, "reached")
+            if not self.places.size:
+                return
+            rz = rz[~reached]
+            z = precondition(method.preconditioner, self.r)
+            rz, before = _inner(self.r, z), rz
+            self.p = algebra.xpay(self.p, algebra.coefficients(rz / before, self.p), z)
+
+    def narrow(self, stay: NDArray[np.bool_]) -> None:
+        self.r = algebra.keep(self.r, stay)
+        self.p = None if self.p is None else algebra.keep(self.p, stay)
+
+
+def precondition(preconditioner: object, r: Vector) -> Vector:
+    """``M r`` with the preconditioner M, ``r`` itself where there is none."""
+    if preconditioner is None:
+        return r
+    if isinstance(preconditioner, LinearOperator):
+        return preconditioner.apply(r)
+    assert callable(preconditioner)  # what is to be made, prepare has made
+    return preconditioner(r)
+
+
+def _inner(r: Vector, z: Vector) -> NDArray[np.float64]:
+    rz = np.atleast_1d(algebra.dots(r, z))
+    if np.any(rz <= 0):
+        raise InvalidOption(
+            "preconditioner",
+            f"an operator with rᵀ M r = {rz.min():.1e} for a residual r",
+            "a symmetric positive definite approximation of (A + λI)⁻¹",
+        )
+    return rz

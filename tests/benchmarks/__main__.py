@@ -1,0 +1,77 @@
+"""Run the cases, each in a process of its own for each framework, and write the table and the figure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.benchmarks import report
+from tests.benchmarks.cases import CASES
+from tests.benchmarks.rows import Row
+
+_OUTPUT = Path(__file__).parents[2] / "docs" / "performance"
+_ON_GPU = ("torch", "jax")
+_NOT_ON_GPU = ("memory",)
+_HAS_GPU = {
+    "torch": "import sys, torch; sys.exit(not torch.cuda.is_available())",
+    "jax": "import sys, jax; sys.exit(jax.default_backend() != 'gpu')",
+}
+
+
+def main() -> int:
+    """0 if everything could be measured, within its bar or not."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--only", metavar="CASE[/FRAMEWORK]", help="print these rows and write nothing")
+    only = parser.parse_args().only
+    name, _, framework = (only or "").partition("/")
+    if name and (name not in CASES or (framework and framework not in CASES[name].frameworks)):
+        parser.error(f"--only {only}: expected one of {', '.join(CASES)}, or such as solves/torch")
+    gpus = {library for library, test in _HAS_GPU.items() if _run(["-c", test]).returncode == 0}
+    rows: list[Row] = []
+    failures: dict[str, str] = {}
+    for case in [CASES[name]] if name else CASES.values():
+        for library in [framework] if framework else case.frameworks:
+            devices = ["cpu"] + ["cuda"] * (library in gpus and case.name not in _NOT_ON_GPU)
+            for device in devices:
+                start = time.perf_counter()
+                label = f"{case.name}, {library} on {device}"
+                result = _measure(case.name, library, device)
+                if isinstance(result, str):
+                    failures[label] = result
+                else:
+                    rows += result
+                print(f"{label}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    if only:
+        print(report.table(rows))
+    else:
+        report.write(_OUTPUT, rows, failures)
+    for label, error in failures.items():
+        print(f"{label} failed:\n{error}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _measure(case: str, framework: str, device: str) -> list[Row] | str:
+    """The rows, or why there are none."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.json"
+        done = _run(["-m", "tests.benchmarks.worker", case, framework, device, str(file)])
+        if done.returncode:
+            return done.stderr[-3000:]
+        return [Row(**row) for row in json.loads(file.read_text())]
+
+
+def _run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg"}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

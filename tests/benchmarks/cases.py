@@ -1,0 +1,20 @@
+"""All cases, in the order of the table."""
+
+from __future__ import annotations
+
+from tests.benchmarks import (
+    blocks,
+    eigenpairs,
+    lissa,
+    memory,
+    outside,
+    per_example,
+    products,
+    scaling,
+    solves,
+)
+from tests.benchmarks.rows import Case
+
+_MODULES = (products, blocks, solves, lissa, eigenpairs, per_example, outside, scaling, memory)
+
+CASES: dict[str, Case] = {module.CASE.name: module.CASE for module in _MODULES}

@@ -1,0 +1,150 @@
+"""Memory: the peak of a large solve, and what many solves and dropped operators leave behind."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ihvp
+from tests.benchmarks.models import MODELS
+from tests.benchmarks.problems import digits
+from tests.benchmarks.rows import Case, Row
+
+_LARGE = 50_000_000
+_SOLVES, _SETTLED, _OPERATORS = 1000, 50, 100
+
+
+def measure(framework: str, device: str) -> list[Row]:
+    """Growth first: a large solve leaves freed memory with the process."""
+    return [_many_solves(framework), _dropped_operators(framework), _peak(framework)]
+
+
+def _many_solves(framework: str) -> Row:
+    problem = digits()
+    model = MODELS[framework](problem)
+    objective, v = model.objective(), model.native(problem.test_gradients(1)[:, 0])
+    at_first = 0
+    for done in range(_SOLVES):
+        if done == _SETTLED:
+            at_first = _resident()
+        ihvp.solve(ihvp.Hessian(objective), v, damping=0.1, solver=ihvp.CG(rtol=1e-2))
+    growth = _resident() - at_first
+    return Row(
+        what=f"growth over {_SOLVES:,} solves after the first {_SETTLED}, digits {problem.name}",
+        ours=f"{growth / 2**20:.1f} MiB",
+        peer="resident at first",
+        beside=f"{at_first / 2**20:.0f} MiB",
+        value=growth / at_first,
+        low=-1.0,
+        high=0.05,
+    )
+
+
+def _dropped_operators(framework: str) -> Row:
+    problem = digits(256, 256, train=1797, steps=1)
+    model = MODELS[framework](problem)
+    objective, v = model.objective(), model.native(problem.directions())
+    at_first = 0
+    for done in range(_OPERATORS):
+        if done == _OPERATORS // 10:
+            at_first = _resident()
+        ihvp.Hessian(objective) @ v
+    growth = _resident() - at_first
+    return Row(
+        what=f"growth over {_OPERATORS} dropped operators after the first tenth, digits {problem.name}",
+        ours=f"{growth / 2**20:.1f} MiB",
+        peer="resident at first",
+        beside=f"{at_first / 2**20:.0f} MiB",
+        value=growth / at_first,
+        low=-1.0,
+        high=0.05,
+    )
+
+
+def _peak(framework: str) -> Row:
+    """CG on a quadratic with four distinct curvatures, which takes four products."""
+    objective, v = _QUADRATICS[framework]()
+    before = _resident()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    solution = ihvp.solve(ihvp.Hessian(objective), v(), solver=ihvp.CG(rtol=1e-4))
+    vectors = (_peak_resident() - before) / (4 * _LARGE)
+    return Row(
+        what=f"peak of CG beyond the parameters, P = {_LARGE:.0e}, in P-vectors",
+        ours=f"{vectors:.1f} vectors, {solution.matvecs} products",
+        peer="v, x, r, p, H p",
+        beside="5 vectors",
+        value=vectors,
+        high=7.0,
+        residual=float(solution.residual),
+    )
+
+
+def _torch() -> tuple[ihvp.Objective, Callable[[], Any]]:
+    import torch
+
+    scales = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None]
+
+    def loss(w: Any, batch: Any) -> Any:
+        return (w["x"].square().sum(dim=1, keepdim=True) * scales).sum()
+
+    x = torch.ones(4, _LARGE // 4)
+    return ihvp.Objective(loss, {"x": x}), lambda: torch.ones(_LARGE)
+
+
+def _jax() -> tuple[ihvp.Objective, Callable[[], Any]]:
+    import jax.numpy as jnp
+
+    scales = jnp.array([1.0, 2.0, 3.0, 4.0])
+
+    def loss(x: Any, batch: Any) -> Any:
+        return (x**2).sum(axis=1) @ scales
+
+    return ihvp.Objective(loss, jnp.ones((4, _LARGE // 4))), lambda: jnp.ones(_LARGE)
+
+
+def _tf() -> tuple[ihvp.Objective, Callable[[], Any]]:
+    import tensorflow as tf
+
+    scales = tf.constant([1.0, 2.0, 3.0, 4.0])
+
+    def loss(w: Any, batch: Any) -> Any:
+        return tf.tensordot(tf.reduce_sum(tf.square(w[0]), axis=1), scales, 1)
+
+    x = tf.Variable(tf.ones((4, _LARGE // 4)))
+    return ihvp.Objective(loss, [x]), lambda: np.ones(_LARGE, dtype=np.float32)
+
+
+def _numdiff() -> tuple[ihvp.Objective, Callable[[], Any]]:
+    scales = np.array([2.0, 4.0, 6.0, 8.0], dtype=np.float32)[:, None]
+    x = np.ones((4, _LARGE // 4), dtype=np.float32)
+    objective = ihvp.Objective(grad=lambda x, batch: scales * x, params=x)
+    return objective, lambda: np.ones(_LARGE, dtype=np.float32)
+
+
+def _resident() -> int:
+    gc.collect()
+    return _status("VmRSS")
+
+
+def _peak_resident() -> int:
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+_QUADRATICS: dict[str, Callable[[], tuple[ihvp.Objective, Callable[[], Any]]]] = {
+    "torch": _torch,
+    "jax": _jax,
+    "tf": _tf,
+    "numdiff": _numdiff,
+}
+
+CASE = Case("memory", {framework: partial(measure, framework) for framework in _QUADRATICS})

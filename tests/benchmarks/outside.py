@@ -1,0 +1,80 @@
+"""Time that solvers spend outside the backend's products, on a network of 669,706 parameters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ihvp
+from ihvp.eigen.eigsh import eigsh
+from tests.benchmarks.models import MODELS
+from tests.benchmarks.problems import wide
+from tests.benchmarks.rows import Case, Row, seconds
+from tests.benchmarks.timing import finish, once
+
+_DAMPING, _SCALE = 1.0, 10.0
+
+
+def measure(framework: str, device: str) -> list[Row]:
+    """The share of each solver's time."""
+    problem = wide()
+    model = MODELS[framework](problem, device)
+    objective = model.objective()
+    watch = _Stopwatch(objective.backend)
+    H = ihvp.Hessian(objective)
+    v, V = (model.native(problem.directions(*columns)) for columns in ((), (8,)))
+    solve = partial(ihvp.solve, H, damping=_DAMPING, on_failure="return")
+    lissa = ihvp.LiSSA(scale=_SCALE, recursion_depth=20, rtol=None)
+    runs: dict[str, tuple[float, Callable[[], Any]]] = {
+        "CG": (0.05, lambda: solve(v, solver=ihvp.CG(rtol=1e-4)).x),
+        "LiSSA": (0.05, lambda: solve(v, solver=lissa).x),
+        "block CG of 8": (0.15, lambda: solve(V, solver=ihvp.CG(rtol=1e-3)).x),
+        "Lanczos, 10 pairs": (0.25, lambda: eigsh(H, k=10, tol=1e-2).vectors),
+    }
+    rows = []
+    for name, (bar, run) in runs.items():
+        best = min((watch.of(run) for _ in range(2)), key=lambda spent: spent[0] / spent[1])
+        outside, total, products = best
+        rows.append(
+            Row(
+                what=f"time outside products, {name}, {problem.name}",
+                ours=f"{seconds(outside)} of {seconds(total)}",
+                peer="the whole solve",
+                beside=f"{products} products of {seconds((total - outside) / products)}",
+                value=outside / total,
+                high=bar,
+            )
+        )
+    return rows
+
+
+class _Stopwatch:
+    """Counts what a backend's products take, each waited for."""
+
+    def __init__(self, backend: Any) -> None:
+        self.seconds, self.products = 0.0, 0
+        backend.hvp = self._timed(backend.hvp)
+        if hasattr(backend, "linearize"):
+            linearize = backend.linearize
+            backend.linearize = lambda *arguments: self._timed(linearize(*arguments))
+
+    def of(self, run: Callable[[], Any]) -> tuple[float, float, int]:
+        """The seconds of a run outside products, all of them, and the number of products."""
+        self.seconds, self.products = 0.0, 0
+        total = once(run)
+        return total - self.seconds, total, self.products
+
+    def _timed(self, product: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = finish(product(*arguments))
+            self.seconds += time.perf_counter() - start
+            self.products += 1
+            return result
+
+        return timed
+
+
+CASE = Case("outside", {framework: partial(measure, framework) for framework in ("torch", "jax", "tf")})

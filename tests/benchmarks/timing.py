@@ -1,0 +1,89 @@
+"""Times of several sides, taken in turns."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+# One measurement repeats short calls for as long as the clock and the scheduler need to be even.
+_SHORTEST = 0.02
+
+
+def finish(result: Any) -> Any:
+    """Wait until an asynchronous result is there."""
+    if hasattr(result, "block_until_ready"):
+        return result.block_until_ready()
+    if type(result).__module__ == "torch" and result.is_cuda:
+        import torch
+
+        torch.cuda.synchronize(result.device)
+    elif isinstance(result, (list, tuple)):
+        for part in result:
+            finish(part)
+    return result
+
+
+def once(call: Callable[[], Any]) -> float:
+    """Seconds of one call, without collections of garbage inside."""
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        finish(call())
+        return time.perf_counter() - start
+    finally:
+        gc.enable()
+
+
+class Times:
+    """Seconds of each side in each round, ``(rounds,)``."""
+
+    def __init__(self, sides: dict[str, list[float]]) -> None:
+        self._sides = {name: np.asarray(times) for name, times in sides.items()}
+
+    def __getitem__(self, side: str) -> float:
+        """The median of one side."""
+        return float(np.median(self._sides[side]))
+
+    def ratio(self, side: str, other: str) -> float:
+        """The median over the rounds of the ratio within a round."""
+        return float(np.median(self._sides[side] / self._sides[other]))
+
+    def fastest(self, *sides: str) -> str:
+        """The side with the smallest median."""
+        return min(sides, key=self.__getitem__)
+
+
+def in_turns(
+    sides: dict[str, Callable[[], Any]], *, budget: float = 10.0, rounds: tuple[int, int] = (3, 15)
+) -> Times:
+    """Each side once to warm up, then A B A B … until the budget in seconds is spent.
+
+    Parameters
+    ----------
+    budget : float
+        About so long, but for the warm-up.
+    rounds : tuple of int
+        The fewest and the most.
+    """
+    warm = {name: min(once(call), once(call)) for name, call in sides.items()}
+    repeats = {name: max(1, math.ceil(_SHORTEST / time)) for name, time in warm.items()}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    stop = time.perf_counter() + budget
+    for done in range(rounds[1]):
+        if done >= rounds[0] and time.perf_counter() > stop:
+            break
+        for name, call in sides.items():
+
+            def repeated(call: Callable[[], Any] = call, count: int = repeats[name]) -> Any:
+                for _ in range(count - 1):
+                    finish(call())
+                return call()
+
+            times[name].append(once(repeated) / repeats[name])
+    return Times(times)

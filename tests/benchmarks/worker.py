@@ -1,0 +1,21 @@
+"""One case in one framework, in this process: ``python -m tests.benchmarks.worker CASE FRAMEWORK DEVICE FILE``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from tests.benchmarks.cases import CASES
+
+
+def main(case: str, framework: str, device: str, file: str) -> None:
+    """Measure, and write the rows as JSON."""
+    rows = CASES[case].frameworks[framework](device)
+    labels = {"case": case, "framework": framework, "device": device}
+    Path(file).write_text(json.dumps([dataclasses.asdict(row) | labels for row in rows]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
