@@ -18,6 +18,7 @@ from ihvp.operators import (
 from ihvp.solvers import (
     CG,
     MINRES,
+    Auto,
     ClosedForm,
     Direct,
     LiSSA,
@@ -34,6 +35,7 @@ __all__ = [
     "CG",
     "MINRES",
     "OPG",
+    "Auto",
     "BackendInfo",
     "ClosedForm",
     "Dense",

@@ -1,5 +1,6 @@
 """Solvers for systems with a curvature matrix."""
 
+from ihvp.solvers.auto import Auto
 from ihvp.solvers.base import Solution, Solver
 from ihvp.solvers.cg import CG
 from ihvp.solvers.closed_form import ClosedForm
@@ -12,6 +13,7 @@ from ihvp.solvers.solve import Inverse, inverse, solve
 __all__ = [
     "CG",
     "MINRES",
+    "Auto",
     "ClosedForm",
     "Direct",
     "Inverse",

@@ -38,12 +38,14 @@ class Solution:
         share is counted with the smallest of them.
     stop_reason : str
         Why the method stopped.
+    method : str
+        The method, and why it was taken where that was not the caller's choice.
     history : ndarray (iterations + 1,) or (iterations + 1, k)
         The relative residual before the first and after each step, by the method's own recurrence.
     standard_error : float or ndarray (k,), optional
         Of a method that draws samples: how far ``x`` is likely to be from its expectation, relative to
-        ``‖x‖``. It is the root of the summed squared standard errors of the entries times Student's factor for 95 %,
-        which allows for the few estimates that the spread is known from.
+        ``‖x‖``. It is the root of the summed squared standard errors of the entries times Student's factor
+        for 95 %, which allows for the few estimates that the spread is known from.
     """
 
     x: Any
@@ -54,6 +56,7 @@ class Solution:
     stop_reason: str
     history: NDArray[np.float64] = field(repr=False)
     standard_error: float | NDArray[np.float64] | None = None
+    method: str = ""
 
 
 class Solver(ABC):

@@ -26,7 +26,7 @@ from ihvp.solvers.refinement import Refinement, check_tolerances
 _MATRICES = 3
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Factorisation:
     """``A + λI``, factorised.
 
@@ -40,6 +40,8 @@ class Factorisation:
         The lowest and the highest eigenvalue, where the matrix is not positive definite.
     indefinite, singular : bool
         Whether an eigenvalue is negative, or zero, beyond rounding.
+    owed : int
+        Products that the matrix took and no solution has been charged with.
     """
 
     operator: Shifted
@@ -47,6 +49,7 @@ class Factorisation:
     extremes: tuple[float, float] = (np.nan, np.nan)
     indefinite: bool = False
     singular: bool = False
+    owed: int = 0
 
     def correction(self, r: Vector) -> Vector:
         """``(A + λI)⁻¹ r``, in the dtype of ``r`` whatever that of the factors is."""
@@ -103,11 +106,12 @@ class Direct(Solver):
             raise InvalidOption("on_indefinite", self.on_indefinite, "'raise' or 'solve'")
 
     def prepare(self, operator: LinearOperator, damping: float) -> Factorisation:
-        return _factorise(Shifted(operator, damping), *_symmetric_matrix(operator))
+        return next(self.prepare_shifted(operator, [damping]))
 
     def apply(self, prepared: Factorisation, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
         rtol = prepared.operator.space.eps**0.5 if self.rtol is None else self.rtol
         course = Refinement(prepared.operator, v, rtol=rtol, atol=self.atol, x0=x0, monitor=monitor)
+        course.operator.products, prepared.owed = course.operator.products + prepared.owed, 0
         while course.pending.size:
             numbers, (x, r) = course.pending, course.take()
             correction = prepared.correction(r)
@@ -126,11 +130,19 @@ class Direct(Solver):
 
     def prepare_shifted(self, operator: LinearOperator, dampings: Sequence[float]) -> Iterator[Factorisation]:
         matrix, error = _symmetric_matrix(operator)
-        return (_factorise(Shifted(operator, damping), matrix, error) for damping in dampings)
+        for number, damping in enumerate(dampings):
+            factorisation = _factorise(Shifted(operator, damping), matrix, error)
+            factorisation.owed = 0 if number else operator.space.size
+            yield factorisation
 
 
-def _symmetric_matrix(operator: LinearOperator) -> tuple[Vector, float]:
-    """``(A + Aᵀ) / 2`` of the computed products, and the Frobenius norm of what that took away."""
+def require_matrix(operator: LinearOperator) -> None:
+    """Refuse an operator whose matrix and its factorisation do not fit in memory.
+
+    Raises
+    ------
+    TooLarge
+    """
     space = operator.space
     half = space.xp.finfo(space.dtype).bits < 32
     bytes_each = 4 if half else space.xp.finfo(space.dtype).bits // 8
@@ -141,6 +153,12 @@ def _symmetric_matrix(operator: LinearOperator) -> tuple[Vector, float]:
         f"A dense matrix of P = {space.size:,} parameters with its factorisation",
         "Use CG or MINRES, which need a few vectors.",
     )
+
+
+def _symmetric_matrix(operator: LinearOperator) -> tuple[Vector, float]:
+    """``(A + Aᵀ) / 2`` of the computed products, and the Frobenius norm of what that took away."""
+    require_matrix(operator)
+    space = operator.space
     matrix = algebra.wide(operator.to_dense())
     if not algebra.all_finite(matrix):
         raise NonFinite("A product with the operator")

@@ -15,6 +15,7 @@ from ihvp.errors import InvalidOption, SolverError, VectorError, describe
 from ihvp.operators.base import LinearOperator
 from ihvp.operators.symmetry import check_symmetric
 from ihvp.progress import Monitor, Step
+from ihvp.solvers.auto import Auto
 from ihvp.solvers.base import Solution, Solver
 from ihvp.solvers.cg import CG
 from ihvp.solvers.closed_form import ClosedForm, SupportsClosedForm
@@ -25,7 +26,7 @@ def solve(
     operator: LinearOperator,
     v: Any,
     damping: float = 0.0,
-    solver: Solver | None = None,
+    solver: Solver | Literal["auto"] | None = None,
     *,
     x0: Any = None,
     check: bool = False,
@@ -38,7 +39,7 @@ def solve(
     operator: LinearOperator,
     v: Any,
     damping: Sequence[float] | NDArray[np.floating],
-    solver: Solver | None = None,
+    solver: Solver | Literal["auto"] | None = None,
     *,
     x0: Any = None,
     check: bool = False,
@@ -50,7 +51,7 @@ def solve(
     operator: LinearOperator,
     v: Any,
     damping: float | Sequence[float] | NDArray[np.floating] = 0.0,
-    solver: Solver | None = None,
+    solver: Solver | Literal["auto"] | None = None,
     *,
     x0: Any = None,
     check: bool = False,
@@ -68,9 +69,9 @@ def solve(
         One right-hand side or a block of them, in any form that the operator multiplies.
     damping : float or sequence of float
         λ ≥ 0. Several are solved for the price of the hardest one by CG, and with one matrix by Direct.
-    solver : Solver, optional
-        The method and its hyper-parameters; by default :class:`~ihvp.CG`, and the closed form for operators
-        that have one, such as :class:`~ihvp.LowRank`.
+    solver : Solver or "auto", optional
+        The method and its hyper-parameters; by default :class:`~ihvp.CG`, or the operator's own closed form.
+        ``"auto"`` is :class:`~ihvp.Auto`, which chooses.
     x0 : optional
         A first guess, in a form of ``v``'s shape.
     check : bool
@@ -139,7 +140,8 @@ def solve(
     for value, outcome in zip(dampings, outcomes, strict=True):
         error = outcome if isinstance(outcome, SolverError) else None
         solution = outcome.solution if isinstance(outcome, SolverError) else outcome
-        solution = dataclasses.replace(solution, x=leave(solution.x))
+        method = solution.method or type(solver).__name__
+        solution = dataclasses.replace(solution, x=leave(solution.x), method=method)
         if error is not None and on_failure == "raise":
             error.solution = solution
             if several:
@@ -149,7 +151,9 @@ def solve(
     return solutions if several else solutions[0]
 
 
-def inverse(operator: LinearOperator, damping: float = 0.0, solver: Solver | None = None) -> Inverse:
+def inverse(
+    operator: LinearOperator, damping: float = 0.0, solver: Solver | Literal["auto"] | None = None
+) -> Inverse:
     r"""The operator :math:`(A + \lambda I)^{-1}`, each of whose products is a certified solve.
 
     What depends on A and λ alone (a factorisation, a preconditioner) is made once.
@@ -160,7 +164,7 @@ def inverse(operator: LinearOperator, damping: float = 0.0, solver: Solver | Non
         A.
     damping : float
         λ ≥ 0.
-    solver : Solver, optional
+    solver : Solver or "auto", optional
         By default as for :func:`solve`.
 
     Examples
@@ -192,8 +196,12 @@ def _checked(operator: Any, solver: Any) -> Solver:
         raise InvalidOption("operator", describe(operator), "a LinearOperator; wrap a matrix in ihvp.Dense")
     if solver is None:
         return ClosedForm() if isinstance(operator, SupportsClosedForm) else CG()
+    if isinstance(solver, str) and solver == "auto":
+        return Auto()
     if not isinstance(solver, Solver):
-        raise InvalidOption("solver", solver, "a solver with its options, such as ihvp.CG(rtol=1e-5)")
+        raise InvalidOption(
+            "solver", solver, "a solver with its options, such as ihvp.CG(rtol=1e-5), or 'auto'"
+        )
     return solver
 
 

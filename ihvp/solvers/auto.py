@@ -1,0 +1,163 @@
+"""Choosing the method by what it turns out to cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ihvp import algebra
+from ihvp.backend import Vector
+from ihvp.errors import TooLarge
+from ihvp.operators.base import LinearOperator, Shifted
+from ihvp.progress import Monitor
+from ihvp.solvers.base import Solution, Solver
+from ihvp.solvers.cg import CG
+from ihvp.solvers.closed_form import ClosedForm, SupportsClosedForm
+from ihvp.solvers.direct import Direct, Factorisation, require_matrix
+from ihvp.solvers.minres import MinimalResidual
+from ihvp.solvers.refinement import Refinement, check_tolerances, iteration_limit
+
+# Up to this size the matrix itself costs less than finding out whether it is needed.
+_TINY = 32
+
+# The side of the matrices whose product tells how fast the device multiplies.
+_PROBE = 256
+
+
+@dataclass
+class Plan:
+    """What is known of a system, and what was spent on it so far.
+
+    Attributes
+    ----------
+    system : Shifted
+        ``A + λI``.
+    price : float
+        What solving with the matrix itself would cost, in products with one vector; infinite where it does
+        not fit in memory, NaN before it is measured.
+    spent : int
+        Products that iterative methods have taken.
+    factorisation : Factorisation or None
+        Of the matrix, once that was worth its price.
+    """
+
+    system: Shifted
+    price: float = np.nan
+    spent: int = 0
+    factorisation: Factorisation | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auto(Solver):
+    r"""Chooses among :class:`~ihvp.CG`, :class:`~ihvp.MINRES` and :class:`~ihvp.Direct` as it goes.
+
+    An operator with a closed form is solved by that, and a tiny matrix is formed at once. Otherwise CG
+    starts; where it meets negative curvature, MINRES goes on from its iterate. Both together may spend as
+    much as the matrix and its factorisation would cost: P products and the measured time of :math:`P^3/3`
+    operations. Then the matrix is formed after all, if it fits in memory. So the choice costs about twice
+    what the better one would have at most (as in renting or buying skis: Karlin, Manasse, Rudolph and
+    Sleator, "Competitive snoopy caching", Algorithmica 3, 1988), and rests on what the system shows, not on a
+    guess of its condition. Solves with one :func:`~ihvp.inverse` share the account.
+
+    ``Solution.method`` says what was chosen and why. Unlike the solvers it chooses from, it answers for
+    indefinite matrices too: the solution is then a saddle point, and ``method`` says so.
+
+    Parameters
+    ----------
+    rtol, atol : float
+        A column is solved when ``‖v − (A + λI) x‖ ≤ max(rtol ‖v‖, atol)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> solution = ihvp.solve(ihvp.Dense(np.diag([4.0, 2.0])), np.ones(2), solver="auto")
+    >>> solution.x, solution.method
+    (array([0.25, 0.5 ]), 'Direct: P = 2 is tiny')
+    """
+
+    rtol: float = 1e-5
+    atol: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_tolerances(self.rtol, self.atol, None)
+
+    def prepare(self, operator: LinearOperator, damping: float) -> Plan:
+        return Plan(Shifted(operator, damping))
+
+    def apply(self, prepared: Plan, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
+        plan, operator = prepared, prepared.system.operator
+        if isinstance(operator, SupportsClosedForm):
+            closed = ClosedForm(rtol=self.rtol, atol=self.atol)
+            solution = closed.apply(closed.prepare(operator, plan.system.shift), v, x0=x0, monitor=monitor)
+            return dataclasses.replace(solution, method="ClosedForm: the operator knows its inverse")
+        if plan.factorisation is not None:
+            return self._direct(plan, v, x0, monitor, 0, "the matrix is factorised already")
+        if operator.space.size <= _TINY:
+            return self._direct(plan, v, x0, monitor, 0, f"P = {operator.space.size} is tiny")
+        if np.isnan(plan.price):
+            plan.price, plan.spent = _price_of_matrix(plan.system, v)
+        return self._iterate(plan, v, x0, monitor)
+
+    def _iterate(self, plan: Plan, v: Vector, x0: Vector | None, monitor: Monitor) -> Solution:
+        course = Refinement(plan.system, v, rtol=self.rtol, atol=self.atol, x0=x0, monitor=monitor)
+        columns = 1 if v.ndim == 1 else v.shape[1]
+        limit = iteration_limit(None, v)
+        within = limit
+        if np.isfinite(plan.price):
+            within = min(limit, max(int((plan.price - plan.spent) / columns), 0))
+        cg = CG(rtol=self.rtol, atol=self.atol)
+        cg.iterate(course, within)
+        method, why = "CG", "every direction it met has positive curvature"
+        if course.direction is not None:
+            course.direction = None
+            course.reopen("indefinite")
+            course.run(MinimalResidual, within)
+            method, why = "MINRES", "the matrix is indefinite, which CG found"
+        solution = course.solution()
+        plan.spent += solution.matvecs
+        if solution.converged:
+            price = "" if np.isinf(plan.price) else f", and the matrix would cost {plan.price:.0f} products"
+            return dataclasses.replace(solution, method=f"{method}: {why}{price}")
+        if np.isinf(plan.price):
+            course.raise_failure(solution, limit, definite=False)
+        why = f"{method} spent the {plan.price:.0f} products that the matrix costs"
+        return self._direct(plan, v, solution.x, monitor, solution.matvecs, why)
+
+    def _direct(
+        self, plan: Plan, v: Vector, x0: Vector | None, monitor: Monitor, spent: int, why: str
+    ) -> Solution:
+        direct = Direct(rtol=self.rtol, atol=self.atol, on_indefinite="solve")
+        if plan.factorisation is None:
+            plan.factorisation = direct.prepare(plan.system.operator, plan.system.shift)
+        solution = direct.apply(plan.factorisation, v, x0=x0, monitor=monitor)
+        if plan.factorisation.indefinite:
+            why += "; the matrix is indefinite"
+        return dataclasses.replace(solution, matvecs=solution.matvecs + spent, method=f"Direct: {why}")
+
+
+def _price_of_matrix(system: Shifted, v: Vector) -> tuple[float, int]:
+    """What solving with the matrix costs, in products with one vector, and those that asking took."""
+    try:
+        require_matrix(system)
+    except TooLarge:
+        return np.inf, 0
+    space = system.space
+    vector = algebra.column(v, 0)
+    seconds = _seconds(lambda: system.apply(vector))
+    side = min(space.size, _PROBE)
+    block = space.xp.ones((side, side), dtype=space.dtype, device=space.device)
+    operations = 2 * side**3 / _seconds(lambda: block @ block)
+    return space.size + space.size**3 / 3 / operations / seconds, 2
+
+
+def _seconds(compute: Callable[[], Vector]) -> float:
+    compute()  # what is compiled, is compiled once
+    start = time.perf_counter()
+    # Reading a number waits for devices that compute in the background.
+    algebra.norms(compute())
+    return max(time.perf_counter() - start, 1e-9)
