@@ -4,6 +4,7 @@ from ihvp import errors
 from ihvp._registry import BackendInfo, backends, use
 from ihvp.eigen import eigsh
 from ihvp.errors import IhvpError
+from ihvp.estimators import Estimate, SpectralDensity, diagonal, spectral_density, suggest_damping, trace
 from ihvp.objective import Objective
 from ihvp.operators import (
     OPG,
@@ -41,6 +42,7 @@ __all__ = [
     "Dense",
     "Direct",
     "Eigenpairs",
+    "Estimate",
     "FullRank",
     "GaussNewton",
     "Hessian",
@@ -52,10 +54,15 @@ __all__ = [
     "Objective",
     "Solution",
     "Solver",
+    "SpectralDensity",
     "backends",
+    "diagonal",
     "eigsh",
     "errors",
     "inverse",
     "solve",
+    "spectral_density",
+    "suggest_damping",
+    "trace",
     "use",
 ]

@@ -42,8 +42,7 @@ class Augmented(Sweep):
             if self.places.size:
                 self._move(directions, products)
         while self.places.size and sketch.grows and sketch.rank < sketch.most and log.iterations < limit:
-            block = self.r[:, None] if self.r.ndim == 1 else self.r
-            directions, products, positive = sketch.extend(operator, block)
+            directions, products, positive = sketch.extend(operator, _block(self.r))
             if not positive or not directions.shape[1]:
                 break  # the other sweep treats curvature ≤ 0 as the caller wants it
             numbers = self.numbers[self.places]
@@ -56,9 +55,10 @@ class Augmented(Sweep):
 
     def _move(self, directions: Vector, products: Vector) -> NDArray[np.float64]:
         """Make the residuals orthogonal to conjugate directions; their norms."""
-        coefficients = directions.T @ self.r
-        self.x = algebra.axpy(self.x, 1.0, directions @ coefficients)
-        self.r = algebra.axpy(self.r, -1.0, products @ coefficients)
+        x, r = _block(self.x), _block(self.r)
+        steps = algebra.gram(directions, r)
+        x, r = algebra.add_product(x, directions, steps), algebra.add_product(r, products, -steps)
+        self.x, self.r = (x[:, 0], r[:, 0]) if self.r.ndim == 1 else (x, r)
         norms = np.atleast_1d(algebra.norms(self.r))
         self.park(norms <= self.targets[self.places], "reached")
         return norms
@@ -71,3 +71,7 @@ class Augmented(Sweep):
         self.reasons[places], self.direction = rest.reasons, rest.direction
         self._parked += [(places[part], x) for part, x in rest.parts()]
         self.places = places[:0]
+
+
+def _block(x: Vector) -> Vector:
+    return x[:, None] if x.ndim == 1 else x

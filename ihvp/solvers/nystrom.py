@@ -163,7 +163,7 @@ class Sketch:
         self.rank = self.owed = 0
         self.pairs: list[tuple[Vector, Vector]] = []
         self._highest = 0.0
-        self._factors: tuple[NDArray[np.float64], Vector, Vector] | None = None
+        self._factors: tuple[NDArray[np.float64], Vector, NDArray[np.float64]] | None = None
 
     def extend(self, operator: CountedOperator, block: Vector) -> tuple[Vector, Vector, bool]:
         """Add the span of ``block``: the new directions, their products, and whether B is positive on it.
@@ -175,20 +175,20 @@ class Sketch:
         # Once is not enough where a column lies almost in the span of the earlier ones.
         for _ in range(2):
             for directions, products in self.pairs:
-                block = block - directions @ (products.T @ block)
+                block = algebra.add_product(block, directions, -algebra.gram(products, block))
         sizes = algebra.norms(block)
-        block = block / algebra.coefficients(np.where(sizes > 0, sizes, 1.0), block)
+        block = algebra.scale(block, algebra.coefficients(1 / np.where(sizes > 0, sizes, 1.0), block))
         product = operator.apply(block)
         if not algebra.all_finite(product):
             raise NonFinite("A product with the operator")
-        curvatures, basis = np.linalg.eigh(_gram(block, product))
+        curvatures, basis = np.linalg.eigh(_symmetric_gram(block, product))
         self._highest = max(self._highest, curvatures[-1])
         # As in CG: curvature that the dtype cannot tell from 0.
         positive = curvatures > eps**1.5 * self._highest
         block, product = _mixed(block, product, basis[:, positive] / np.sqrt(curvatures[positive]))
         if block.shape[1]:
             # The second time repairs what rounding left of the first, or drops what it cannot.
-            curvatures, basis = np.linalg.eigh(_gram(block, product))
+            curvatures, basis = np.linalg.eigh(_symmetric_gram(block, product))
             sound = curvatures > 0.5
             block, product = _mixed(block, product, basis[:, sound] / np.sqrt(curvatures[sound]))
         if block.shape[1]:
@@ -202,9 +202,11 @@ class Sketch:
     def __call__(self, r: Vector) -> Vector:
         """``P⁻¹ r`` for a vector or a block."""
         if not self.rank:
-            return r
+            return algebra.copy(r)
         _, basis, core = self._factorised()
-        return r + basis @ (core @ (basis.T @ r))
+        block = algebra.copy(r[:, None] if r.ndim == 1 else r)
+        block = algebra.add_product(block, basis, core @ algebra.gram(basis, block))
+        return block[:, 0] if r.ndim == 1 else block
 
     def _append(self, directions: Vector, products: Vector) -> None:
         self.rank += directions.shape[1]
@@ -216,7 +218,7 @@ class Sketch:
             products = algebra.concatenate([before[1], products])
         self.pairs.append((directions, products))
 
-    def _factorised(self) -> tuple[NDArray[np.float64], Vector, Vector]:
+    def _factorised(self) -> tuple[NDArray[np.float64], Vector, NDArray[np.float64]]:
         """The eigenvalues of ``F Fᵀ = Q W diag(λ̂) Wᵀ Qᵀ``, Q, and ``W (λ̂_ℓ / diag(λ̂) − I) Wᵀ``."""
         if self._factors is None:
             products = algebra.concatenate([products for _, products in self.pairs])
@@ -229,32 +231,23 @@ class Sketch:
             ratios = np.clip((singular[-1] / singular) ** 2, floor, 1.0)
             core = (left * (ratios - 1)) @ left.T
             basis = xp.astype(basis, products.dtype, copy=False)
-            self._factors = singular**2, basis, _native(core, products)
+            self._factors = singular**2, basis, core
         return self._factors
 
 
 def _independent(block: Vector, eps: float) -> Vector:
     """Orthonormal combinations of the columns, leading ones first; a repeated column counts once."""
     block = block / algebra.coefficients(algebra.norms(block), block)
-    values, basis = np.linalg.eigh(_gram(block, block))
+    values, basis = np.linalg.eigh(_symmetric_gram(block, block))
     values, basis = values[::-1], basis[:, ::-1]
     distinct = values > min(_DISTINCT * eps, 0.1) * values[0]
-    return block @ _native(basis[:, distinct] / np.sqrt(values[distinct]), block)
+    return algebra.multiply(block, basis[:, distinct] / np.sqrt(values[distinct]))
 
 
-def _gram(left: Vector, right: Vector) -> NDArray[np.float64]:
-    """The symmetric part of ``leftᵀ right``."""
-    product = np.asarray(algebra.to_numpy(algebra.wide(left).T @ algebra.wide(right)), dtype=np.float64)
+def _symmetric_gram(left: Vector, right: Vector) -> NDArray[np.float64]:
+    product = algebra.gram(left, right)
     return np.asarray((product + product.T) / 2)
 
 
 def _mixed(block: Vector, product: Vector, mixing: NDArray[np.float64]) -> tuple[Vector, Vector]:
-    matrix = _native(mixing, block)
-    return block @ matrix, product @ matrix
-
-
-def _native(matrix: NDArray[np.float64], like: Vector) -> Vector:
-    xp = array_api_compat.array_namespace(like)
-    # Some libraries take no strides that run backwards.
-    matrix = np.ascontiguousarray(matrix)
-    return xp.asarray(matrix, dtype=like.dtype, device=array_api_compat.device(like))
+    return algebra.multiply(block, mixing), algebra.multiply(product, mixing)

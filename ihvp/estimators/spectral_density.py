@@ -1,0 +1,170 @@
+"""The spectrum of a matrix as a density, by stochastic Lanczos quadrature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import eigh_tridiagonal
+from scipy.special import ndtr
+
+from ihvp import algebra
+from ihvp.backend import Vector
+from ihvp.errors import InvalidOption
+from ihvp.estimators.probes import Estimate, check_count, gaussians, products
+from ihvp.operators.base import LinearOperator
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    r"""The density of eigenvalues :math:`\phi(t) = \frac1P \sum_i \delta(t - \lambda_i)`, as probes see it.
+
+    Attributes
+    ----------
+    nodes, weights : ndarray (num_samples, steps)
+        Ritz values and their weights, a row for each probe. A row's weights sum to 1; those of a probe whose
+        Krylov space has fewer dimensions are filled up with 0.
+    matvecs : int
+        Products with single vectors.
+    """
+
+    nodes: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    matvecs: int
+
+    def expectation(self, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Estimate:
+        r"""An estimate of :math:`\frac1P \operatorname{tr} f(A)`, the mean of f over the eigenvalues.
+
+        Exact in expectation for polynomials of degree below 2 ``steps``. Times P, ``numpy.log`` gives the
+        log-determinant of a definite matrix.
+        """
+        # What has no weight must not reach functions that are not defined everywhere.
+        used = self.weights > 0
+        terms = np.zeros(self.nodes.shape)
+        terms[used] = self.weights[used] * function(self.nodes[used])
+        samples = terms.sum(axis=1)
+        count = samples.size
+        error = float(samples.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
+        return Estimate(float(samples.mean()), error, self.matvecs)
+
+    def density(self, grid: ArrayLike, width: float | None = None) -> NDArray[np.float64]:
+        """φ on a grid, each node widened to a Gaussian.
+
+        Parameters
+        ----------
+        grid : array_like
+            Where to evaluate.
+        width : float, optional
+            The Gaussian's standard deviation; by default a hundredth of the range of the nodes.
+        """
+        width = self._width(width)
+        offsets = (np.asarray(grid, dtype=np.float64)[..., None] - self._used(self.nodes)) / width
+        kernel = np.exp(-(offsets**2) / 2) / (np.sqrt(2 * np.pi) * width)
+        return np.asarray(kernel @ self._used(self.weights) / len(self.nodes))
+
+    def cumulative(self, grid: ArrayLike, width: float = 0.0) -> NDArray[np.float64]:
+        """The fraction of eigenvalues up to each point of a grid, in steps, or smooth where ``width > 0``."""
+        offsets = np.asarray(grid, dtype=np.float64)[..., None] - self._used(self.nodes)
+        below = (offsets >= 0).astype(np.float64) if width == 0 else ndtr(offsets / self._width(width))
+        return np.asarray(below @ self._used(self.weights) / len(self.nodes))
+
+    def _used(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return values[self.weights > 0]
+
+    def _width(self, width: float | None) -> float:
+        if width is None:
+            spread = float(np.ptp(self._used(self.nodes)))
+            return spread / 100 or 1e-2 * float(np.abs(self.nodes).max()) or 1e-2
+        if not (np.isfinite(width) and width > 0):
+            raise InvalidOption("width", width, "a finite number > 0")
+        return width
+
+
+def spectral_density(
+    operator: LinearOperator, *, num_samples: int | None = None, steps: int | None = None, seed: int = 0
+) -> SpectralDensity:
+    r"""The eigenvalue density of A by stochastic Lanczos quadrature.
+
+    The Lanczos process from a random vector gives the nodes and weights of Gauss' quadrature for the density
+    that this vector sees; probes are averaged (Ubaru, Chen and Saad, "Fast estimation of tr(f(A)) via
+    stochastic Lanczos quadrature", SIAM Journal on Matrix Analysis and Applications 38, 2017; for neural
+    networks Ghorbani, Krishnan and Xiao, ICML 2019). All vectors are reorthogonalised, without which copies
+    of outlying eigenvalues would appear. The probes share block products.
+
+    Parameters
+    ----------
+    operator : LinearOperator
+        A.
+    num_samples : int, optional
+        The random vectors, from 1 to P, by default 10 or P.
+    steps : int, optional
+        Lanczos steps, from 1 to P, by default 80 or P; ``num_samples * steps`` products are taken, and as
+        many vectors held.
+    seed : int
+        Of the random vectors.
+
+    Returns
+    -------
+    SpectralDensity
+
+    Raises
+    ------
+    InvalidOption
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> density = ihvp.spectral_density(ihvp.Dense(np.diag([1.0, 1.0, 5.0, 5.0])), steps=2, num_samples=2)
+    >>> np.round(density.nodes, 6)
+    array([[1., 5.],
+           [1., 5.]])
+    """
+    size = operator.space.size
+    count = check_count("num_samples", min(10, size) if num_samples is None else num_samples, 1, size)
+    length = check_count("steps", min(80, size) if steps is None else steps, 1, size)
+    start = gaussians(operator.space, np.random.default_rng(seed), count)
+    diagonals, off_diagonals, matvecs = _lanczos(operator, start, length)
+    nodes, weights = np.zeros((count, length)), np.zeros((count, length))
+    for probe in range(count):
+        # A zero beside the diagonal ends a Krylov space.
+        ends = np.flatnonzero(off_diagonals[probe] == 0)
+        dimension = int(ends[0]) + 1
+        values, vectors = eigh_tridiagonal(
+            diagonals[probe, :dimension], off_diagonals[probe, : dimension - 1]
+        )
+        nodes[probe, :dimension], weights[probe, :dimension] = values, vectors[0] ** 2
+        nodes[probe, dimension:] = values[-1]
+    return SpectralDensity(nodes, weights, matvecs)
+
+
+def _lanczos(
+    operator: LinearOperator, start: Vector, steps: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """α and β of each column, ``(k, steps)``, with β = 0 where a Krylov space ends; the products taken."""
+    count, eps = start.shape[1], operator.space.eps
+    diagonals, off_diagonals = np.zeros((count, steps)), np.zeros((count, steps))
+    largest = np.zeros(count)
+    current = start / algebra.coefficients(algebra.norms(start), start)
+    basis: list[Vector] = []
+    for step in range(steps):
+        following = products(operator, current)
+        largest = np.maximum(largest, algebra.norms(following))
+        basis.append(current)
+        diagonals[:, step] = algebra.dots(current, following)
+        # Twice is enough (Parlett, "The Symmetric Eigenvalue Problem", section 6.9).
+        for _ in range(2):
+            for vector in basis:
+                overlap = algebra.dots(vector, following)
+                following = algebra.axpy(following, -algebra.coefficients(overlap, following), vector)
+        beta = algebra.norms(following)
+        ended = beta <= np.sqrt(steps) * 10 * eps * largest
+        if step == steps - 1 or np.all(ended):
+            break
+        beta[ended] = 0.0
+        off_diagonals[:, step] = beta
+        scales = np.divide(1.0, beta, out=np.zeros(count), where=~ended)
+        current = algebra.scale(following, algebra.coefficients(scales, following))
+    return diagonals, off_diagonals, count * len(basis)
