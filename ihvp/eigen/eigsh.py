@@ -124,7 +124,14 @@ def eigsh(
         check_symmetric(operator)
     product = Products(operator)
     limit = _default_tolerance(product) if tol is None else float(tol)
-    if isinstance(operator, OPG) and which != "SA" and ncv is None and v0 is None and confidence is None:
+    lanczos_asked_for = ncv is not None or v0 is not None or confidence is not None
+    # The rows of J that other processes have reach this one through products only.
+    if (
+        isinstance(operator, OPG)
+        and which != "SA"
+        and not lanczos_asked_for
+        and operator.objective.num_processes == 1
+    ):
         pairs, complete = opg_eigenpairs(operator, k, tol=limit), True
     else:
         if capacity >= space.size:
