@@ -8,7 +8,7 @@ INPUTS := pyproject.toml constraints.txt
 PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CURDIR)/constraints.txt
 FRAMEWORKS := torch jax tf numdiff
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -19,6 +19,9 @@ demo: $(ENVS)/demo-$(BACKEND)/.ready ## Ask which training digits a wrong predic
 
 test: $(ENVS)/test/.ready ## Run all tests, each framework in a process of its own
 	@PYTHON=$(CURDIR)/$(ENVS)/test/bin/python tests/run
+
+bench: $(ENVS)/bench/.ready ## Measure beside other libraries and write docs/performance (ONLY=solves, FULL=1)
+	@FULL=$(FULL) $(ENVS)/bench/bin/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
 
 lint: $(ENVS)/lint/.ready ## Check style, types and import rules
 	@$(ENVS)/lint/bin/ruff check
@@ -51,6 +54,12 @@ $(ENVS)/demo-%/.ready: $(ENVS)/demo-%/bin/python $(INPUTS)
 $(ENVS)/test/.ready: $(ENVS)/test/bin/python $(INPUTS) tests/example_plugin/pyproject.toml
 	@$(TORCH)
 	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,test]' --editable $(CURDIR)/tests/example_plugin
+	@touch $@
+
+$(ENVS)/bench/.ready: $(ENVS)/bench/bin/python $(INPUTS) tests/benchmarks/peers.txt
+	@$(TORCH)
+	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all]'
+	@cd $(@D) && $(PIP_INSTALL) --no-deps --requirement $(CURDIR)/tests/benchmarks/peers.txt
 	@touch $@
 
 $(ENVS)/lint/.ready: $(ENVS)/lint/bin/python $(INPUTS)

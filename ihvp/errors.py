@@ -8,11 +8,10 @@ The classes build their own text from the facts, so that one cause reads the sam
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ihvp.operators.eigenpairs import Eigenpairs
-    from ihvp.solvers.base import Solution
+from ihvp.eigenpairs import Eigenpairs
+from ihvp.solution import Solution
 
 
 class IhvpError(Exception):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ihvp import algebra
-from ihvp._registry import create_backend
+from ihvp._inference import create_backend
 from ihvp.backend import (
     Batch,
     CurvatureBackend,
@@ -25,15 +25,14 @@ from ihvp.errors import (
     DataError,
     EmptyData,
     InvalidOption,
-    LossIndependentOfParameters,
     LossNotScalar,
-    NonDeterministicGradient,
     NonFinite,
     NotReiterable,
     ParameterError,
     describe,
 )
 from ihvp.space import VectorSpace
+from ihvp.verification import verify_loss
 
 # Per-example gradients are made in chunks of at most this many numbers (256 MiB in float32).
 _CHUNK_NUMBERS = 1 << 26
@@ -298,41 +297,14 @@ class Objective:
         raise NonFinite(what)
 
     def verify(self) -> None:
-        """Check the loss once, on the first batch: a finite gradient, the same twice, not identically zero.
-
-        Raises
-        ------
-        LossNotScalar, LossIndependentOfParameters, NonFinite, NonDeterministicGradient
-        """
+        """Check the loss once, on the first batch; see :func:`ihvp.verification.verify_loss`."""
         if not self._verified:
             self._verify_on(next(iter(self.batches))[0])
 
     def _verify_on(self, batch: Batch) -> None:
-        if self._verified:
-            return
-        one = self.backend.grad(self.loss, self.params, batch)
-        two = self.backend.grad(self.loss, self.params, batch)
-        if not algebra.all_finite(one):
-            raise NonFinite("The gradient", 0)
-        size = float(algebra.norms(one))
-        difference = float(algebra.norms(one - two)) if algebra.all_finite(two) else np.inf
-        # Parallel sums may differ in their last bits from call to call; dropout differs by far more.
-        allowed = self.space.eps**0.5
-        if difference > allowed * size or size == 0.0:
-            # At an optimum the gradient is as small as its own rounding, or zero: its size elsewhere tells.
-            size = self._gradient_size_elsewhere(batch)
-            if size == 0.0:
-                raise LossIndependentOfParameters(
-                    "its gradient on batch 0 is exactly zero, here and at a random point nearby"
-                )
-            if difference > allowed * size:
-                raise NonDeterministicGradient(difference / size, allowed)
-        self._verified = True
-
-    def _gradient_size_elsewhere(self, batch: Batch) -> float:
-        noise = self.space.asarray(np.random.default_rng(0).standard_normal(self.num_params))
-        elsewhere = self.backend.unflatten(self.backend.flatten(self.params) + noise, self.params)
-        return float(algebra.norms(self.backend.grad(self.loss, elsewhere, batch)))
+        if not self._verified:
+            verify_loss(self.backend, self.loss, self.params, batch, self.space)
+            self._verified = True
 
 
 class _Composed:

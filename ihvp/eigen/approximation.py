@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.eigen.basis import combinations
+from ihvp.eigenpairs import Eigenpairs
 from ihvp.errors import NonFinite
 from ihvp.operators.base import LinearOperator
-from ihvp.operators.eigenpairs import Eigenpairs
 
 # The products' own error is estimated to within this factor.
 _NOISE = 3.0

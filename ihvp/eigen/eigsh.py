@@ -13,10 +13,10 @@ from ihvp.eigen.approximation import Products, certified
 from ihvp.eigen.dense import dense_eigenpairs
 from ihvp.eigen.lanczos import Key, Lanczos
 from ihvp.eigen.opg import opg_eigenpairs
+from ihvp.eigenpairs import Eigenpairs
 from ihvp.errors import EigenpairsNotConverged, InvalidOption, VectorError, describe
 from ihvp.memory import require_memory
 from ihvp.operators.base import LinearOperator
-from ihvp.operators.eigenpairs import Eigenpairs
 from ihvp.operators.opg import OPG
 from ihvp.operators.symmetry import check_symmetric
 from ihvp.progress import Monitor, Step

@@ -8,8 +8,8 @@ from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.eigen.rayleigh_ritz import refine
 from ihvp.eigen.streaming_svd import streaming_svd
+from ihvp.eigenpairs import Eigenpairs
 from ihvp.errors import InvalidOption
-from ihvp.operators.eigenpairs import Eigenpairs
 from ihvp.operators.opg import OPG
 from ihvp.space import VectorSpace
 

@@ -1,9 +1,9 @@
 """Curvature matrices as linear operators."""
 
+from ihvp.eigenpairs import Eigenpairs
 from ihvp.operators.base import LinearOperator, Scaled, Shifted, Sum
 from ihvp.operators.curvature import CurvatureOperator
 from ihvp.operators.dense import Dense
-from ihvp.operators.eigenpairs import Eigenpairs
 from ihvp.operators.gauss_newton import GaussNewton
 from ihvp.operators.hessian import Hessian
 from ihvp.operators.low_rank import FullRank, LowRank

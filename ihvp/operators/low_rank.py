@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
+from ihvp.eigenpairs import Eigenpairs
 from ihvp.errors import InvalidOption, VectorError, describe
 from ihvp.operators.base import LinearOperator
-from ihvp.operators.eigenpairs import Eigenpairs
 from ihvp.space import VectorSpace
 
 # What rounding leaves of a zero, in machine epsilons of the largest eigenvalue.

@@ -1,7 +1,8 @@
 """Solvers for systems with a curvature matrix."""
 
+from ihvp.solution import Solution
 from ihvp.solvers.auto import Auto
-from ihvp.solvers.base import Solution, Solver
+from ihvp.solvers.base import Solver
 from ihvp.solvers.cg import CG
 from ihvp.solvers.closed_form import ClosedForm
 from ihvp.solvers.direct import Direct

@@ -14,7 +14,8 @@ from ihvp.backend import Vector
 from ihvp.errors import TooLarge
 from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
-from ihvp.solvers.base import Solution, Solver
+from ihvp.solution import Solution
+from ihvp.solvers.base import Solver
 from ihvp.solvers.cg import CG
 from ihvp.solvers.closed_form import ClosedForm, SupportsClosedForm
 from ihvp.solvers.direct import Direct, Factorisation, require_matrix

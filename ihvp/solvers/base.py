@@ -1,10 +1,10 @@
-"""What every solver has in common: its interface, its answer, and the certificate behind ``converged``."""
+"""What every solver has in common: its interface, and the certificate behind ``converged``."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,48 +15,7 @@ from ihvp.backend import Vector
 from ihvp.errors import SolverError
 from ihvp.operators.base import LinearOperator
 from ihvp.progress import Monitor, Step
-
-
-@dataclass(frozen=True)
-class Solution:
-    """The answer to ``(A + λI) x = v``, with its certificate.
-
-    Attributes
-    ----------
-    x
-        The solution, in the form of ``v``.
-    converged : bool
-        Whether the recomputed residual of every column is within the tolerance, and the matrix what the
-        method takes.
-    residual : float or ndarray (k,)
-        ``‖v − (A + λI) x‖ / ‖v‖``, recomputed with a fresh product; 0 for ``v = 0``. One number a column for
-        a block.
-    iterations : int
-        Steps of the method; for a block, those of the slowest column.
-    matvecs : int
-        Products with single vectors, the fresh ones for the certificate included. What several dampings
-        share is counted with the smallest of them.
-    stop_reason : str
-        Why the method stopped.
-    method : str
-        The method, and why it was taken where that was not the caller's choice.
-    history : ndarray (iterations + 1,) or (iterations + 1, k)
-        The relative residual before the first and after each step, by the method's own recurrence.
-    standard_error : float or ndarray (k,), optional
-        Of a method that draws samples: how far ``x`` is likely to be from its expectation, relative to
-        ``‖x‖``. It is the root of the summed squared standard errors of the entries times Student's factor
-        for 95 %, which allows for the few estimates that the spread is known from.
-    """
-
-    x: Any
-    converged: bool
-    residual: float | NDArray[np.float64]
-    iterations: int
-    matvecs: int
-    stop_reason: str
-    history: NDArray[np.float64] = field(repr=False)
-    standard_error: float | NDArray[np.float64] | None = None
-    method: str = ""
+from ihvp.solution import Solution
 
 
 class Solver(ABC):

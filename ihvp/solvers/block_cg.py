@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import array_api_compat
 import numpy as np
 import scipy.linalg
@@ -16,9 +14,6 @@ from ihvp.orthogonal import orthonormal
 from ihvp.solvers.base import CountedOperator, Log
 from ihvp.solvers.conjugate import precondition
 from ihvp.solvers.refinement import Sweep
-
-if TYPE_CHECKING:
-    from ihvp.solvers.cg import CG
 
 # A direction that holds less than this part of every column's target is left out of the block.
 _NEGLIGIBLE = 0.05
@@ -47,14 +42,21 @@ class BlockConjugate(Sweep):
     A sweep that rounding has brought too far from conjugate directions leaves its columns for the reason
     "lost"; the recurrence of separate columns holds for longer.
 
-    Beside ``x`` and the product, it holds two blocks of at most k vectors.
+    Beside ``x`` and the product, it holds two blocks of at most k vectors. Parameters as in
+    :class:`~ihvp.solvers.conjugate.Conjugate`; a bad direction belongs to all columns.
     """
 
     def __init__(
-        self, method: CG, numbers: NDArray[np.intp], x: Vector, r: Vector, targets: NDArray[np.float64]
+        self,
+        preconditioner: object,
+        fatal: bool,
+        numbers: NDArray[np.intp],
+        x: Vector,
+        r: Vector,
+        targets: NDArray[np.float64],
     ) -> None:
         super().__init__(numbers, algebra.by_columns(x), targets)
-        self.preconditioner, self.fatal = method.preconditioner, method.on_indefinite == "raise"
+        self.preconditioner, self.fatal = preconditioner, fatal
         self.q: Vector = r
         self.p: Vector = None
         self.c: NDArray[np.float64] = np.empty(0)

@@ -14,9 +14,10 @@ from ihvp.backend import Vector
 from ihvp.errors import InvalidOption, SolverError
 from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
+from ihvp.solution import Solution
 from ihvp.solvers import diagnosis
 from ihvp.solvers.augmented import Augmented
-from ihvp.solvers.base import CountedOperator, Solution, Solver
+from ihvp.solvers.base import CountedOperator, Solver
 from ihvp.solvers.block_cg import BlockConjugate
 from ihvp.solvers.conjugate import Conjugate
 from ihvp.solvers.minres import MinimalResidual
@@ -155,9 +156,10 @@ class CG(Solver):
 
     def iterate(self, course: Refinement, limit: int) -> None:
         """Settle the pending columns, solved or not."""
-        separate: Start = partial(Conjugate, self)
-        block = self.shared and self.on_indefinite == "raise" and course.v.ndim == 2 and course.v.shape[1] > 1
-        start: Start = partial(BlockConjugate, self) if block else separate
+        fatal = self.on_indefinite == "raise"
+        separate: Start = partial(Conjugate, self.preconditioner, fatal)
+        block = self.shared and fatal and course.v.ndim == 2 and course.v.shape[1] > 1
+        start: Start = partial(BlockConjugate, self.preconditioner, fatal) if block else separate
         if isinstance(self.preconditioner, Sketch):
             start = partial(Augmented, self.preconditioner, start)
         course.run(start, limit)

@@ -12,7 +12,8 @@ from ihvp.backend import Vector
 from ihvp.errors import InvalidOption
 from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
-from ihvp.solvers.base import Solution, Solver
+from ihvp.solution import Solution
+from ihvp.solvers.base import Solver
 from ihvp.solvers.refinement import Refinement, check_tolerances
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,29 +12,38 @@ from ihvp.operators.base import LinearOperator
 from ihvp.solvers.base import CountedOperator, Log
 from ihvp.solvers.refinement import Sweep
 
-if TYPE_CHECKING:
-    from ihvp.solvers.cg import CG
-
 
 class Conjugate(Sweep):
     """The recurrence of CG from a given residual.
 
     Beside the product, ``x``, ``r`` and ``p`` are all that it holds; without preconditioner ``z`` is ``r``.
+
+    Parameters
+    ----------
+    preconditioner : LinearOperator or callable, optional
+        M.
+    fatal : bool
+        Whether one direction with ``pᵀ(A + λI)p ≤ 0`` ends the sweep, or the work on its column.
     """
 
     def __init__(
-        self, method: CG, numbers: NDArray[np.intp], x: Vector, r: Vector, targets: NDArray[np.float64]
+        self,
+        preconditioner: object,
+        fatal: bool,
+        numbers: NDArray[np.intp],
+        x: Vector,
+        r: Vector,
+        targets: NDArray[np.float64],
     ) -> None:
         super().__init__(numbers, x, targets)
-        self.method, self.r, self.p = method, r, None
+        self.preconditioner, self.fatal, self.r, self.p = preconditioner, fatal, r, None
         self.flat = np.zeros(numbers.shape)
 
     def run(self, operator: CountedOperator, limit: int, log: Log) -> None:
-        method = self.method
         self.park(np.atleast_1d(algebra.norms(self.r)) <= self.targets, "reached")
         if not self.places.size:
             return
-        z = precondition(method.preconditioner, self.r)
+        z = precondition(self.preconditioner, self.r)
         rz = _inner(self.r, z)
         self.p = algebra.copy(z)
         del z
@@ -52,7 +59,7 @@ class Conjugate(Sweep):
             indefinite = curvature <= self.flat[self.places] * rz
             if np.any(indefinite):
                 del product
-                if method.on_indefinite == "raise":
+                if self.fatal:
                     self.direction = algebra.column(self.p, int(np.argmin(curvature)))
                     self.reasons[self.places] = "indefinite"
                     return
@@ -70,7 +77,7 @@ class Conjugate(Sweep):
             if not self.places.size:
                 return
             rz = rz[~reached]
-            z = precondition(method.preconditioner, self.r)
+            z = precondition(self.preconditioner, self.r)
             rz, before = _inner(self.r, z), rz
             self.p = algebra.xpay(self.p, algebra.coefficients(rz / before, self.p), z)
 

@@ -8,7 +8,8 @@ from ihvp import algebra
 from ihvp.backend import Matvec, Vector
 from ihvp.errors import Diverged, IndefiniteCurvature, NonFinite
 from ihvp.operators.base import Shifted
-from ihvp.solvers.base import CountedOperator, Solution
+from ihvp.solution import Solution
+from ihvp.solvers.base import CountedOperator
 from ihvp.solvers.ritz import RitzRange, ritz_range
 
 # I − A/scale contracts down to half the largest eigenvalue. Aiming at the whole of it leaves a factor of two:

@@ -11,7 +11,7 @@ from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.errors import IndefiniteCurvature, NotConverged, Singular, SolverError, Stagnated
 from ihvp.operators.base import Shifted
-from ihvp.solvers.base import Solution
+from ihvp.solution import Solution
 from ihvp.solvers.ritz import RitzRange, ritz_range
 
 

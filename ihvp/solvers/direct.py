@@ -18,8 +18,9 @@ from ihvp.errors import InvalidOption, NonFinite, NotSymmetric
 from ihvp.memory import require_memory
 from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
+from ihvp.solution import Solution
 from ihvp.solvers import diagnosis
-from ihvp.solvers.base import Solution, Solver
+from ihvp.solvers.base import Solver
 from ihvp.solvers.refinement import Refinement, check_tolerances
 
 # The matrix, its factor, and what the factorisation works on.

@@ -12,8 +12,9 @@ from ihvp.backend import Vector
 from ihvp.errors import Diverged, InvalidOption, NotConverged, NothingToSample, SolverError
 from ihvp.operators.base import LinearOperator, Sampler, Shifted
 from ihvp.progress import Monitor
+from ihvp.solution import Solution
 from ihvp.solvers import contraction, diagnosis
-from ihvp.solvers.base import CountedOperator, Solution, Solver
+from ihvp.solvers.base import CountedOperator, Solver
 from ihvp.solvers.neumann import Course, Recursion, Series
 
 # Batches whose curvature is measured for a scale.

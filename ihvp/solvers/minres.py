@@ -12,7 +12,8 @@ from ihvp.backend import Vector
 from ihvp.errors import NonFinite
 from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
-from ihvp.solvers.base import CountedOperator, Log, Solution, Solver
+from ihvp.solution import Solution
+from ihvp.solvers.base import CountedOperator, Log, Solver
 from ihvp.solvers.refinement import Refinement, Sweep, check_tolerances, iteration_limit
 
 # What rounding leaves of a zero, in machine epsilons of the largest entry.

@@ -14,7 +14,8 @@ from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.operators.base import LinearOperator, Sampler, Shifted
 from ihvp.progress import Monitor
-from ihvp.solvers.base import CountedOperator, Log, Solution, relative, true_residual
+from ihvp.solution import Solution
+from ihvp.solvers.base import CountedOperator, Log, relative, true_residual
 from ihvp.solvers.refinement import column_sizes
 
 # The spread of the answer is that of so many parts of the paths, or of the repeats if they are more.

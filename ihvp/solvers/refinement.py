@@ -14,8 +14,9 @@ from ihvp.backend import Vector
 from ihvp.errors import InvalidOption, VectorError
 from ihvp.operators.base import Shifted
 from ihvp.progress import Monitor
+from ihvp.solution import Solution
 from ihvp.solvers import diagnosis
-from ihvp.solvers.base import CountedOperator, Log, Solution, true_residual
+from ihvp.solvers.base import CountedOperator, Log, true_residual
 
 # Sizes whose squares, and those of residuals far smaller, stay in the range of float64.
 _SIZES = 1e-130, 1e130

@@ -15,8 +15,9 @@ from ihvp.errors import InvalidOption, SolverError, VectorError, describe
 from ihvp.operators.base import LinearOperator
 from ihvp.operators.symmetry import check_symmetric
 from ihvp.progress import Monitor, Step
+from ihvp.solution import Solution
 from ihvp.solvers.auto import Auto
-from ihvp.solvers.base import Solution, Solver
+from ihvp.solvers.base import Solver
 from ihvp.solvers.cg import CG
 from ihvp.solvers.closed_form import ClosedForm, SupportsClosedForm
 

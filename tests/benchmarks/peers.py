@@ -1,7 +1,7 @@
 """The same solves by what users would pick instead, each as its documentation recommends.
 
-A solve is a function of one knob, its tolerance or number of iterations, and gives ``(P, k)``. Everything from the
-model to the answer is inside, as it is on our side.
+A solve is a function of one knob, its tolerance or number of iterations, and gives ``(P, k)``. Everything
+from the model to the answer is inside, as it is on our side.
 """
 
 from __future__ import annotations
@@ -45,22 +45,24 @@ def torch_solves(model: TorchModel, rhs: NDArray[Any], damping: float) -> dict[s
 
         return solve
 
-    def pydvl(tolerance: float, together: bool) -> Callable[[], Any]:
+    def pydvl(**options: Any) -> Callable[[], Any]:
         from pydvl.influence.torch.operator import CgOperator, HessianOperator
 
         def solve() -> Any:
-            # The tolerance is squared where it is used.
-            operator = CgOperator(
-                HessianOperator(model.module, model.criterion, [model.batch]),
-                regularization=damping,
-                rtol=tolerance**0.5,
-                atol=1e-12,
-                maxiter=10_000,
-                use_block_cg=together,
-            )
+            H = HessianOperator(model.module, model.criterion, [model.batch])
+            operator = CgOperator(H, damping, atol=1e-12, warn_on_max_iteration=False, **options)
             return operator.apply(rows).T
 
         return solve
+
+    def pydvl_block(tolerance: float) -> Callable[[], Any]:
+        # It squares the tolerance.
+        return pydvl(rtol=tolerance**0.5, maxiter=10_000, use_block_cg=True)
+
+    def pydvl_columns(iterations: float) -> Callable[[], Any]:
+        # It takes the norms of single parameters for those of the right-hand sides, so that only the number
+        # of iterations can stop it near a given residual.
+        return pydvl(rtol=1e-12, maxiter=int(iterations))
 
     def dattri(iterations: float) -> Callable[[], Any]:
         import torch
@@ -83,8 +85,8 @@ def torch_solves(model: TorchModel, rhs: NDArray[Any], damping: float) -> dict[s
 
     return {
         "curvlinops CG": curvlinops,
-        "pyDVL block CG": lambda tolerance: pydvl(tolerance, True),
-        "pyDVL CG": lambda tolerance: pydvl(tolerance, False),
+        "pyDVL block CG": pydvl_block,
+        "pyDVL CG": pydvl_columns,
         "dattri CG": dattri,
     }
 

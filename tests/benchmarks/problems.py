@@ -1,19 +1,21 @@
 """The problems: a network of tanh layers with cross-entropy, its derivatives by hand in numpy.
 
-All frameworks keep the weights as ``(out, in)``, layer by layer with the biases, so that one flat vector means the
-same in each. The float64 oracle is exact to rounding: the gradient is differentiated by a complex step, of which
-no difference is taken (Squire and Trapp, SIAM Review 40, 1998).
+All frameworks keep the weights as ``(out, in)``, layer by layer with the biases, so that one flat vector
+means the same in each. The float64 oracle is exact to rounding: the gradient is differentiated by a complex
+step, for which no difference is taken (Squire and Trapp, SIAM Review 40, 1998).
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 
 Weights = list[NDArray[Any]]
 _STEP = 1e-20
@@ -71,7 +73,8 @@ class Network:
             return np.stack([self.hessian_product(column) for column in v.T], axis=1)
         point = self.point.astype(np.float64) + 1j * _STEP * v.astype(np.float64)
         data = (self.x.astype(np.float64), self.y)
-        return _flat(gradient(_cut(point, self.weights), data)).imag / _STEP
+        with one_thread():
+            return _flat(gradient(_cut(point, self.weights), data)).imag / _STEP
 
     def residual(self, solution: Any, v: NDArray[Any], damping: float) -> float:
         """The largest ``‖v − (H + λI) x‖ / ‖v‖`` over the columns."""
@@ -131,7 +134,8 @@ def digits(*hidden: int, train: int = 1500, steps: int = 200) -> Network:
         return _loss(at, batch) + _DECAY / 2 * point @ point, _flat(gradient(at, batch)) + _DECAY * point
 
     start = _flat(weights).astype(np.float64)
-    fit = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": steps})
+    with one_thread():
+        fit = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": steps})
     rest = slice(train, None) if train < len(x) else slice(None)
     return Network(_cut(fit.x.astype(np.float32), weights), x[:train], labels[:train], x[rest], labels[rest])
 
@@ -144,6 +148,11 @@ def made(*widths: int, rows: int = 1000) -> Network:
     return Network(_initial(widths), x, y, x, y)
 
 
+def one_thread() -> threadpool_limits:
+    """Numpy's products in one thread: where other processes run, its threads wait for each other for long."""
+    return threadpool_limits(1, user_api="blas")
+
+
 def wide() -> Network:
     """784-512-512-10 over 1,000 made examples, P = 669,706."""
     return made(784, 512, 512, 10)
@@ -152,10 +161,9 @@ def wide() -> Network:
 def _initial(widths: tuple[int, ...]) -> Weights:
     generator = np.random.default_rng(5)
     weights: Weights = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
-        weights.append(
-            generator.standard_normal((outputs, inputs), dtype=np.float32) / np.float32(inputs**0.5)
-        )
+    for inputs, outputs in itertools.pairwise(widths):
+        normal = generator.standard_normal((outputs, inputs), dtype=np.float32)
+        weights.append(normal / np.float32(inputs**0.5))
         weights.append(np.zeros(outputs, dtype=np.float32))
     return weights
 

@@ -31,12 +31,13 @@ _TEXT = """# Performance
 Written by `make bench`, which sets up the environment and measures again; `make bench ONLY=solves` prints one
 part. {where}.
 
-- Both sides of a row ran in turns in one process, in float32, with the same data, damping and device; times are
-  medians, and the number is the median of the ratios within a round.
+- Both sides of a row ran in turns in one process, in float32, with the same data, damping and device; times
+  are medians, and the number is the median of the ratios within a round.
 - What a side prepares for an operator counts on both sides; what a framework compiles does not.
-- Peers have the settings that their documentation recommends, and the loosest tolerance that brings every column
-  to the residual asked for. The residuals (ours | theirs) come from one float64 oracle in numpy: of a solve
-  `‖v − (H + λI) x‖ / ‖v‖`, of eigenpairs `‖H q − λ q‖ / λ₁`, of products and gradients the relative error.
+- Peers have the settings that their documentation recommends, and the loosest tolerance that brings every
+  column to the residual asked for. The residuals (ours | theirs) come from one float64 oracle in numpy: of a
+  solve `‖v − (H + λI) x‖ / ‖v‖`, of eigenpairs `‖H q − λ q‖ / λ₁`, of products and gradients their relative
+  errors.
 - Rows without a bar are there to compare.
 
 ![Each number relative to its bar](bars.png)

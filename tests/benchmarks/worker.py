@@ -1,4 +1,4 @@
-"""One case in one framework, in this process: ``python -m tests.benchmarks.worker CASE FRAMEWORK DEVICE FILE``."""
+"""One case in one framework, in this process: ``worker CASE FRAMEWORK DEVICE FILE``."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import ihvp
-from ihvp import _registry, errors
+from ihvp import _inference, _registry, errors
 from ihvp._hookspecs import hookimpl
 from ihvp.backend import BackendPlugin
 
@@ -79,7 +79,7 @@ def register(monkeypatch):
 
     def clear():
         _registry.registered.cache_clear()
-        _registry._owner_of_type.cache_clear()
+        _inference._owner_of_type.cache_clear()
 
     def use_plugins(**targets):
         clear()
@@ -107,7 +107,7 @@ def array_of(module, base=object):
 
 
 def name_of(params, backend=None, **kwargs):
-    return _registry.create_backend(params, backend, **kwargs).name
+    return _inference.create_backend(params, backend, **kwargs).name
 
 
 # The plugins of this distribution
@@ -139,7 +139,7 @@ def test_listing_backends_imports_no_framework():
 
 @pytest.mark.parametrize(
     "choose",
-    [lambda: ihvp.use("mxnet"), lambda: _registry.create_backend(None, "mxnet")],
+    [lambda: ihvp.use("mxnet"), lambda: _inference.create_backend(None, "mxnet")],
     ids=["use", "backend="],
 )
 def test_unknown_backend_lists_the_known_ones(frameworks, choose):
@@ -156,7 +156,7 @@ def test_missing_framework_says_how_to_install_it(register):
 def test_missing_framework_is_found_by_inference_too(register):
     register(jax=plugin("jax", framework="framework_that_is_not_there", types_=["jax"]))
     with pytest.raises(errors.BackendNotInstalled):
-        _registry.create_backend(array_of("jax._src.array"))
+        _inference.create_backend(array_of("jax._src.array"))
 
 
 def test_framework_that_is_hidden_from_import_counts_as_missing(monkeypatch, register):
@@ -236,7 +236,7 @@ def test_factory_that_cannot_import_is_a_broken_backend(register):
 
     register(torch=plugin("torch", factory=factory))
     with pytest.raises(errors.BrokenBackend, match=r"libcudart\.so is missing") as caught:
-        _registry.create_backend(None, "torch")
+        _inference.create_backend(None, "torch")
     assert isinstance(caught.value.__cause__, ImportError)
 
 
@@ -269,8 +269,8 @@ def test_use_as_a_block_restores_the_choice_after_an_error(frameworks):
 
 def test_use_passes_its_options_to_the_factory(frameworks):
     with ihvp.use("torch", step=1e-2, order=4):
-        assert _registry.create_backend("params").options == {"step": 1e-2, "order": 4}
-        assert _registry.create_backend("params").made_for == "params"
+        assert _inference.create_backend("params").options == {"step": 1e-2, "order": 4}
+        assert _inference.create_backend("params").made_for == "params"
 
 
 def test_choice_that_cannot_work_leaves_the_one_before(frameworks):
@@ -316,7 +316,7 @@ def test_backend_argument_wins_over_use(frameworks):
 
 def test_backend_object_is_used_as_it_is(frameworks):
     backend = Backend("mine", None, {})
-    assert _registry.create_backend({}, backend) is backend
+    assert _inference.create_backend({}, backend) is backend
 
 
 @pytest.mark.parametrize("choice", [3, object(), np])
@@ -324,7 +324,7 @@ def test_backend_that_is_none_is_refused(frameworks, choice):
     with pytest.raises(
         errors.InvalidOption, match=r"backend is .*; expected a registered name or an object with"
     ):
-        _registry.create_backend({}, choice)
+        _inference.create_backend({}, choice)
 
 
 # Inference
@@ -377,17 +377,17 @@ def test_numpy_with_a_gradient_is_finite_differences(frameworks):
 @pytest.mark.parametrize("backend", [None, "numdiff"])
 def test_numpy_with_a_loss_alone_says_to_pass_a_gradient(frameworks, backend):
     with pytest.raises(errors.UndeterminedBackend, match="differentiates a gradient: pass grad="):
-        _registry.create_backend(np.ones(2), backend)
+        _inference.create_backend(np.ones(2), backend)
 
 
 def test_finite_differences_work_over_the_parameters_own_backend(frameworks):
-    backend = _registry.create_backend([array_of("torch")], "numdiff")
+    backend = _inference.create_backend([array_of("torch")], "numdiff")
     assert backend.name == "numdiff"
     assert backend.options["inner"].name == "torch"
 
 
 def test_finite_differences_over_numpy_have_no_inner_backend(frameworks):
-    assert _registry.create_backend(np.ones(2), "numdiff", has_gradient=True).options == {"inner": None}
+    assert _inference.create_backend(np.ones(2), "numdiff", has_gradient=True).options == {"inner": None}
 
 
 @pytest.mark.parametrize("params", [3, "weights", {}, [], [None], object()])
@@ -395,7 +395,7 @@ def test_parameters_of_no_framework_are_refused_with_the_known_ones(frameworks, 
     with pytest.raises(
         errors.UndeterminedBackend, match=r"Choose one with .* Registered backends: jax, numdiff"
     ):
-        _registry.create_backend(params)
+        _inference.create_backend(params)
 
 
 @pytest.mark.parametrize("backend", [None, "numdiff"])
@@ -403,7 +403,7 @@ def test_parameters_of_two_frameworks_are_refused_with_both(frameworks, backend)
     params = [array_of("torch"), array_of("jaxlib._jax")]
     text = "Found parameters of jax and parameters of torch; expected parameters of one framework. Convert"
     with pytest.raises(errors.MixedFrameworks, match=text):
-        _registry.create_backend(params, backend)
+        _inference.create_backend(params, backend)
 
 
 def test_parameters_of_another_framework_than_the_chosen_one_are_refused(frameworks):
@@ -411,4 +411,4 @@ def test_parameters_of_another_framework_than_the_chosen_one_are_refused(framewo
         ihvp.use("jax"),
         pytest.raises(errors.MixedFrameworks, match="parameters for the chosen backend 'jax'"),
     ):
-        _registry.create_backend([array_of("torch")])
+        _inference.create_backend([array_of("torch")])

@@ -30,7 +30,8 @@ def course_of(sweep, operator, v, damping=0.0, x0=None, **options):
     course = Refinement(
         Shifted(system, damping), v, rtol=method.rtol, atol=method.atol, x0=x0, monitor=Monitor("CG")
     )
-    course.run(partial(sweep, method), iteration_limit(method.max_iterations, v))
+    start = partial(sweep, method.preconditioner, method.on_indefinite == "raise")
+    course.run(start, iteration_limit(method.max_iterations, v))
     return course
 
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.backend import Vector
-
 
 @dataclass(frozen=True, eq=False)
 class Eigenpairs:
@@ -33,7 +31,7 @@ class Eigenpairs:
     """
 
     values: NDArray[np.float64]
-    vectors: Vector = field(repr=False)
+    vectors: Any = field(repr=False)
     residuals: NDArray[np.float64] = field(repr=False)
     converged: NDArray[np.bool_]
     matvecs: int
