@@ -14,7 +14,9 @@ and the same suite runs for any registered backend by
 
 import pytest
 
-pytest.register_assert_rewrite("ihvp.testing.contract")
+pytest.register_assert_rewrite(
+    *(f"ihvp.testing.{part}" for part in ("case", "capabilities", "derivatives", "failures", "operators"))
+)
 
 from ihvp.testing.contract import BackendContract  # noqa: E402 - after its asserts are registered
 from ihvp.testing.problems import PROBLEMS, Problem  # noqa: E402

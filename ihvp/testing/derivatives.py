@@ -1,0 +1,120 @@
+"""Parameters as vectors, gradients, and products with the Hessian."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from ihvp.algebra import to_numpy
+from ihvp.errors import (
+    ParameterError,
+)
+from ihvp.space import VectorSpace
+from ihvp.testing.case import NETWORK, SOFTMAX, TOY, Contract, each_dtype, each_problem
+from ihvp.testing.problems import Problem
+
+
+class DerivativeContract(Contract):
+    """What flatten, unflatten, grad and hvp give."""
+
+    @each_dtype
+    def test_flatten_lists_the_parameters_row_by_row(self, dtype: str) -> None:
+        case = self.case(NETWORK, dtype)
+        flat = case.backend.flatten(case.params)
+        assert flat.shape == (NETWORK.size,)
+        assert_array_equal(to_numpy(flat), NETWORK.flat(NETWORK.params).astype(dtype))
+
+    @each_dtype
+    def test_unflatten_is_the_exact_inverse(self, dtype: str) -> None:
+        case = self.case(NETWORK, dtype)
+        vector = case.native(np.random.default_rng(3).standard_normal(NETWORK.size))
+        structured = case.backend.unflatten(vector, case.params)
+        assert_array_equal(to_numpy(case.backend.flatten(structured)), to_numpy(vector))
+
+    def test_what_unflatten_gives_serves_as_parameters(self) -> None:
+        case = self.case(NETWORK)
+        point = NETWORK.flat(NETWORK.params) + 0.1
+        before = case.bits()
+        self.close(
+            case,
+            case.grad(case.backend.unflatten(case.native(point), case.params)),
+            NETWORK.flat_gradient(point),
+            product=False,
+        )
+        assert case.bits() == before
+
+    def test_integer_parameters_are_refused(self) -> None:
+        assert self.plugin.dialect is not None
+        params = self.plugin.dialect().parameters({"w": np.arange(3)})
+        backend = self.plugin.factory()
+        with pytest.raises(ParameterError):
+            backend.flatten(params)
+
+    @each_dtype
+    @each_problem
+    def test_grad_is_the_gradient(self, problem: Problem, dtype: str) -> None:
+        case = self.case(problem, dtype)
+        self.close(case, case.grad(), problem.flat_gradient(), product=False)
+
+    @each_dtype
+    @each_problem
+    def test_hvp_is_the_product_with_the_hessian(self, problem: Problem, dtype: str) -> None:
+        case = self.case(problem, dtype)
+        v = np.random.default_rng(4).standard_normal(problem.size)
+        self.close(case, case.hvp(v), problem.hessian() @ v)
+
+    @each_dtype
+    @each_problem
+    def test_hvp_of_a_block_is_the_block_of_hvps(self, problem: Problem, dtype: str) -> None:
+        case = self.case(problem, dtype)
+        block = np.random.default_rng(5).standard_normal((problem.size, 3))
+        product = case.hvp(block)
+        assert product.shape == block.shape
+        self.close(case, product, problem.hessian() @ block)
+        self.close(case, product, np.stack([case.hvp(column) for column in block.T], axis=1))
+
+    def test_hvp_takes_a_block_of_one_column_and_of_more_than_p(self) -> None:
+        case = self.case(TOY)
+        for width in (1, 5):
+            block = np.random.default_rng(6).standard_normal((TOY.size, width))
+            self.close(case, case.hvp(block), TOY.hessian() @ block)
+
+    @each_problem
+    def test_hvp_is_symmetric(self, problem: Problem) -> None:
+        case = self.case(problem)
+        u, v = np.random.default_rng(7).standard_normal((2, problem.size))
+        self.close(case, np.asarray(u @ case.hvp(v)), np.asarray(v @ case.hvp(u)))
+
+    @each_problem
+    def test_hvp_is_linear(self, problem: Problem) -> None:
+        case = self.case(problem)
+        u, v = np.random.default_rng(8).standard_normal((2, problem.size))
+        self.close(case, case.hvp(2 * u - 3 * v), 2 * case.hvp(u) - 3 * case.hvp(v))
+
+    def test_hvp_of_zero_is_zero(self) -> None:
+        case = self.case(NETWORK)
+        assert_array_equal(case.hvp(np.zeros(NETWORK.size)), np.zeros(NETWORK.size))
+
+    @each_problem
+    def test_two_calls_give_the_same_bits(self, problem: Problem) -> None:
+        case = self.case(problem)
+        v = np.ones(problem.size)
+        assert_array_equal(case.grad(), case.grad())
+        assert_array_equal(case.hvp(v), case.hvp(v))
+
+    @each_dtype
+    def test_results_have_the_dtype_and_device_of_the_parameters(self, dtype: str) -> None:
+        case = self.case(NETWORK, dtype)
+        v = case.native(np.ones(NETWORK.size))
+        for result in (
+            case.backend.grad(case.loss, case.params, case.batch),
+            case.backend.hvp(case.loss, case.params, case.batch, v),
+        ):
+            assert VectorSpace.of(result).matches(case.space)
+
+    def test_half_precision_runs_to_its_own_epsilon(self) -> None:
+        case = self.case(SOFTMAX, "float16")
+        self.close(case, case.grad(), SOFTMAX.flat_gradient(), product=False)
+        v = np.random.default_rng(9).standard_normal(SOFTMAX.size)
+        self.close(case, case.hvp(v), SOFTMAX.hessian() @ v)
