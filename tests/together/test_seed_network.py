@@ -146,6 +146,27 @@ def test_other_data_of_the_same_shape_finds_the_compiled_loss_again(backend):
     assert len(traces) == before
 
 
+@every_backend
+def test_the_low_rank_form_of_all_eigenpairs_is_the_hessian(backend):
+    H = ihvp.Hessian(objective(backend))
+    low_rank = ihvp.LowRank(ihvp.eigsh(H, k=66)).to_dense()
+    assert_allclose(to_numpy(low_rank), oracle("hessian", "full"), rtol=0, atol=1e-8)
+
+
+@every_backend
+def test_the_full_rank_form_of_ten_eigenpairs_is_equation_16(backend):
+    # The indefinite Hessian has ten positive eigenvalues, of which the tenth becomes all the others.
+    eig = ihvp.eigsh(ihvp.Hessian(objective(backend)), k=10)
+    q, tail = to_numpy(eig.vectors), eig.values[-1]
+    expected = q @ np.diag(eig.values) @ q.T + tail * (np.eye(66) - q @ q.T)
+    full_rank = ihvp.FullRank(eig)
+    assert_allclose(to_numpy(full_rank.to_dense()), expected, rtol=0, atol=1e-10)
+    x = np.random.default_rng(0).standard_normal(66)
+    assert_allclose(full_rank.quadratic_form(x), x @ expected @ x, rtol=0, atol=1e-10)
+    solution = ihvp.solve(full_rank, x, damping=0.1)
+    assert_allclose(solution.x, np.linalg.solve(expected + 0.1 * np.eye(66), x), rtol=1e-10)
+
+
 def test_finite_differences_say_that_they_have_no_gauss_newton_products():
     numdiff = ihvp.Objective(
         functools.partial(NETWORK.output_loss, np),
