@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from ihvp import algebra
 from ihvp.backend import Vector
@@ -264,6 +263,8 @@ class RunningMean:
         """
         if self.count < 2:
             return None
+        from scipy.special import stdtrit  # a tenth of the time that importing ihvp may take
+
         student = float(stdtrit(self.count - 1, 0.975))
         return relative(
             student * np.sqrt(self._squares / (self.count * (self.count - 1))), _norms(self.value)
