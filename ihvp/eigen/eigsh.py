@@ -120,6 +120,7 @@ def eigsh(
     space = operator.space
     capacity = _checked(space, k, which, tol, ncv, max_restarts, confidence, seed, on_failure)
     start = None if v0 is None else _checked_start(space, v0)
+    operator.verify()
     if check:
         check_symmetric(operator)
     product = Products(operator)

@@ -54,6 +54,9 @@ class LinearOperator(ABC):
     def apply(self, v: Vector) -> Vector:
         """The product with a flat native vector or block, freshly allocated: ``@`` without the checks."""
 
+    def verify(self) -> None:  # noqa: B027 - most operators have nothing to check
+        """Check what products rest on, before a solver fills the memory with its vectors."""
+
     def product_error(self, v: Vector) -> float:
         """An estimate of ``‖computed product − A v‖`` beyond rounding; 0 where products are exact.
 
@@ -243,6 +246,9 @@ class Shifted(LinearOperator):
         product = self.operator.apply(v)
         return algebra.axpy(product, self.shift, v) if self.shift else product
 
+    def verify(self) -> None:
+        self.operator.verify()
+
     def product_error(self, v: Vector) -> float:
         return self.operator.product_error(v)
 
@@ -268,6 +274,9 @@ class Scaled(LinearOperator):
 
     def apply(self, v: Vector) -> Vector:
         return self.factor * self.operator.apply(v)
+
+    def verify(self) -> None:
+        self.operator.verify()
 
     def product_error(self, v: Vector) -> float:
         return abs(self.factor) * self.operator.product_error(v)
@@ -297,6 +306,10 @@ class Sum(LinearOperator):
 
     def apply(self, v: Vector) -> Vector:
         return algebra.axpy(self.left.apply(v), 1.0, self.right.apply(v))
+
+    def verify(self) -> None:
+        self.left.verify()
+        self.right.verify()
 
     def product_error(self, v: Vector) -> float:
         return self.left.product_error(v) + self.right.product_error(v)

@@ -33,6 +33,9 @@ class CurvatureOperator(LinearOperator):
     def batch_product(self, batch: Batch, v: Vector) -> Vector:
         """The mean (or sum, by the objective's reduction) of ``M_n v`` over a batch, freshly allocated."""
 
+    def verify(self) -> None:
+        self.objective.verify()
+
     def apply(self, v: Vector) -> Vector:
         try:
             return self.objective.mean(lambda batch: self.batch_product(batch, v), self._what)

@@ -129,6 +129,7 @@ def solve(
             raise VectorError(f"x0 has shape {start.shape}; expected {flat.shape}, that of v.")
         if not algebra.all_finite(start):
             raise VectorError("x0 holds NaN or infinite entries; expected finite ones.")
+    operator.verify()
     if check:
         check_symmetric(operator)
     with Monitor(type(solver).__name__, callback, progress) as monitor:
