@@ -6,14 +6,18 @@ few of them, and recurrences on them should not suffer from the vectors' precisi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.backend import Vector
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Updates go through slices of this many rows: the product a·x then needs no third vector of length P, and
 # stays in the processor's cache. On other devices a launch costs more than a cache miss.
@@ -32,6 +36,17 @@ def to_numpy(array: Any) -> NDArray[Any]:
     )
 
 
+def _fused(function: Function, array: Vector) -> Function:
+    """The function, compiled as one where the array is JAX's, which charges each operation by itself."""
+    return _compiled(function) if array_api_compat.is_jax_array(array) else function
+
+
+@functools.cache
+def _compiled(function: Function) -> Function:
+    # The core imports no framework; the one that an array belongs to is loaded.
+    return sys.modules["jax"].jit(function)  # type: ignore[no-any-return]
+
+
 def _on_host(array: Vector) -> bool:
     return str(array_api_compat.device(array)) == "cpu"
 
@@ -42,12 +57,18 @@ def _slices(array: Vector, size: int) -> Iterator[slice]:
 
 def wide(array: Vector) -> Vector:
     """Half-precision arrays in float32: sums of products overflow or drown in 11 bits."""
+    return array_api_compat.array_namespace(array).astype(array, _wide_dtype(array), copy=False)
+
+
+def _wide_dtype(array: Vector) -> Any:
     xp = array_api_compat.array_namespace(array)
-    return xp.astype(array, xp.float32) if xp.finfo(array.dtype).bits < 32 else array
+    return xp.float32 if xp.finfo(array.dtype).bits < 32 else array.dtype
 
 
 def _plain_dots(x: Vector, y: Vector) -> NDArray[np.float64]:
     xp = array_api_compat.array_namespace(x, y)
+    if array_api_compat.is_jax_array(x):
+        return np.asarray(np.sum(to_numpy(_compiled(_partial_dots)(x, y)), axis=0, dtype=np.float64))
     x, y = wide(x), wide(y)
     with np.errstate(all="ignore"):
         if x.ndim == 1 and _on_host(x):
@@ -57,9 +78,15 @@ def _plain_dots(x: Vector, y: Vector) -> NDArray[np.float64]:
     return np.asarray(to_numpy(result), dtype=np.float64)
 
 
+def _partial_dots(x: Vector, y: Vector) -> Vector:
+    """The sums of products of each slice, ``(slices,)`` or ``(slices, k)``."""
+    xp = array_api_compat.array_namespace(x)
+    return xp.stack([xp.sum(wide(x[rows]) * wide(y[rows]), axis=0) for rows in _slices(x, _SUMMED)])
+
+
 def _in_range(products: NDArray[np.float64], like: Vector) -> bool:
     """Whether sums of products neither overflowed nor lost digits to underflow; exact zeros are in doubt."""
-    info = array_api_compat.array_namespace(like).finfo(wide(like[:0]).dtype)
+    info = array_api_compat.array_namespace(like).finfo(_wide_dtype(like))
     lowest = float(info.smallest_normal) / float(info.eps)
     return bool(np.all(np.isfinite(products) & (np.abs(products) >= lowest)))
 
@@ -99,6 +126,8 @@ def coefficients(values: NDArray[np.float64], like: Vector) -> Any:
     """Host scalars in a form that multiplies ``like``: a float for a vector, ``(k,)`` for a block."""
     if like.ndim == 1:
         return float(values.item())
+    if array_api_compat.is_jax_array(like):
+        return np.asarray(values, dtype=like.dtype)  # goes to the device with what it multiplies
     xp = array_api_compat.array_namespace(like)
     return xp.asarray(values, dtype=like.dtype, device=array_api_compat.device(like))
 
@@ -109,7 +138,7 @@ def axpy(y: Vector, a: Any, x: Vector) -> Vector:
     ``a`` is a float, or the :func:`coefficients` of a block.
     """
     if not array_api_compat.is_writeable_array(y):
-        return y + a * x
+        return _fused(_plus_multiple, y)(y, a, x)
     for rows in _slices(y, _HOST_SLICE if _on_host(y) else _DEVICE_SLICE):
         y[rows] += a * x[rows]
     return y
@@ -118,10 +147,14 @@ def axpy(y: Vector, a: Any, x: Vector) -> Vector:
 def xpay(y: Vector, a: Any, x: Vector) -> Vector:
     """``a y + x``, written into ``y`` where its type allows; use the result, never ``y`` again."""
     if not array_api_compat.is_writeable_array(y):
-        return a * y + x
+        return _fused(_plus_multiple, y)(x, a, y)
     y *= a
     y += x
     return y
+
+
+def _plus_multiple(y: Vector, a: Any, x: Vector) -> Vector:
+    return y + a * x
 
 
 def scale(y: Vector, a: Any) -> Vector:
@@ -155,8 +188,15 @@ def all_finite(x: Vector) -> bool:
 
 def columns(x: Vector, keep: NDArray[np.intp]) -> Vector:
     """The columns ``keep`` of a block, as a new block."""
+    return take(x, keep, axis=1)
+
+
+def take(x: Any, numbers: NDArray[np.intp], axis: int) -> Any:
+    """The rows or columns of these numbers, in this order, as a new array."""
     xp = array_api_compat.array_namespace(x)
-    return xp.take(x, xp.asarray(keep, device=array_api_compat.device(x)), axis=1)
+    if array_api_compat.is_jax_array(x):
+        return xp.take(x, numbers, axis=axis)  # they go to the device with what they index, and fast
+    return xp.take(x, xp.asarray(numbers, device=array_api_compat.device(x)), axis=axis)
 
 
 def concatenate(blocks: list[Vector]) -> Vector:
@@ -199,16 +239,23 @@ def gram(x: Vector, y: Vector) -> NDArray[np.float64]:
 
     Slices are summed in float64, so that rounding grows with their length and not with P.
     """
+    if array_api_compat.is_jax_array(x) and x.shape[1] > y.shape[1]:
+        # XLA is slower by a multiple where the left factor is the wider one.
+        return gram(y, x).T
     with np.errstate(all="ignore"):
-        sums = [_matmul(wide(x[rows]).T, wide(y[rows])) for rows in _slices(x, _SUMMED)]
+        sums = _fused(_partial_grams, x)(x, y)
+    return np.asarray(np.sum(to_numpy(sums), axis=0, dtype=np.float64))
+
+
+def _partial_grams(x: Vector, y: Vector) -> Vector:
     xp = array_api_compat.array_namespace(x, y)
-    return np.asarray(np.sum(to_numpy(xp.stack(sums)), axis=0, dtype=np.float64))
+    return xp.stack([_matmul(wide(x[rows]).T, wide(y[rows])) for rows in _slices(x, _SUMMED)])
 
 
 def add_product(y: Vector, x: Vector, matrix: NDArray[np.float64]) -> Vector:
     """``y + x matrix`` of blocks and a small host matrix, written into ``y`` where its type allows."""
     if not array_api_compat.is_writeable_array(y):
-        return y + _product(x, matrix)
+        return _fused(_plus_product, y)(y, x, _left(matrix, x))
     for rows in _slices(y, _HOST_SLICE if _on_host(y) else _DEVICE_SLICE):
         y[rows] += _product(x[rows], matrix)
     return y
@@ -224,14 +271,33 @@ def multiply(x: Vector, matrix: NDArray[np.float64]) -> Vector:
 
 
 def _product(x: Vector, matrix: NDArray[np.float64]) -> Vector:
+    return _fused(_from_left, x)(x, _left(matrix, x))
+
+
+def _left(matrix: NDArray[np.float64], x: Vector) -> Any:
+    """The transpose of a host matrix, in a form that multiplies ``xᵀ``."""
+    left = np.ascontiguousarray(matrix.T)
+    if array_api_compat.is_jax_array(x):
+        return left.astype(_wide_dtype(x), copy=False)  # goes to the device with what it multiplies
+    xp = array_api_compat.array_namespace(x)
+    return xp.asarray(left, dtype=_wide_dtype(x), device=array_api_compat.device(x))
+
+
+def _from_left(x: Vector, left: Any) -> Vector:
+    """``x leftᵀ``."""
     xp, terms = array_api_compat.array_namespace(x), wide(x)
+    if array_api_compat.is_jax_array(x):
+        return xp.astype(_matmul(terms, left.T), x.dtype)
     # Written from the left, the product keeps one contiguous vector after another.
-    left = xp.asarray(np.ascontiguousarray(matrix.T), dtype=terms.dtype, device=array_api_compat.device(x))
     return xp.astype(_matmul(left, terms.T).T, x.dtype, copy=False)
 
 
+def _plus_product(y: Vector, x: Vector, left: Any) -> Vector:
+    return y + _from_left(x, left)
+
+
 def _matmul(x: Vector, y: Vector) -> Vector:
-    if array_api_compat.is_jax_array(x):
+    if array_api_compat.is_jax_array(y):
         # By default JAX lets accelerators round the factors to 10 bits or fewer.
-        return array_api_compat.array_namespace(x).matmul(x, y, precision="highest")
+        return array_api_compat.array_namespace(y).matmul(x, y, precision="highest")
     return x @ y

@@ -12,6 +12,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
+from ihvp import algebra
 from ihvp.backend import Batch
 from ihvp.errors import DataError, EmptyData, InvalidOption, NotReiterable, UnequalBatches, describe
 
@@ -252,10 +253,7 @@ def _joined(first: Any, *others: Any) -> Any:
 def _rows(leaf: Any, numbers: NDArray[np.intp]) -> Any:
     if not _is_array(leaf):
         return leaf
-    if isinstance(leaf, np.ndarray):
-        return leaf[numbers]
-    xp = array_api_compat.array_namespace(leaf)
-    return xp.take(leaf, xp.asarray(numbers, device=array_api_compat.device(leaf)), axis=0)
+    return leaf[numbers] if isinstance(leaf, np.ndarray) else algebra.take(leaf, numbers, axis=0)
 
 
 def _is_array(value: Any) -> bool:

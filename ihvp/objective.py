@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -202,14 +202,21 @@ class Objective:
             As in the constructor; by default the objective's own. :meth:`per_example_gradient_chunks` gives
             the same rows without holding them all.
         """
-        return self.space.xp.concat(list(self.per_example_gradient_chunks(data)), axis=0)
+        # Whole batches: the result holds all rows anyway, and chunks would have to be copied into it.
+        blocks = list(
+            self._finite_blocks(data, lambda batch: [self._example_gradients(batch, count_examples(batch))])
+        )
+        return blocks[0] if len(blocks) == 1 else self.space.xp.concat(blocks, axis=0)
 
     def per_example_gradient_chunks(self, data: Any = None) -> Iterator[Vector]:
         """Yields the rows of :meth:`per_example_gradients` in blocks ``(b, P)`` of bounded memory."""
+        return self._finite_blocks(data, self.batch_gradient_chunks)
+
+    def _finite_blocks(self, data: Any, gradients: Callable[[Batch], Iterable[Vector]]) -> Iterator[Vector]:
         self.verify()
         batches = self.batches if data is None else Batches(data, self.batches.batch_size)
         for index, (batch, _) in enumerate(batches):
-            for block in self.batch_gradient_chunks(batch):
+            for block in gradients(batch):
                 if not algebra.all_finite(block):
                     raise NonFinite("A per-example gradient", index)
                 yield block

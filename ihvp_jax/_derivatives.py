@@ -42,8 +42,18 @@ def grad(loss: Static, params: Params, batch: Batch) -> Vector:
 @compiled
 def hvp(loss: Static, params: Params, batch: Batch, v: Vector) -> Vector:
     """``∇² loss · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
+    if v.ndim > 1:
+        # The columns share the passes that belong to the gradient alone.
+        return apply(linearize(loss, params, batch), params, v)
     require_floating(params)
-    return _on_columns(_curvature(loss, params, batch), params, v)
+    gradient = _gradient_at(loss, params, batch)
+    # One forward pass beside the gradient's keeps less in memory than a linearisation.
+    curvature = first_usable(
+        params,
+        lambda: partial(forward, gradient, params),
+        lambda: partial(reverse, gradient, params),  # the Hessian is its own transpose
+    )
+    return _on_columns(curvature, params, v)
 
 
 @compiled
@@ -94,7 +104,7 @@ def gnvp(predict: Static, loss: Static, params: Params, batch: Batch, v: Vector)
     require_floating(params)
     outputs = _outputs(predict, params, batch)
     require_floating(outputs, "output of predict")
-    curvature = _curvature(loss, outputs, batch)
+    curvature = linearize(loss, outputs, batch)
 
     def model(params: Params) -> Any:
         return _outputs(predict, params, batch)
@@ -102,7 +112,7 @@ def gnvp(predict: Static, loss: Static, params: Params, batch: Batch, v: Vector)
     pullback = partial(pull, jax.vjp(model, params)[1])
     push = first_usable(
         params,
-        lambda: partial(forward, model, params),
+        lambda: jax.linearize(model, params)[1],
         # The pullback is linear in its cotangent: its own pullback is J, at whatever point it is taken.
         lambda: partial(reverse, pullback, outputs),
     )
@@ -143,22 +153,33 @@ def _gradient_at(loss: Static, params: Params, batch: Batch) -> Callable[[Params
     return gradient
 
 
-def _curvature(loss: Static, params: Params, batch: Batch) -> Callable[[Params], Params]:
-    """``t ↦ ∇² loss · t`` on pytrees, for use within one compiled function."""
-    gradient = _gradient_at(loss, params, batch)
-    return first_usable(
-        params,
-        lambda: partial(forward, gradient, params),
-        lambda: partial(reverse, gradient, params),  # the Hessian is its own transpose
+def _on_columns(linear: Callable[[Params], Params], params: Params, v: Vector) -> Vector:
+    def on_vector(v: Vector) -> Vector:
+        return ravel(linear(unravel(v, params)))
+
+    if v.ndim == 1:
+        return on_vector(v)
+    if v.ndim != 2 or v.shape[0] != size(params) or v.shape[1] == 0:
+        raise WrongShape(v.shape, size(params))
+    return jax.lax.platform_dependent(
+        v, cpu=partial(_one_by_one, on_vector), default=jax.vmap(on_vector, in_axes=1, out_axes=1)
     )
 
 
-def _on_columns(linear: Callable[[Params], Params], params: Params, v: Vector) -> Vector:
-    if v.ndim == 1:
-        return ravel(linear(unravel(v, params)))
-    if v.ndim != 2 or v.shape[0] != size(params) or v.shape[1] == 0:
-        raise WrongShape(v.shape, size(params))
-    return jax.vmap(lambda column: _on_columns(linear, params, column), in_axes=1, out_axes=1)(v)
+def _one_by_one(linear: Callable[[Vector], Vector], block: Vector) -> Vector:
+    """The columns in a loop, each written where it belongs.
+
+    On the host that was faster than ``vmap`` at every size measured, up to 2.5 times: the activations of one
+    column stay in the caches, while those of all columns are memory that the system hands out afresh for
+    every product. And the memory that a product needs does not grow with the columns.
+    """
+
+    def step(i: Any, products: Vector) -> Vector:
+        column = jax.lax.dynamic_index_in_dim(block, i, axis=1, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(products, linear(column), i, axis=1)
+
+    product = jax.eval_shape(linear, block[:, 0])
+    return jax.lax.fori_loop(0, block.shape[1], step, jnp.zeros(block.shape, product.dtype))
 
 
 def _real_scalar(value: Any) -> jax.Array:

@@ -12,14 +12,14 @@ from torch import Tensor
 from ihvp.backend import Batch, Loss, Matvec, Params
 from ihvp.errors import WrongShape
 from ihvp_torch._batch import Examples, to_device
-from ihvp_torch._curvature import Product, curvature
+from ihvp_torch._curvature import curvature
 from ihvp_torch._derivatives import Function, flat_gradient, recording, scalar
 from ihvp_torch._fallback import FirstThatWorks, Memory
 from ihvp_torch._gauss_newton import Outputs, gauss_newton
 from ihvp_torch._linearize import Linearization
 from ihvp_torch._parameters import Parameters, parameters_of
 from ihvp_torch._per_example import per_example_gradients
-from ihvp_torch._vector import join, multiply, split
+from ihvp_torch._vector import Product, join, multiply, split
 
 
 class TorchBackend:
@@ -89,7 +89,7 @@ class TorchBackend:
             raise WrongShape(vector.shape, size)
         return parameters.assemble(split(vector.detach(), parameters.tensors))
 
-    @recording()
+    @recording
     def grad(self, loss: Loss, params: Params, batch: Batch) -> Tensor:
         """The gradient ``∇ loss(params, batch)``, ``(P,)``.
 
@@ -101,7 +101,7 @@ class TorchBackend:
         parameters = parameters_of(params)
         return flat_gradient(_function(loss, parameters, _on_device(batch, parameters)))
 
-    @recording()
+    @recording
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Tensor) -> Tensor:
         """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``.
 
@@ -114,7 +114,7 @@ class TorchBackend:
         """
         return multiply(self._curvature(loss, params, batch), v)
 
-    @recording()
+    @recording
     def linearize(self, loss: Loss, params: Params, batch: Batch) -> Matvec:
         """The map ``v ↦ ∇² loss(params, batch) · v``, its forward and first backward pass done once.
 
@@ -122,7 +122,7 @@ class TorchBackend:
         """
         return Linearization(partial(self._curvature, loss, params, batch), params)
 
-    @recording()
+    @recording
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Tensor:
         """The gradients of the batch's examples, ``(B, P)``: row i is ``grad`` of example i alone.
 
@@ -135,7 +135,7 @@ class TorchBackend:
         examples = Examples(_on_device(batch, parameters))
         return per_example_gradients(lambda part: _function(loss, parameters, part), examples)
 
-    @recording()
+    @recording
     def gnvp(
         self,
         predict: Callable[[Params, Batch], Any],
@@ -178,7 +178,10 @@ class TorchBackend:
 
 
 def _function(loss: Loss, parameters: Parameters, batch: Batch) -> Function:
-    return Function(parameters.tensors, parameters.bind, lambda structure: scalar(loss(structure, batch)))
+    def evaluate(structure: Any) -> Tensor:
+        return scalar(loss(structure, batch))
+
+    return Function(parameters.tensors, parameters.bind, evaluate, batch)
 
 
 def _on_device(batch: Batch, parameters: Parameters) -> Batch:

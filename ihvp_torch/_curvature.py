@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,8 @@ from torch.autograd import forward_ad
 from ihvp_torch._derivatives import Function, duals, gradient
 from ihvp_torch._fallback import FirstThatWorks, Memory, unfused_kernels
 from ihvp_torch._opaque import refuse_constants, refuse_once_differentiable
-from ihvp_torch._vector import join, split
-
-Product: TypeAlias = Callable[[Tensor, bool], Tensor]
-"""``product(v, last)``: ``∇² f · v`` for ``v`` of shape ``(P,)``; after the last, graphs may be freed."""
+from ihvp_torch._rows import rows_at_once, together
+from ihvp_torch._vector import Product, join, join_rows, row_by_row, split
 
 
 def reverse_over_reverse(function: Function) -> Product:
@@ -37,18 +35,24 @@ def reverse_over_reverse(function: Function) -> Product:
     varying = [i for i, part in enumerate(gradients) if part is not None and part.requires_grad]
     outputs = [gradients[i] for i in varying]
 
-    def product(v: Tensor, last: bool) -> Tensor:
-        if not outputs:
-            return torch.zeros_like(v)
+    def backward(v: Tensor, **options: bool) -> Sequence[Tensor | None]:
         pieces = split(v, leaves)
-        seconds = call(
-            lambda _: torch.autograd.grad(
-                outputs, leaves, [pieces[i] for i in varying], retain_graph=not last, allow_unused=True
-            )
+        cotangents = [pieces[i] for i in varying]
+        seconds: Sequence[Tensor | None] = call(
+            lambda _: torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True, **options)
         )
-        return join(seconds, leaves)
+        return seconds
 
-    return product
+    def single(v: Tensor, last: bool) -> Tensor:
+        return join(backward(v, retain_graph=not last), leaves)
+
+    def several(rows: Tensor) -> Tensor:
+        seconds = backward(rows, retain_graph=True, is_grads_batched=True)
+        return join_rows(seconds, leaves, len(rows))
+
+    if not outputs:
+        return lambda v, last: torch.zeros_like(v)
+    return together(single, several, lambda: rows_at_once(leaves, function.batch))
 
 
 def forward_over_reverse(function: Function) -> Product:
@@ -62,7 +66,7 @@ def forward_over_reverse(function: Function) -> Product:
             tangents = [None if part is None else forward_ad.unpack_dual(part).tangent for part in gradients]
             return join(tangents, leaves)
 
-    return product
+    return row_by_row(product)
 
 
 def unfused(way: Callable[[Function], Product]) -> Callable[[Function], Product]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch.autograd import forward_ad
 from ihvp.errors import LossIndependentOfParameters, LossNotScalar, describe
 from ihvp_torch._parameters import Call
 from ihvp_torch._vector import join
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,14 @@ class Function:
         ``bind(leaves)``: a :data:`~ihvp_torch._parameters.Call` with ``leaves`` in the structure.
     evaluate : callable
         ``evaluate(structure)``: the value.
+    batch : tree of tensors, optional
+        The data that ``evaluate`` reads.
     """
 
     tensors: Sequence[Tensor]
     bind: Callable[[Sequence[Tensor]], Call]
     evaluate: Callable[[Any], Any]
+    batch: Any = None
 
     def point(self) -> list[Tensor]:
         """Aliases of the tensors, constant: no data is copied."""
@@ -46,11 +52,17 @@ class Function:
         return [t.requires_grad_() for t in self.point()]
 
 
-@contextmanager
-def recording() -> Iterator[None]:
-    """Gradients are recorded, also for a caller in ``no_grad`` or ``inference_mode``."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
+def recording(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, recording gradients also for a caller in ``no_grad`` or ``inference_mode``."""
+
+    @functools.wraps(function)
+    def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False), torch.enable_grad():
+            return function(*args, **kwargs)
+
+    return recorded
 
 
 def scalar(value: Any) -> Tensor:

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ihvp.errors import LossIndependentOfParameters
-from ihvp_torch._curvature import Product, unfused
+from ihvp_torch._curvature import unfused
 from ihvp_torch._derivatives import Function, duals
 from ihvp_torch._fallback import FirstThatWorks, Memory
 from ihvp_torch._opaque import refuse_constants, refuse_once_differentiable
 from ihvp_torch._parameters import Call
 from ihvp_torch._tree import fill, named_leaves
-from ihvp_torch._vector import join, split
+from ihvp_torch._vector import Product, join, row_by_row, split
 
 OutputCurvature: TypeAlias = Callable[["Outputs"], Product]
 """``∇²_outputs loss`` at these outputs, as a product with flat vectors."""
@@ -97,7 +97,7 @@ def double_backward(output_curvature: OutputCurvature) -> Callable[[Function], P
             )
             return _pull(call, outputs, leaves, curve(join(pushed, cotangents), False), last)
 
-        return product
+        return row_by_row(product)
 
     return prepare
 
@@ -121,7 +121,7 @@ def dual_numbers(output_curvature: OutputCurvature) -> Callable[[Function], Prod
         def product(v: Tensor, last: bool) -> Tensor:
             return _pull(call, outputs, leaves, curve(push(v), False), last)
 
-        return product
+        return row_by_row(product)
 
     return prepare
 

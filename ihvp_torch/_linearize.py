@@ -29,11 +29,11 @@ class Linearization:
         self._prepare, self._params = prepare, params
         self._renew()
 
+    @recording
     def __call__(self, v: Tensor) -> Tensor:
-        with recording():
-            if _signature(self._params) != self._seen:
-                self._renew()
-            return multiply(lambda column, last: self._product(column, False), v)
+        if _signature(self._params) != self._seen:
+            self._renew()
+        return multiply(lambda rows, last: self._product(rows, False), v)
 
     def _renew(self) -> None:
         self._seen = _signature(self._params)

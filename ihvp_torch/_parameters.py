@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from ihvp.errors import ParameterError, describe
@@ -25,6 +23,15 @@ class ModuleState(dict[str, Tensor]):
     def __init__(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         super().__init__(tensors)
         self.module = module
+
+
+class Slot(NamedTuple):
+    """Where a module, or a part of it, keeps a tensor: ``holder[key]``."""
+
+    name: str
+    holder: MutableMapping[str, Tensor | None]
+    key: str
+    tensor: Tensor
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class ModuleParameters:
     module: nn.Module
     names: list[str]
     tensors: list[Tensor]
+    slots: tuple[list[Slot], list[Slot]]
 
     def assemble(self, tensors: Sequence[Tensor]) -> ModuleState:
         """The module's state with ``tensors`` as its values."""
@@ -61,35 +69,32 @@ class ModuleParameters:
 
         Buffers are replaced by clones, because batch norm in training mode writes to them.
         """
-        own = dict(self.module.named_parameters())
+        parameters, buffers = self.slots
+        own = {slot.name: slot.tensor for slot in parameters}
+        # By identity, so that every place of a tied tensor gets the same one.
         substitutes = {id(own[name]): tensor for name, tensor in zip(self.names, tensors, strict=True)}
-        for buffer in self.module.buffers():
-            substitutes[id(buffer)] = buffer.clone()
-        # Every name of a tied tensor is given, so torch need not search for ties at each call.
-        everything = (
-            *self.module.named_parameters(remove_duplicate=False),
-            *self.module.named_buffers(remove_duplicate=False),
-        )
-        return partial(
-            torch.func.functional_call,
-            _Caller(self.module),
-            {f"module.{name}": substitutes[id(t)] for name, t in everything if id(t) in substitutes},
-            tie_weights=False,
-        )
+        substitutes |= {id(slot.tensor): slot.tensor.clone() for slot in buffers}
+        places = [
+            (slot.holder, slot.key, substitutes[id(slot.tensor)])
+            for slot in (*parameters, *buffers)
+            if id(slot.tensor) in substitutes
+        ]
+
+        # torch.func.functional_call does the same, but for a small network takes as long as a product.
+        def call(function: Callable[[nn.Module], Any]) -> Any:
+            held = [(holder, key, holder[key]) for holder, key, _ in places]
+            try:
+                for holder, key, tensor in places:
+                    holder[key] = tensor
+                return function(self.module)
+            finally:
+                for holder, key, original in held:
+                    holder[key] = original
+
+        return call
 
 
 Parameters: TypeAlias = TreeParameters | ModuleParameters
-
-
-class _Caller(nn.Module):  # type: ignore[misc]
-    """Turns a function of the module into the ``forward`` that ``functional_call`` calls."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, function: Callable[[nn.Module], Any]) -> Any:
-        return function(self.module)
 
 
 def parameters_of(params: Any) -> Parameters:
@@ -101,27 +106,45 @@ def parameters_of(params: Any) -> Parameters:
         Unknown container, no parameters, a parameter that is not real floating point, several devices.
     """
     if isinstance(params, nn.Module):
-        named: dict[str, Tensor] = {name: p for name, p in params.named_parameters() if p.requires_grad}
-        if not named and any(True for _ in params.parameters()):
+        module, places = params, slots(params)
+        trainable: dict[int, Slot] = {}
+        for slot in places[0]:
+            if slot.tensor.requires_grad:
+                trainable.setdefault(id(slot.tensor), slot)
+        named: dict[str, Tensor] = {slot.name: slot.tensor for slot in trainable.values()}
+        if not named and places[0]:
             raise ParameterError(
                 "No parameter of the module has requires_grad; expected at least one. Call "
                 "module.requires_grad_(True), or on the layers to differentiate."
             )
     elif isinstance(params, ModuleState):
-        named = dict(params)
+        module, places, named = params.module, slots(params.module), dict(params)
     else:
         leaves = list(named_leaves(params))
         _check(leaves, params)
         return TreeParameters(params, [tensor for _, tensor in leaves])
     _check(list(named.items()), params)
-    module = params.module if isinstance(params, ModuleState) else params
-    return ModuleParameters(module, list(named), list(named.values()))
+    return ModuleParameters(module, list(named), list(named.values()), places)
+
+
+def slots(module: nn.Module) -> tuple[list[Slot], list[Slot]]:
+    """The places of a module's parameters and of its buffers; a tied tensor has several."""
+    parameters: list[Slot] = []
+    buffers: list[Slot] = []
+    for path, part in module.named_modules():
+        prefix = f"{path}." if path else ""
+        for found, holder in ((parameters, part._parameters), (buffers, part._buffers)):
+            # Most parts have none of one kind or of both.
+            if holder:
+                found += [Slot(prefix + key, holder, key, t) for key, t in holder.items() if t is not None]
+    return parameters, buffers
 
 
 def live_tensors(params: Any) -> list[Tensor]:
     """Every tensor that a loss can read through ``params`` at this moment."""
     if isinstance(params, nn.Module):
-        return [*params.parameters(), *params.buffers()]
+        holders = [holder for part in params.modules() for holder in (part._parameters, part._buffers)]
+        return [tensor for holder in holders for tensor in holder.values() if tensor is not None]
     if isinstance(params, ModuleState):
         return [*params.values(), *live_tensors(params.module)]
     return [tensor for _, tensor in named_leaves(params)]
@@ -140,7 +163,7 @@ def _check(named: list[tuple[str, Any]], params: Any) -> None:
             f"Cannot differentiate by {_listed(wrong)}; expected {ACCEPTED}. Convert numpy arrays with "
             "torch.as_tensor, give an iterator as a list, and keep integer and complex entries out."
         )
-    devices = {str(leaf.device) for _, leaf in named}
+    devices = {leaf.device for _, leaf in named}
     if len(devices) > 1:
         where = _listed([f"{name} ({leaf.device})" for name, leaf in named])
         raise ParameterError(

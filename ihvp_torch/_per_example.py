@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,10 @@ from torch import Tensor
 from ihvp_torch._batch import Examples
 from ihvp_torch._derivatives import Function, flat_gradient
 from ihvp_torch._fallback import unfused_kernels
+
+# So many numbers of gradients and examples together. On a processor more leave the cache, and fewer pay for
+# calls: measured with P = 2,410 to 669,706, both 1.2 times as long at a quarter and at four times as many.
+_HOST_TILE, _DEVICE_TILE = 1 << 22, 1 << 26
 
 
 def per_example_gradients(function_of: Callable[[Any], Function], examples: Examples) -> Tensor:
@@ -32,6 +37,9 @@ def per_example_gradients(function_of: Callable[[Any], Function], examples: Exam
 
 def _together(function_of: Callable[[Any], Function], examples: Examples) -> Tensor:
     point = function_of(None).point()
+    sizes = [tensor.numel() for tensor in point]
+    rows = _rows_at_once(sum(sizes), examples, point[0].device)
+    result = torch.empty(0)
 
     def loss(leaves: tuple[Tensor, ...], *tensors: Tensor) -> Tensor:
         function = function_of(examples.assemble([tensor.unsqueeze(0) for tensor in tensors]))
@@ -41,8 +49,20 @@ def _together(function_of: Callable[[Any], Function], examples: Examples) -> Ten
     axes = (None, *(0 for _ in examples.tensors))
     # Fused attention has no batching rule.
     with unfused_kernels():
-        gradients = torch.func.vmap(torch.func.grad(loss), axes)(tuple(point), *examples.tensors)
-    return torch.cat([part.reshape(len(examples), -1) for part in gradients], dim=1)
+        each = torch.func.vmap(torch.func.grad(loss), axes)
+        for start in range(0, len(examples), rows):
+            tile = [tensor[start : start + rows] for tensor in examples.tensors]
+            parts = [part.flatten(1) for part in each(tuple(point), *tile)]
+            if start == 0:
+                widest = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+                result = parts[0].new_empty(len(examples), sum(sizes), dtype=widest)
+            torch.cat(parts, dim=1, out=result[start : start + rows])
+    return result
+
+
+def _rows_at_once(size: int, examples: Examples, device: torch.device) -> int:
+    each: int = size + sum(tensor.numel() for tensor in examples.tensors) // len(examples)
+    return max(1, (_HOST_TILE if device.type == "cpu" else _DEVICE_TILE) // each)
 
 
 def _in_turn(function_of: Callable[[Any], Function], examples: Examples) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 Tensors = Sequence[Tensor]
+Product: TypeAlias = Callable[[Tensor, bool], Tensor]
+"""``product(v, last)`` of a vector ``(P,)`` or of rows ``(k, P)``; after the last, graphs may be freed."""
 
 
 def join(tensors: Sequence[Tensor | None], like: Tensors) -> Tensor:
@@ -20,22 +23,52 @@ def join(tensors: Sequence[Tensor | None], like: Tensors) -> Tensor:
     )
 
 
+def join_rows(stacked: Sequence[Tensor | None], like: Tensors, count: int) -> Tensor:
+    """``(count, P)``: row i is :func:`join` of the i-th entries along the first axes."""
+    return torch.cat(
+        [
+            model.new_zeros(count, model.numel()) if tensor is None else tensor.reshape(count, model.numel())
+            for tensor, model in zip(stacked, like, strict=True)
+        ],
+        dim=1,
+    )
+
+
 def split(vector: Tensor, like: Tensors) -> list[Tensor]:
-    """The inverse of :func:`join`: views of a contiguous vector where the dtypes agree."""
-    pieces = vector.contiguous().split([tensor.numel() for tensor in like])
-    return [piece.view(tensor.shape).to(tensor.dtype) for piece, tensor in zip(pieces, like, strict=True)]
+    """The inverse of :func:`join`, also for rows ``(k, P)``: views where memory and dtypes allow."""
+    pieces = vector.contiguous().split_with_sizes([tensor.numel() for tensor in like], dim=-1)
+    rows = vector.shape[:-1]
+    parts = [piece.view([*rows, *tensor.shape]) for piece, tensor in zip(pieces, like, strict=True)]
+    return [
+        part if part.dtype == tensor.dtype else part.to(tensor.dtype)
+        for part, tensor in zip(parts, like, strict=True)
+    ]
 
 
-def multiply(product: Callable[[Tensor, bool], Tensor], v: Tensor) -> Tensor:
-    """``product`` of a vector ``(P,)``, or of each column of a block ``(P, k)``.
+def multiply(product: Product, v: Tensor) -> Tensor:
+    """``product`` of a vector ``(P,)``, or of the columns of a block ``(P, k)``.
 
-    ``product(column, last)`` is told which column is the last. The columns of a block result are
-    contiguous, so that a block which comes back as the next ``v`` is not copied.
+    The columns of a block result are contiguous, so that a block which comes back as the next ``v`` is
+    not copied.
     """
-    if v.ndim == 1:
-        return product(v, True)
-    last = v.shape[1] - 1
-    return torch.stack([product(row, i == last) for i, row in enumerate(v.T.contiguous())]).T
+    return product(v, True) if v.ndim == 1 else product(v.T.contiguous(), True).T
+
+
+def row_by_row(product: Product) -> Product:
+    """A product of vectors, made one of rows ``(k, P)`` too."""
+
+    def of_each(v: Tensor, last: bool) -> Tensor:
+        if v.ndim == 1:
+            return product(v, last)
+        result = torch.empty_like(v)
+        for i, row in enumerate(v):
+            part = product(row, last and i == len(v) - 1)
+            if i == 0:
+                result = part.new_empty(v.shape)
+            result[i] = part
+        return result
+
+    return of_each
 
 
 def _dense(tensor: Tensor) -> Tensor:

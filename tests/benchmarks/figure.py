@@ -17,13 +17,15 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     shown = [row for row in rows if row.low is None][::-1]
     if not shown:
         return
-    figure, axes = plt.subplots(figsize=(9, 0.24 * len(shown) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(11, 0.24 * len(shown) + 1.2), layout="constrained")
     parts = [max(row.value / row.high, 1e-3) for row in shown if row.high]
     axes.barh(range(len(shown)), parts, color=[_MET if row.met else _MISSED for row in shown], height=0.7)
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlim(min(*parts, 0.1) * 0.8, max(*parts, 1.0) * 1.3)
-    labels = [f"{row.what} · {row.framework}{'' if row.device == 'cpu' else ' · GPU'}" for row in shown]
+    labels = [
+        f"{row.what} / {row.peer} · {row.framework}{'' if row.device == 'cpu' else ' · GPU'}" for row in shown
+    ]
     axes.set_yticks(range(len(shown)), labels, fontsize=7)
     axes.set_ylim(-0.6, len(shown) - 0.4)
     axes.set_xlabel("measured, in units of the bar (at most 1 is met)")

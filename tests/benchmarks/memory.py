@@ -80,7 +80,6 @@ def _peak(framework: str) -> Row:
         beside="5 vectors",
         value=vectors,
         high=7.0,
-        residual=float(solution.residual),
     )
 
 

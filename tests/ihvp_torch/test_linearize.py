@@ -42,7 +42,7 @@ class Watched:
 def test_products_equal_those_without_linearisation(backend, net, square_loss, batch, vector):
     product = backend.linearize(square_loss, net, batch)
     for v in (vector, 2 * vector, torch.stack([vector, -vector, vector**2], dim=1)):
-        assert product(v).equal(backend.hvp(square_loss, net, batch, v))
+        torch.testing.assert_close(product(v), backend.hvp(square_loss, net, batch, v))
 
 
 def test_loss_is_evaluated_once(backend, net, square_loss, batch, vector):
@@ -81,6 +81,12 @@ def test_products_follow_a_replacement(backend, net, square_loss, batch, vector,
         net.out.weight = torch.nn.Parameter(weight)
     else:
         net.out.weight.data = weight
+    assert product(vector).equal(backend.hvp(square_loss, net, batch, vector))
+
+
+def test_products_follow_a_replaced_layer(backend, net, square_loss, batch, vector):
+    product = backend.linearize(square_loss, net, batch)
+    net.out = torch.nn.Linear(4, 2, dtype=torch.float64)
     assert product(vector).equal(backend.hvp(square_loss, net, batch, vector))
 
 
@@ -131,11 +137,12 @@ def test_old_graph_is_freed_when_the_parameters_change(backend, net, square_loss
         assert loss.seen[0]() is None
 
 
-@pytest.mark.parametrize("call", ["grad", "hvp", "per_example_grads"])
+@pytest.mark.parametrize("call", ["grad", "hvp", "hvp of a block", "per_example_grads"])
 def test_nothing_of_a_call_stays(backend, net, square_loss, batch, vector, call):
     loss = Watched(square_loss)
+    v = {"hvp": [vector], "hvp of a block": [vector.unsqueeze(1).expand(-1, 4)]}.get(call, [])
     with reference_counts_only():
-        result = getattr(backend, call)(loss, net, batch, *([vector] if call == "hvp" else []))
+        result = getattr(backend, call.split()[0])(loss, net, batch, *v)
         assert loss.alive == 0
         assert not result.requires_grad
 

@@ -30,6 +30,23 @@ def test_examples_are_computed_together(backend, net, square_loss, batch):
     assert len(calls) == 1
 
 
+def test_rows_are_computed_in_tiles(backend):
+    calls = []
+
+    def loss(p, data):
+        calls.append(None)
+        return (data[0] @ p[0]).mean() + (p[1] * p[1]).sum() * data[0].mean()
+
+    x = torch.randn(7, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    other = torch.full((1 << 21,), 0.5)
+    rows = backend.per_example_grads(loss, [torch.ones(2, dtype=torch.float64), other], (x,))
+    assert len(calls) == 7
+    assert rows.shape == (7, 2 + (1 << 21))
+    assert rows.dtype == torch.float64
+    torch.testing.assert_close(rows[:, :2], x)
+    torch.testing.assert_close(rows[:, -1], x.mean(dim=1), rtol=1e-6, atol=1e-6)
+
+
 def test_dict_of_tensors_gives_the_same_rows(backend, batch):
     params = {"w": torch.ones(3, dtype=torch.float64), "b": torch.tensor(2.0, dtype=torch.float64)}
     rows = backend.per_example_grads(lambda p, d: (d["x"] @ p["w"] + p["b"]).mean(), params, {"x": batch[0]})

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ihvp_torch._rows import rows_at_once
+
+
+def columns(count, size):
+    return torch.randn(size, count, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+class Counted(torch.autograd.Function):
+    """x² that counts its backward passes, as torch runs them for one vector or for many."""
+
+    passes = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return Slope.apply(x, g)
+
+
+class Slope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, g):
+        ctx.save_for_backward(x, g)
+        return 2 * x * g
+
+    @staticmethod
+    def backward(ctx, g):
+        x, first = ctx.saved_tensors
+        Counted.passes += 1
+        return 2 * first * g, 2 * x * g
+
+
+class OfOneVector(Slope):
+    """As :class:`Slope`, with a backward pass that asks for a value."""
+
+    @staticmethod
+    def backward(ctx, g):
+        assert g.sum().item() is not None
+        return Slope.backward(ctx, g)
+
+
+class Stubborn(Counted):
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return OfOneVector.apply(x, g)
+
+
+def passes(call):
+    Counted.passes = 0
+    call()
+    return Counted.passes
+
+
+@pytest.mark.parametrize(("size", "expected"), [(4, 1), (40_000, 5)], ids=["small", "large"])
+def test_block_goes_through_a_small_graph_at_once(backend, size, expected):
+    w = torch.linspace(1, 2, size, dtype=torch.float64)
+    block = columns(5, size)
+    product = backend.linearize(lambda p, _: Counted.apply(p[0] ** 2).sum(), [w], None)
+    assert passes(lambda: product(block)) == expected
+    torch.testing.assert_close(product(block), 12 * w[:, None] ** 2 * block)
+
+
+def test_tiles_of_a_block_are_bounded(backend):
+    w = torch.ones(20_000, dtype=torch.float64)
+    product = backend.linearize(lambda p, _: Counted.apply(p[0]).sum(), [w], None)
+    block = columns(30, 20_000)
+    assert rows_at_once([w], None) == 13
+    assert passes(lambda: product(block)) == 3
+    torch.testing.assert_close(product(block), 2 * block)
+
+
+def test_size_of_the_batch_counts():
+    w = torch.ones(10)
+    assert rows_at_once([w], {"x": torch.ones(100, 3), "name": "train"}) == (1 << 18) // 310
+    assert rows_at_once([w], torch.ones(1 << 15)) == 1
+
+
+def test_what_vmap_cannot_do_is_done_row_by_row(backend):
+    w = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    loss = lambda p, _: Stubborn.apply(p[0] ** 2).sum()  # noqa: E731
+    block = columns(5, 3)
+    expected = 12 * w[:, None] ** 2 * block
+    torch.testing.assert_close(backend.hvp(loss, [w], None, block), expected)
+    product = backend.linearize(loss, [w], None)
+    assert passes(lambda: product(block)) == 5
+    torch.testing.assert_close(product(block), expected)
+
+
+def test_block_of_no_columns_is_empty(backend, net, square_loss, batch):
+    empty = torch.zeros(26, 0, dtype=torch.float64)
+    assert backend.hvp(square_loss, net, batch, empty).shape == (26, 0)
+
+
+def test_unused_and_linear_parameters_have_rows_of_zeros(backend):
+    params = {"unused": torch.ones(2), "linear": torch.tensor(3.0), "cubic": torch.tensor([5.0])}
+    loss = lambda p, _: (p["linear"] + p["cubic"] ** 3).sum()  # noqa: E731
+    product = backend.hvp(loss, params, None, torch.eye(4))
+    assert product.equal(torch.diag(torch.tensor([0.0, 0.0, 0.0, 30.0])))
+
+
+def test_mixed_dtypes_are_promoted_in_a_block(backend):
+    params = {"a": torch.tensor([0.5], dtype=torch.float32), "b": torch.tensor([0.25], dtype=torch.float64)}
+    loss = lambda p, _: (p["a"].double() * p["b"]).sum() ** 2  # noqa: E731
+    block = backend.hvp(loss, params, None, columns(4, 2))
+    expected = torch.tensor([[0.125, 0.5], [0.5, 0.5]], dtype=torch.float64) @ columns(4, 2)
+    assert block.dtype == torch.float64
+    torch.testing.assert_close(block, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_checkpointed_module_has_the_same_block(backend, net, square_loss, batch):
+    def loss(model, data):
+        return (checkpoint(model, data[0], use_reentrant=False) - data[1]).square().mean()
+
+    block = columns(5, 26)
+    expected = backend.hvp(square_loss, net, batch, block)
+    for params in (net, backend.unflatten(backend.flatten(net), net)):
+        torch.testing.assert_close(backend.hvp(loss, params, batch, block), expected)
+
+
+def test_sparse_gradients_have_a_block(backend):
+    embedding = nn.Embedding(3, 2, sparse=True, dtype=torch.float64)
+    index = torch.tensor([1, 1])
+    product = backend.hvp(lambda m, i: m(i).pow(3).sum(), embedding, index, columns(4, 6))
+    used = torch.tensor([0.0, 0.0, 2.0, 2.0, 0.0, 0.0], dtype=torch.float64)[:, None]
+    expected = used * 6 * embedding.weight.detach().reshape(-1, 1) * columns(4, 6)
+    torch.testing.assert_close(product, expected)
