@@ -5,6 +5,7 @@ from ihvp._registry import BackendInfo, backends, use
 from ihvp.eigen import eigsh
 from ihvp.errors import IhvpError
 from ihvp.estimators import Estimate, SpectralDensity, diagonal, spectral_density, suggest_damping, trace
+from ihvp.influence import Influence, InverseProducts, leave_one_out
 from ihvp.objective import Objective
 from ihvp.operators import (
     OPG,
@@ -47,6 +48,8 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "IhvpError",
+    "Influence",
+    "InverseProducts",
     "LiSSA",
     "LinearOperator",
     "LowRank",
@@ -60,6 +63,7 @@ __all__ = [
     "eigsh",
     "errors",
     "inverse",
+    "leave_one_out",
     "solve",
     "spectral_density",
     "suggest_damping",

@@ -7,7 +7,7 @@ The classes build their own text from the facts, so that one cause reads the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ihvp.eigenpairs import Eigenpairs
@@ -337,6 +337,30 @@ class EigenpairsNotConverged(IhvpError, ArithmeticError):
     def __init__(self, message: str, eigenpairs: Eigenpairs) -> None:
         self.eigenpairs = eigenpairs
         super().__init__(message)
+
+
+# Results on disk
+
+
+class StoreError(IhvpError, OSError):
+    """A folder for results cannot be written: no room, no permission, other files in it."""
+
+
+class StoreMismatch(IhvpError, ValueError):
+    """A folder holds the results of another run.
+
+    Attributes
+    ----------
+    differing : dict
+        What differs, with what was found and what was expected.
+    """
+
+    def __init__(self, folder: str, differing: Mapping[str, tuple[object, object]]) -> None:
+        self.differing = dict(differing)
+        listed = "; ".join(f"{name}: found {old}, expected {new}" for name, (old, new) in differing.items())
+        super().__init__(
+            f"{folder} holds the scores of another run ({listed}). Pass another folder, or delete this one."
+        )
 
 
 def gigabytes(count: int) -> str:

@@ -112,16 +112,21 @@ class Objective:
         self.params = params
         self.batches = Batches(data, batch_size)
         self.reduction = reduction
-        self.predict, self.output_loss = predict, loss if predict else None
+        self.predict = predict
         self.backend = create_backend(params, backend, has_gradient=grad is not None)
-        self._value = _Composed(predict, loss) if predict and loss else loss
-        self.loss: Any = self._value if grad is None else GradientFunction(grad, self._value)
+        self._set_loss(loss, grad)
         flat = self.backend.flatten(params)
         if flat.shape[0] == 0:
             raise ParameterError("There are no parameters to differentiate by; is everything frozen?")
         self.space = VectorSpace.of(flat, self.backend, params)
         self._num_examples: int | None = None
         self._verified = False
+
+    def _set_loss(self, loss: Callable[..., Any] | None, grad: Callable[[Params, Batch], Any] | None) -> None:
+        self._by_gradient = grad is not None
+        self.output_loss = loss if self.predict else None
+        self._value = _Composed(self.predict, loss) if self.predict and loss else loss
+        self.loss: Any = self._value if grad is None else GradientFunction(grad, self._value)
 
     @property
     def num_params(self) -> int:
@@ -134,6 +139,13 @@ class Objective:
         if self._num_examples is None:
             self._num_examples = sum(count for _, count in self.batches)
         return self._num_examples
+
+    @property
+    def total_examples(self) -> int:
+        """N over all the processes that the data is spread over; to be asked by all of them at once."""
+        if not isinstance(self.backend, SupportsReduce):
+            return self.num_examples
+        return self._over_processes(self.backend, self.num_examples)
 
     @property
     def num_processes(self) -> int:
@@ -167,8 +179,8 @@ class Objective:
         """The gradient ``∇C(ω)``, ``(P,)`` in the backend's array type."""
         return self.mean(lambda batch: self.backend.grad(self.loss, self.params, batch), "The gradient")
 
-    def on(self, data: Any) -> Objective:
-        """The same loss, parameters and backend over other data: a minibatch, one example, a test set.
+    def on(self, data: Any, loss: Callable[..., Any] | None = None) -> Objective:
+        """The same parameters and backend over other data, and with another loss: a test set, a margin.
 
         What the backend compiled for this objective serves the other one too.
 
@@ -176,6 +188,9 @@ class Objective:
         ----------
         data
             As in the constructor.
+        loss : callable, optional
+            As in the constructor, in the place of this objective's: ``loss(outputs, batch)`` where it has
+            ``predict``, and a gradient where it was made with ``grad``.
 
         Examples
         --------
@@ -191,6 +206,35 @@ class Objective:
         other = copy.copy(self)
         other.batches = Batches(data, self.batches.batch_size)
         other._num_examples = None
+        if loss is not None:
+            other._set_loss(None if self._by_gradient else loss, loss if self._by_gradient else None)
+            other._verified = False
+        return other
+
+    def at(self, params: Params) -> Objective:
+        """The same loss, data and backend at other parameters, of the same structure and shapes.
+
+        Raises
+        ------
+        ParameterError
+            They are of another size or dtype.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import ihvp
+        >>> objective = ihvp.Objective(params=np.ones(2), grad=lambda w, batch: 2 * w)
+        >>> objective.at(np.array([0.0, 3.0])).gradient()
+        array([0., 6.])
+        """
+        space = VectorSpace.of(self.backend.flatten(params), self.backend, params)
+        if not space.matches(self.space):
+            raise ParameterError(
+                f"The parameters have {space.size:,} entries of {space.dtype} on {space.device}; expected "
+                f"{self.space.size:,} of {self.space.dtype} on {self.space.device}, as the objective has."
+            )
+        other = copy.copy(self)
+        other.params, other.space = params, space
         return other
 
     def per_example_gradients(self, data: Any = None) -> Vector:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -72,9 +73,30 @@ class Monitor:
             self._callback(step)
 
 
-def _bar(description: str, progress: bool | None) -> Any:
+@contextmanager
+def track(description: str, total: int, progress: bool | None) -> Iterator[Callable[[int], object]]:
+    """A progress bar over a known amount of work, with the time left; yields what advances it.
+
+    Parameters
+    ----------
+    description : str
+        The bar's label.
+    total : int
+        The amount of work.
+    progress : bool, optional
+        As for :class:`Monitor`.
+    """
+    bar = None if progress is False else _bar(description, progress, total=total, unit_scale=True)
+    try:
+        yield (lambda amount: None) if bar is None else bar.update
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _bar(description: str, progress: bool | None, **options: Any) -> Any:
     if progress is None and not sys.stderr.isatty():
         return None
     from tqdm import tqdm  # loaded only where a bar is shown
 
-    return tqdm(desc=description, unit="it", leave=False, delay=0.0 if progress else 1.0)
+    return tqdm(desc=description, unit="it", leave=False, delay=0.0 if progress else 1.0, **options)

@@ -189,8 +189,20 @@ class Inverse(LinearOperator):
         self._prepared = solver.prepare(operator, self.damping)
 
     def apply(self, v: Vector) -> Vector:
-        with Monitor(type(self.solver).__name__) as monitor:
-            return self.solver.apply(self._prepared, v, x0=None, monitor=monitor).x
+        return self.solve(v).x
+
+    def solve(self, v: Vector, *, progress: bool | None = None) -> Solution:
+        """A product with its certificate, for a flat native vector or block.
+
+        Parameters
+        ----------
+        v : Vector
+        progress : bool, optional
+            As for :func:`solve`.
+        """
+        self.operator.verify()
+        with Monitor(type(self.solver).__name__, progress=progress) as monitor:
+            return self.solver.apply(self._prepared, v, x0=None, monitor=monitor)
 
 
 def _checked(operator: Any, solver: Any) -> Solver:

@@ -1,0 +1,19 @@
+"""Influence functions: which training examples a prediction is owed to (Koh and Liang, ICML 2017)."""
+
+from ihvp.influence.influence import Influence
+from ihvp.influence.leave_one_out import Correlation, LeaveOneOut, leave_one_out
+from ihvp.influence.optimum import NotAtOptimum
+from ihvp.influence.products import InverseProducts
+from ihvp.influence.scores import Scores
+from ihvp.influence.top_k import TopK
+
+__all__ = [
+    "Correlation",
+    "Influence",
+    "InverseProducts",
+    "LeaveOneOut",
+    "NotAtOptimum",
+    "Scores",
+    "TopK",
+    "leave_one_out",
+]

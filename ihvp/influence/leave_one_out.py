@@ -1,0 +1,217 @@
+"""Prediction beside proof: the change of a test loss as predicted, and by training again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.backend import Params
+from ihvp.errors import InvalidOption, PackageNotInstalled
+from ihvp.influence.group import groups_of
+from ihvp.influence.influence import Influence
+from ihvp.objective import Objective
+from ihvp.progress import track
+from ihvp.solvers import Solver
+
+if TYPE_CHECKING:
+    import pandas
+
+TrainFunction: TypeAlias = Callable[[NDArray[np.intp], Params], Params]
+"""``train_fn(removed, start)``: trains without the examples ``removed`` from the parameters ``start`` on."""
+
+_CONFIDENCE = 1.959963984540054  # of 95 %, both sides, of a normal variable
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A correlation coefficient with its 95 % confidence interval.
+
+    Attributes
+    ----------
+    value, low, high : float
+        The interval is Fisher's: normal in ``artanh r`` with standard error ``1/√(n − 3)``, for Spearman's
+        coefficient ``√((1 + r²/2)/(n − 3))`` (Bonett and Wright, Psychometrika 65, 2000).
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f})"
+
+
+@dataclass(frozen=True, eq=False)
+class LeaveOneOut:
+    """Predicted and actual changes of the loss at a test point, or of the mean loss of several.
+
+    Attributes
+    ----------
+    groups : list of ndarray
+        The examples that were removed each time.
+    predicted, actual : ndarray (n,)
+        The rise of the loss.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> removals = LeaveOneOut([np.array([i]) for i in range(5)], np.arange(5.0), 1.1 * np.arange(5.0))
+    >>> round(removals.slope, 3), round(removals.pearson.value, 6)
+    (1.1, 1.0)
+    """
+
+    groups: list[NDArray[np.intp]]
+    predicted: NDArray[np.float64]
+    actual: NDArray[np.float64]
+
+    @property
+    def pearson(self) -> Correlation:
+        """Pearson's correlation of predicted and actual changes."""
+        value = float(np.corrcoef(self.predicted, self.actual)[0, 1])
+        return _correlation(value, len(self.actual), 1.0)
+
+    @property
+    def spearman(self) -> Correlation:
+        """Spearman's rank correlation."""
+        from scipy.stats import spearmanr  # loaded only where it is asked for
+
+        value = float(spearmanr(self.predicted, self.actual).statistic)
+        return _correlation(value, len(self.actual), 1 + value**2 / 2)
+
+    @property
+    def slope(self) -> float:
+        """That of the least-squares line of actual over predicted changes; 1 where the sizes are right."""
+        return float(np.polyfit(self.predicted, self.actual, 1)[0])
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A ``DataFrame`` with the columns removed, predicted and actual."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise PackageNotInstalled("LeaveOneOut.to_pandas", "pandas", "pip install pandas") from error
+        removed = [int(group[0]) if len(group) == 1 else group.tolist() for group in self.groups]
+        return pandas.DataFrame({"removed": removed, "predicted": self.predicted, "actual": self.actual})
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw actual over predicted changes, and return the matplotlib ``Axes``."""
+        from ihvp import plot
+
+        return plot.leave_one_out(self, ax=ax)
+
+
+def leave_one_out(
+    objective: Objective,
+    train_fn: TrainFunction,
+    indices: Sequence[Any],
+    test_data: Any,
+    test_loss: Callable[..., Any] | None = None,
+    *,
+    damping: float = 0.0,
+    solver: Solver | None = None,
+    train_loss: Callable[..., Any] | None = None,
+    second_order: bool = False,
+    n_jobs: int = 1,
+    progress: bool | None = None,
+) -> LeaveOneOut:
+    """Remove training examples, train again, and compare with what influence functions predict.
+
+    Parameters
+    ----------
+    objective : Objective
+        At its optimum, as for :class:`ihvp.Influence`.
+    train_fn : callable
+        ``train_fn(removed, start)``: the parameters after training without the examples numbered ``removed``,
+        beginning at ``start``, in a form that the objective's backend takes. It trains what influence
+        describes: the sum of the remaining terms over the N of before, and the whole regulariser.
+        ``start`` is not to be changed; deep-copy a module.
+    indices : sequence of int or of groups
+        What to remove each time: an example, or a sequence of them.
+    test_data, test_loss
+        As for :meth:`ihvp.Influence.scores`; of several test points the mean loss counts.
+    damping, solver, train_loss
+        As for :class:`ihvp.Influence`.
+    second_order : bool
+        As for :meth:`ihvp.Influence.group`.
+    n_jobs : int
+        So many processes train at the same time (joblib; −1 for all processors). ``train_fn`` and the
+        objective are then pickled.
+    progress : bool, optional
+        Shows a progress bar; by default in a terminal, after a second.
+
+    Examples
+    --------
+    A mean is fitted again without one of its numbers:
+
+    >>> import numpy as np
+    >>> import ihvp
+    >>> x = np.array([[0.0], [2.0], [4.0]])
+    >>> def loss(w, x):
+    ...     return ((w - x) ** 2).mean() / 2
+    >>> objective = ihvp.Objective(loss, np.array([2.0]), x, grad=lambda w, x: w - x.mean(axis=0))
+    >>> def train(removed, start):
+    ...     return np.delete(x, removed, axis=0).mean(axis=0)
+    >>> removals = ihvp.leave_one_out(objective, train, [0, 1, 2], np.array([[3.0]]), second_order=True)
+    >>> removals.predicted.round(3), removals.actual.round(3)
+    (array([-1.,  0.,  1.]), array([-0.5,  0. ,  1.5]))
+    """
+    if not callable(train_fn):
+        raise InvalidOption(
+            "train_fn", train_fn, "a function train_fn(removed, start) that returns parameters"
+        )
+    groups = [group for index in indices for group in groups_of([index], objective.num_examples)[0]]
+    influence = Influence(objective, damping, solver, train_loss=train_loss)
+    changes = influence.group(groups, test_data, test_loss, second_order=second_order, progress=progress)
+    question = objective.on(test_data, loss=test_loss)
+    before = question.value()
+    after = _losses(question, train_fn, groups, n_jobs, progress)
+    return LeaveOneOut(groups, np.mean(changes, axis=0, dtype=np.float64), np.asarray(after) - before)
+
+
+def _losses(
+    question: Objective,
+    train_fn: TrainFunction,
+    groups: list[NDArray[np.intp]],
+    n_jobs: int,
+    progress: bool | None,
+) -> list[float]:
+    """The test loss after training without each group."""
+    found = []
+    with track("Training again", len(groups), progress) as advance:
+        if n_jobs == 1:
+            results = (_loss_without(question, train_fn, group) for group in groups)
+        else:
+            joblib = _joblib()
+            calls = (joblib.delayed(_loss_without)(question, train_fn, group) for group in groups)
+            results = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(calls)
+        for loss in results:
+            found.append(loss)
+            advance(1)
+    return found
+
+
+def _loss_without(question: Objective, train_fn: TrainFunction, group: NDArray[np.intp]) -> float:
+    return question.at(train_fn(group, question.params)).value()
+
+
+def _joblib() -> Any:
+    try:
+        import joblib
+    except ImportError as error:
+        raise PackageNotInstalled(
+            "leave_one_out(n_jobs=…)", "joblib", "pip install 'ihvp[influence]'"
+        ) from error
+    return joblib
+
+
+def _correlation(value: float, count: int, variance: float) -> Correlation:
+    """With Fisher's interval, for a standard error ``√(variance / (count − 3))`` of ``artanh``."""
+    if count <= 3 or not np.isfinite(value) or abs(value) >= 1:
+        bounds = (-1.0, 1.0) if count <= 3 or not np.isfinite(value) else (value, value)
+        return Correlation(value, *bounds)
+    reach = _CONFIDENCE * np.sqrt(variance / (count - 3))
+    low, high = np.tanh(np.arctanh(value) + np.array([-reach, reach]))
+    return Correlation(value, float(low), float(high))

@@ -1,0 +1,38 @@
+"""Whether the parameters are where influence functions hold: near an optimum of the objective."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from ihvp import algebra
+from ihvp.influence.blocks import blocks, gradients
+from ihvp.objective import Objective
+
+# The typical gradient is that of the first examples; more of them would not make it more typical.
+_EXAMPLES, _RATIO = 256, 0.1
+
+
+class NotAtOptimum(UserWarning):
+    """The gradient of the objective is not small beside the gradients of its examples."""
+
+
+def warn_unless_optimal(objective: Objective, stacklevel: int) -> None:
+    """Warn where ``‖∇C‖`` is more than a tenth of the typical ``‖∇C_i‖``.
+
+    Influence is the change of an optimum (Koh and Liang 2017, section 2); elsewhere it describes a step that
+    the training has not taken.
+    """
+    size = float(algebra.norms(objective.gradient()))
+    rows = gradients(objective, next(blocks(objective.batches, _EXAMPLES)), "training")
+    typical = float(np.sqrt(np.mean(algebra.norms(rows.T) ** 2)))
+    if size > _RATIO * typical:
+        warnings.warn(
+            f"The parameters are not at an optimum of the objective: its gradient has norm {size:.1e}, "
+            f"those of single examples about {typical:.1e}; expected at most a tenth of that. Influence "
+            "tells how an optimum moves: train on, put the training's regulariser into the loss, or read the "
+            "scores as a ranking only.",
+            NotAtOptimum,
+            stacklevel=stacklevel + 1,
+        )

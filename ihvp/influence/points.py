@@ -1,0 +1,93 @@
+"""Test points: their gradients, multiplied by the inverse curvature block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from ihvp.algebra import to_numpy
+from ihvp.backend import Vector
+from ihvp.influence import fingerprint
+from ihvp.influence.blocks import blocks, gradients
+from ihvp.influence.products import InverseProducts
+from ihvp.influence.store import Store
+from ihvp.objective import Objective
+from ihvp.solvers.solve import Inverse
+from ihvp.space import VectorSpace
+
+
+class Points(Protocol):
+    """Where inverse products come from.
+
+    Attributes
+    ----------
+    count : int
+        The number of test points.
+    residual : float
+        The largest recomputed residual so far.
+    """
+
+    count: int
+    residual: float
+
+    def blocks(self, rows: int, store: Store | None = None) -> Iterator[tuple[int, Vector]]:
+        """Yields the number of a block's first point and its ``(H + λI)⁻¹ ∇L``, ``(P, k)`` with k ≤ rows."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Of the points and of the question that is asked about them."""
+        ...
+
+
+class Unsolved:
+    """Points whose products are solved for, unless a store has them.
+
+    Parameters
+    ----------
+    question : Objective
+        The test loss over the test data.
+    inverse : Inverse
+        ``(H + λI)⁻¹``.
+    progress : bool, optional
+        Whether to show the solver's progress.
+    """
+
+    def __init__(self, question: Objective, inverse: Inverse, progress: bool | None) -> None:
+        self._question, self._inverse, self._progress = question, inverse, progress
+        self.count, self.residual = question.num_examples, 0.0
+
+    def blocks(self, rows: int, store: Store | None = None) -> Iterator[tuple[int, Vector]]:
+        for block in blocks(self._question.batches, rows):
+            kept = None if store is None else store.products(block.first)
+            if kept is None:
+                columns = gradients(self._question, block, "test").T
+                solution = self._inverse.solve(columns, progress=self._progress)
+                x, residual = solution.x, float(np.max(solution.residual))
+                if store is not None:
+                    store.keep_products(block.first, to_numpy(x.T), residual)
+            else:
+                vectors, residual = kept
+                x = self._inverse.space.asarray(vectors).T
+            self.residual = max(self.residual, residual)
+            yield block.first, x
+
+    def fingerprint(self) -> str:
+        data = fingerprint.of_data(self._question.batches)
+        return f"{data} {fingerprint.of_function(self._question.loss)}"
+
+
+class Solved:
+    """Points whose products were solved for earlier."""
+
+    def __init__(self, products: InverseProducts, space: VectorSpace) -> None:
+        self._products, self._space = products, space
+        self.count, self.residual = len(products), products.residual
+
+    def blocks(self, rows: int, store: Store | None = None) -> Iterator[tuple[int, Vector]]:
+        for first in range(0, self.count, rows):
+            yield first, self._space.asarray(self._products.vectors[first : first + rows]).T
+
+    def fingerprint(self) -> str:
+        return fingerprint.of_batch(self._products.vectors)

@@ -1,0 +1,112 @@
+"""The inverse products of test points, which can be kept: new training data needs no new solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.errors import DataError, InvalidOption, PackageNotInstalled
+
+
+@dataclass(frozen=True, eq=False)
+class InverseProducts:
+    r"""``(H + λI)⁻¹ ∇L(z_j)`` of some test points, each with its certificate.
+
+    Attributes
+    ----------
+    vectors : ndarray (n_test, P)
+        Row j belongs to test point j.
+    residual : float
+        The largest ``‖∇L − (H + λI) x‖ / ‖∇L‖``, recomputed.
+    model : str
+        The fingerprint of the parameters and the damping. Products of another model are refused.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> products = InverseProducts(np.eye(2), residual=1e-9, model="a1")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     products.save(f"{folder}/products.npz")
+    ...     InverseProducts.load(f"{folder}/products.npz").vectors
+    array([[1., 0.],
+           [0., 1.]])
+    """
+
+    vectors: NDArray[Any]
+    residual: float
+    model: str
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def save(self, path: str | Path) -> None:
+        """Write them to a file, ``.npz`` or ``.safetensors``.
+
+        Raises
+        ------
+        InvalidOption
+            Another ending.
+        PackageNotInstalled
+            safetensors is missing.
+        """
+        path, vectors = Path(path), np.ascontiguousarray(self.vectors)
+        if _is_safetensors(path):
+            metadata = {"residual": repr(self.residual), "model": self.model}
+            _safetensors().save_file({"vectors": vectors}, path, metadata)
+        else:
+            with path.open("wb") as file:
+                np.savez(file, vectors=vectors, residual=self.residual, model=self.model)
+
+    @classmethod
+    def load(cls, path: str | Path) -> InverseProducts:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        DataError
+            The file holds something else.
+        """
+        path = Path(path)
+        try:
+            if _is_safetensors(path):
+                with _safetensors().safe_open(path, framework="numpy") as file:
+                    metadata = file.metadata() or {}
+                    return cls(file.get_tensor("vectors"), float(metadata["residual"]), metadata["model"])
+            with np.load(path, allow_pickle=False) as file:
+                return cls(file["vectors"], float(file["residual"]), str(file["model"]))
+        except (KeyError, ValueError, EOFError) as error:
+            raise DataError(
+                f"{path} holds no inverse products ({type(error).__name__}: {error}); expected a file that "
+                "InverseProducts.save wrote."
+            ) from error
+
+    def __repr__(self) -> str:
+        tests, size = self.vectors.shape
+        return f"InverseProducts(test: {tests:,}, P = {size:,}; residual {self.residual:.1e})"
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.suffix not in (".npz", ".safetensors"):
+        raise InvalidOption("path", str(path), "a file name that ends in .npz or .safetensors")
+    return path.suffix == ".safetensors"
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError as error:
+        raise PackageNotInstalled(
+            "InverseProducts", "safetensors", "pip install 'ihvp[influence]', or save to .npz"
+        ) from error
+    return _Safetensors(safetensors.safe_open, safetensors.numpy.save_file)
+
+
+@dataclass(frozen=True)
+class _Safetensors:
+    safe_open: Any
+    save_file: Any

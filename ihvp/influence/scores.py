@@ -1,0 +1,133 @@
+"""Influence scores as a small labelled array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.errors import InvalidOption, PackageNotInstalled
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Influence scores with the names of their axes; an array wherever numpy takes one.
+
+    Attributes
+    ----------
+    values : array
+        A numpy array; of a streamed run, the memory-mapped or zarr array that holds them.
+    axes : tuple of str
+        What each axis counts: ``("test", "train")``, ``("train",)``, …
+    residual : float
+        The largest ``‖v − (H + λI) x‖ / ‖v‖`` of the inverse products that went in, recomputed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scores = Scores(np.array([[0.1, -0.3, 0.2]]), ("test", "train"), residual=1e-7)
+    >>> scores.shape, float(scores[0, 1])
+    ((1, 3), -0.3)
+    >>> scores.most_harmful(1)
+    array([[1]])
+    >>> np.abs(scores).max()
+    np.float64(0.3)
+    """
+
+    values: Any
+    axes: tuple[str, ...]
+    residual: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lengths of the axes."""
+        return tuple(self.values.shape)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.axes)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the parameters."""
+        dtype: np.dtype[Any] = self.values.dtype
+        return dtype
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        plain = (np.asarray(value) if isinstance(value, Scores) else value for value in inputs)
+        return getattr(ufunc, method)(*plain, **options)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.values[key]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.values[i] for i in range(len(self)))
+
+    def most_helpful(self, k: int) -> NDArray[np.intp]:
+        """The numbers along the last axis with the highest scores, ``(…, k)``, the highest first.
+
+        Without them the loss is predicted to rise most. Equal scores stand in the order of their numbers.
+        """
+        return self._ranked(-np.asarray(self.values), k)
+
+    def most_harmful(self, k: int) -> NDArray[np.intp]:
+        """The numbers along the last axis with the lowest scores, ``(…, k)``, the lowest first."""
+        return self._ranked(np.asarray(self.values), k)
+
+    def _ranked(self, keys: NDArray[Any], k: int) -> NDArray[np.intp]:
+        check_k(k, keys.shape[-1], self.axes[-1])
+        return np.argsort(keys, axis=-1, kind="stable")[..., :k]
+
+    def to_pandas(self) -> pandas.DataFrame | pandas.Series:
+        """A ``DataFrame`` with a row for each test point, or a ``Series`` where there is one axis only.
+
+        Raises
+        ------
+        PackageNotInstalled
+            pandas is missing.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise PackageNotInstalled("Scores.to_pandas", "pandas", "pip install pandas") from error
+        labels = [
+            pandas.RangeIndex(length, name=axis) for length, axis in zip(self.shape, self.axes, strict=True)
+        ]
+        values = np.asarray(self.values)
+        if len(labels) == 1:
+            return pandas.Series(values, index=labels[0], name="score")
+        return pandas.DataFrame(values, index=labels[0], columns=labels[1])
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw them, and return the matplotlib ``Axes``; see :func:`ihvp.plot.scores`."""
+        from ihvp import plot
+
+        return plot.scores(self, ax=ax)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{axis}: {length:,}" for length, axis in zip(self.shape, self.axes, strict=True))
+        return f"Scores({sizes}; {self.dtype}, residual {self.residual:.1e})"
+
+
+def check_k(k: Any, count: int, axis: str) -> None:
+    """Refuse a ``k`` that is no number of examples.
+
+    Raises
+    ------
+    InvalidOption
+    """
+    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 1 <= k <= count:
+        raise InvalidOption("k", k, f"an integer from 1 to {count:,}, the number of {axis} examples")

@@ -1,0 +1,120 @@
+"""The highest scores of each test point, kept while the scores stream by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.errors import InvalidOption, PackageNotInstalled
+
+if TYPE_CHECKING:
+    import pandas
+
+Which = Literal["helpful", "harmful", "both"]
+
+
+@dataclass(frozen=True, eq=False)
+class TopK:
+    """The training examples with the most influence on each test point, the first the most.
+
+    Attributes
+    ----------
+    indices : ndarray (n_test, k)
+        Their numbers in the order of the training data.
+    scores : ndarray (n_test, k)
+    which : {"helpful", "harmful", "both"}
+        Ranked by the score, by its negative, or by its magnitude.
+    residual : float
+        The largest recomputed residual of the inverse products that went in.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> top = TopK(np.array([[2, 0]]), np.array([[0.5, 0.25]]), "helpful", 1e-7)
+    >>> for index, score in zip(top.indices[0], top.scores[0]):
+    ...     print(index, score)
+    2 0.5
+    0 0.25
+    """
+
+    indices: NDArray[np.int64]
+    scores: NDArray[Any]
+    which: Which
+    residual: float
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A ``DataFrame`` with the columns test, rank, train and score.
+
+        Raises
+        ------
+        PackageNotInstalled
+            pandas is missing.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise PackageNotInstalled("TopK.to_pandas", "pandas", "pip install pandas") from error
+        tests, k = self.indices.shape
+        return pandas.DataFrame(
+            {
+                "test": np.repeat(np.arange(tests), k),
+                "rank": np.tile(np.arange(1, k + 1), tests),
+                "train": self.indices.ravel(),
+                "score": self.scores.ravel(),
+            }
+        )
+
+    def plot(self, ax: Any = None, test: int = 0) -> Any:
+        """Draw those of one test point, and return the matplotlib ``Axes``; see :func:`ihvp.plot.top_k`."""
+        from ihvp import plot
+
+        return plot.top_k(self, test=test, ax=ax)
+
+    def __repr__(self) -> str:
+        tests, k = self.indices.shape
+        return f"TopK({k} most {self.which}, test: {tests:,}; residual {self.residual:.1e})"
+
+
+class Running:
+    """The best k of each row, of scores that come in tiles.
+
+    Parameters
+    ----------
+    rows, k : int
+    dtype : dtype
+    which : {"helpful", "harmful", "both"}
+
+    Raises
+    ------
+    InvalidOption
+        ``which`` is something else.
+    """
+
+    def __init__(self, rows: int, k: int, dtype: Any, which: Which) -> None:
+        if which not in ("helpful", "harmful", "both"):
+            raise InvalidOption("which", which, "'helpful', 'harmful' or 'both'")
+        self._k, self._which = k, which
+        self.indices: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * rows
+        self.scores: list[NDArray[Any]] = [np.empty(0, dtype)] * rows
+
+    def add(self, first_row: int, first_column: int, tile: NDArray[Any]) -> None:
+        """Take in the scores of the rows from ``first_row`` on and the columns from ``first_column`` on."""
+        numbers = np.arange(first_column, first_column + tile.shape[1])
+        for row, values in enumerate(tile, first_row):
+            scores = np.concatenate([self.scores[row], values])
+            indices = np.concatenate([self.indices[row], numbers])
+            best = self._best(scores)
+            self.scores[row], self.indices[row] = scores[best], indices[best]
+
+    def _best(self, scores: NDArray[Any]) -> NDArray[np.intp]:
+        keys = {"helpful": -scores, "harmful": scores, "both": -np.abs(scores)}[self._which]
+        if len(keys) <= self._k:
+            return np.argsort(keys, kind="stable")
+        # All that equal the k-th stay until the stable sort: of equal scores the earlier number wins,
+        # however the columns are cut into tiles.
+        threshold = np.partition(keys, self._k - 1)[self._k - 1]
+        candidates = np.flatnonzero(keys <= threshold)
+        return candidates[np.argsort(keys[candidates], kind="stable")][: self._k]
