@@ -339,6 +339,16 @@ class EigenpairsNotConverged(IhvpError, ArithmeticError):
         super().__init__(message)
 
 
+class ImportedObject(IhvpError, ImportError):
+    """The command line names an object of a module that is not there."""
+
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(
+            f"Cannot find {place!r}: {reason}. Expected module:name, such as training:objective, where "
+            "training is a Python file in the current folder or an installed module, which defines objective."
+        )
+
+
 # Results on disk
 
 

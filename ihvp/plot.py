@@ -77,6 +77,27 @@ def top_k(top: Any, test: int = 0, ax: Any = None) -> Any:
     return ax
 
 
+def detection(curve: Any, ax: Any = None, label: str | None = None) -> Any:
+    """The fraction of mislabelled examples found against the fraction checked, beside random checking.
+
+    Parameters
+    ----------
+    curve : ihvp.influence.DetectionCurve
+    ax : matplotlib.axes.Axes, optional
+        Several curves may share it.
+    label : str, optional
+        What the examples are ranked by.
+    """
+    ax = _axes(ax)
+    if not ax.lines:
+        ax.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1, linestyle=":", label="random order")
+    ax.plot(curve.checked, curve.found, linewidth=2, label=label)
+    ax.set_xlabel("fraction of the training data checked")
+    ax.set_ylabel("fraction of the mislabelled found")
+    ax.legend(loc="lower right", frameon=False)
+    return ax
+
+
 def _axes(ax: Any) -> Any:
     if ax is not None:
         return ax

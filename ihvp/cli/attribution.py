@@ -1,4 +1,4 @@
-"""What one wrong prediction is owed to: influence by the inverse Hessian, and the proof by retraining."""
+"""What one wrong prediction is owed to: influence functions, and the proof by retraining."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ from ihvp.algebra import to_numpy
 from ihvp.backend import BackendPlugin
 from ihvp.cli.digits import Digits, Problem, cross_entropy, probabilities
 from ihvp.cli.newton import Optimum, minimise
-from ihvp.operators import Hessian
-from ihvp.solvers import CG, Solution, solve
-
-DECAY = 0.01
-"""λ: the strength of the regulariser, and by that what makes the damped Hessian that of the model."""
+from ihvp.influence import Influence, Scores
+from ihvp.solvers import CG
 
 
 @dataclass(frozen=True)
@@ -69,26 +66,19 @@ class Attribution:
         The test digit's.
     loss : float
         Its loss.
-    scores : ndarray (N,)
-        ``1/N ∇L(z_test)ᵀ (H + λI)⁻¹ ∇L(z_i)``: the predicted rise of that loss when training digit i is
-        removed. Positive: it helped (Koh and Liang, "Understanding black-box predictions via influence
-        functions", ICML 2017).
-    solution : Solution
-        ``(H + λI)⁻¹ ∇L(z_test)`` with its certificate.
+    influence : Scores
+        Of every training digit on the test digit, ``(1, N)``.
     """
 
     index: int
     loss: float
-    scores: NDArray[np.float64]
-    solution: Solution
+    influence: Scores
 
-    def most_harmful(self, count: int) -> NDArray[np.intp]:
-        """The training digits with the lowest scores, the worst first."""
-        return np.argsort(self.scores, kind="stable")[:count]
-
-    def most_helpful(self, count: int) -> NDArray[np.intp]:
-        """The training digits with the highest scores, the best first."""
-        return np.argsort(-self.scores, kind="stable")[:count]
+    @property
+    def scores(self) -> NDArray[np.floating]:
+        """The predicted rise of the loss when each training digit is removed, ``(N,)``."""
+        row: NDArray[np.floating] = self.influence[0]
+        return row
 
 
 @dataclass(frozen=True)
@@ -101,12 +91,12 @@ class Proof:
 
 
 def train(plugin: BackendPlugin, train: Digits, test: Digits) -> Setting:
-    """Train to the optimum of the mean loss plus ``λ/2 ‖W‖²``."""
+    """Train to the optimum."""
     problem = Problem(plugin)
     first = problem.objective(np.zeros(650), train.batch())
     precision = Precision.of(first.space.eps)
     start = to_numpy(first.backend.flatten(first.params))
-    optimum = minimise(lambda w: problem.objective(w, train.batch()), start, DECAY, precision.gradient_norm)
+    optimum = minimise(lambda w: problem.objective(w, train.batch()), start, precision.gradient_norm)
     return Setting(problem, train, test, optimum, precision, start.dtype.name, first.backend.device)
 
 
@@ -120,22 +110,17 @@ def worst_mistake(setting: Setting) -> int:
 def attribute(setting: Setting, index: int) -> Attribution:
     """The influence of every training digit on the loss at test digit ``index``.
 
-    ``∇L`` is the gradient of a digit's own loss, without the regulariser, which stays when a digit goes.
+    Both losses are without the regulariser, which stays when a digit goes.
     """
-    question = setting.problem.objective(setting.optimum.weights, _single(setting.test, index).batch())
-    objective = setting.problem.objective(setting.optimum.weights, setting.train.batch())
-    solution = solve(
-        Hessian(objective),
-        to_numpy(question.gradient()),
-        DECAY,
-        CG(rtol=setting.precision.rtol),
-        progress=False,
+    problem = setting.problem
+    influence = Influence(
+        problem.objective(setting.optimum.weights, setting.train.batch()),
+        solver=CG(rtol=setting.precision.rtol),
+        train_loss=problem.data_loss,
     )
-    products = [
-        to_numpy(rows).astype(np.float64) @ solution.x for rows in objective.per_example_gradient_chunks()
-    ]
-    scores = np.concatenate(products) / objective.num_examples
-    return Attribution(index, _loss(setting.test, index, setting.optimum), scores, solution)
+    question = _single(setting.test, index).batch()
+    scores = influence.scores(question, test_loss=problem.data_loss, progress=False)
+    return Attribution(index, _loss(setting.test, index, setting.optimum), scores)
 
 
 def prove(setting: Setting, attribution: Attribution, removed: NDArray[np.intp]) -> Proof:
@@ -145,7 +130,6 @@ def prove(setting: Setting, attribution: Attribution, removed: NDArray[np.intp])
     retrained = minimise(
         lambda w: setting.problem.objective(w, setting.train.batch(masses)),
         setting.optimum.weights,
-        DECAY,
         setting.precision.gradient_norm,
     )
     actual = _loss(setting.test, attribution.index, retrained) - attribution.loss

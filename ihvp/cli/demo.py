@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ihvp._registry import usable_plugin
 from ihvp.cli import digits, picture
-from ihvp.cli.attribution import DECAY, Attribution, Proof, Setting, attribute, prove, train, worst_mistake
+from ihvp.cli.attribution import Attribution, Proof, Setting, attribute, prove, train, worst_mistake
 
 T = TypeVar("T")
 
@@ -49,7 +49,9 @@ def run(console: Console, backend: str, out: Path) -> None:
     index = worst_mistake(setting)
     attribution = told.step("Attribute", lambda: attribute(setting, index))
     _report_answer(told, setting, attribution)
-    proof = told.step("Retrain", lambda: prove(setting, attribution, attribution.most_harmful(REMOVED)))
+    proof = told.step(
+        "Retrain", lambda: prove(setting, attribution, attribution.influence.most_harmful(REMOVED)[0])
+    )
     _report_proof(told, attribution, proof)
     path = out / "digits.png"
     told.step("Draw", lambda: picture.draw(setting, attribution, proof, path))
@@ -85,7 +87,7 @@ def _report_model(told: _Story, setting: Setting, backend: str) -> None:
     told.say(f"backend {backend} on {setting.device}, {setting.dtype}")
     told.say(
         f"softmax regression, {setting.optimum.weights.size} parameters, "
-        f"{len(setting.train.labels):,} training digits, λ = {DECAY:g}"
+        f"{len(setting.train.labels):,} training digits, λ = {digits.DECAY:g}"
     )
     told.say(
         f"{setting.optimum.steps} Newton steps to a gradient of length {setting.optimum.gradient_norm:.1e} "
@@ -95,20 +97,20 @@ def _report_model(told: _Story, setting: Setting, backend: str) -> None:
 
 
 def _report_answer(told: _Story, setting: Setting, attribution: Attribution) -> None:
-    index, solution = attribution.index, attribution.solution
+    index = attribution.index
     told.say(
         f"test digit {index} is a {setting.test.labels[index]}, read as "
         f"{setting.predictions[index].argmax()}, with loss {attribution.loss:.4f}: the worst mistake"
     )
     told.say(
-        f"(H + λI)⁻¹ ∇L(z_test) by CG: {solution.iterations} iterations, "
-        f"recomputed residual {float(solution.residual):.1e}"
+        f"influence functions: H⁻¹ ∇L(z_test) by CG, recomputed residual {attribution.influence.residual:.1e}"
     )
     told.say("predicted rise of that loss when a training digit is removed (positive: it helped):")
     table = Table()
     for column in ("Helped most", "label", "score", "Harmed most", "label", "score"):
         table.add_column(column, justify="right")
-    helpful, harmful = attribution.most_helpful(REMOVED), attribution.most_harmful(REMOVED)
+    ranked = attribution.influence
+    helpful, harmful = ranked.most_helpful(REMOVED)[0], ranked.most_harmful(REMOVED)[0]
     for pair in zip(helpful, harmful, strict=True):
         cells: list[str] = []
         for i in pair:

@@ -4,7 +4,7 @@ For weights W ``(65, 10)``, pixels :math:`x_n` and label :math:`y_n`, a digit's 
 
 .. math:: C_n(W) = -\log \mathrm{softmax}(x_n^T W)_{y_n}
 
-and the model minimises :math:`\frac{1}{N} \sum_n m_n C_n(W) + \frac{\lambda}{2} \|W\|^2` with
+and the model minimises the objective :math:`\frac{1}{N} \sum_n m_n C_n(W) + \frac{\lambda}{2} \|W\|^2` with
 :math:`m_n = 1`. Taking digit n out of the training set sets its mass :math:`m_n` to 0; N and the regulariser
 stay, as in the derivation of the influence formula.
 """
@@ -26,6 +26,8 @@ Batch: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.fl
 """Images ``(n, 65)``, one-hot labels ``(n, 10)`` and masses ``(n,)``."""
 
 TRAINING_DIGITS = 1500
+DECAY = 0.01
+"""λ: the strength of the regulariser."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,22 @@ def cross_entropy(xp: Any) -> Callable[[Any, Batch], Any]:
     return loss
 
 
+def regularised(xp: Any) -> Callable[[Any, Batch], Any]:
+    """:func:`cross_entropy` and the regulariser ``λ/2 ‖W‖²``."""
+    data_loss = cross_entropy(xp)
+
+    def loss(params: Any, batch: Batch) -> Any:
+        weights = params["weights"]
+        return data_loss(params, batch) + DECAY / 2 * xp.sum(weights * weights)
+
+    return loss
+
+
+def regularised_gradient(params: Any, batch: Batch) -> dict[str, NDArray[np.float64]]:
+    """The gradient of :func:`regularised` in closed form."""
+    return {"weights": cross_entropy_gradient(params, batch)["weights"] + DECAY * params["weights"]}
+
+
 def cross_entropy_gradient(params: Any, batch: Batch) -> dict[str, NDArray[np.float64]]:
     """The gradient of :func:`cross_entropy` in closed form, for backends that differentiate gradients."""
     images, targets, masses = batch
@@ -90,7 +108,12 @@ def probabilities(weights: NDArray[np.float64], images: NDArray[np.float64]) -> 
 
 
 class Problem:
-    """The digits' loss in one backend.
+    """The digits' losses in one backend.
+
+    Attributes
+    ----------
+    data_loss : callable
+        The cross-entropy alone, without the regulariser, as ``Objective`` takes a loss or gradient.
 
     Parameters
     ----------
@@ -112,10 +135,14 @@ class Problem:
             )
         self._name, self._dialect = plugin.name, plugin.dialect()
         # One function for all objectives: a backend that compiles finds it again.
-        loss = cross_entropy(self._dialect.xp)
-        self._terms = {"loss": loss} if plugin.differentiates == "loss" else {"grad": cross_entropy_gradient}
+        if plugin.differentiates == "loss":
+            self._terms: dict[str, Any] = {"loss": regularised(self._dialect.xp)}
+            self.data_loss: Any = cross_entropy(self._dialect.xp)
+        else:
+            self._terms = {"grad": regularised_gradient}
+            self.data_loss = cross_entropy_gradient
 
     def objective(self, weights: NDArray[Any], batch: Batch) -> Objective:
-        """The mean loss over the batch, without the regulariser, at the given weights ``(650,)``."""
+        """The objective over the batch at the given weights ``(650,)``."""
         params = self._dialect.parameters({"weights": weights.reshape(self.shape)})
         return Objective(params=params, data=batch, backend=self._name, **self._terms)

@@ -14,6 +14,7 @@ import ihvp
 from ihvp.cli import backends as backends_command
 from ihvp.cli import contract as contract_command
 from ihvp.cli import demo as demo_command
+from ihvp.cli import influence as influence_command
 from ihvp.errors import IhvpError
 
 # TensorFlow greets on stderr; someone who asked for a table or a demo need not read it.
@@ -81,6 +82,85 @@ def contract(
     Further options go to pytest, as in `ihvp contract torch -k linearize`.
     """
     raise typer.Exit(contract_command.run(backend, context.args))
+
+
+@app.command()
+def influence(
+    objective: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:OBJECTIVE",
+            help="An `ihvp.Objective` of your trained model, or a function that makes one: "
+            "`training:objective` is the name `objective` in `training.py`.",
+        ),
+    ],
+    test: Annotated[
+        str,
+        typer.Option(
+            metavar="MODULE:DATA", help="The test points to ask about, in the form of the training data."
+        ),
+    ],
+    top: Annotated[
+        int, typer.Option(help="How many training examples to show for each test point.", min=1)
+    ] = 10,
+    which: Annotated[
+        str,
+        typer.Option(
+            help="The largest scores of either sign (both), the `helpful` or the `harmful` examples."
+        ),
+    ] = "both",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for all scores (scores.npy; a zarr store if the name ends in .zarr) and top.csv. "
+            "After an interruption the same command goes on where it stopped.",
+            file_okay=False,
+        ),
+    ] = None,
+    damping: Annotated[float, typer.Option(help="λ, added to the curvature's diagonal.", min=0.0)] = 0.0,
+    solver: Annotated[
+        str, typer.Option(help="How the systems are solved: " + ", ".join(influence_command.SOLVERS) + ".")
+    ] = "cg",
+    rtol: Annotated[float, typer.Option(help="The relative residual to solve to.", min=0.0)] = 1e-5,
+    test_loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:LOSS",
+            help="What to ask about, if not the training's loss: no regulariser, a margin.",
+        ),
+    ] = None,
+    train_loss: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:LOSS",
+            help="What goes away with an example, if not all of the loss: no regulariser.",
+        ),
+    ] = None,
+) -> None:
+    """Ask which of your training examples a prediction is owed to.
+
+    Write a file that defines the trained model's objective and some test points, such as `training.py`:
+
+        objective = ihvp.Objective(loss, model, (x_train, y_train))
+
+        test_data = x_test[:5], y_test[:5]
+
+    Then `ihvp influence training:objective --test training:test_data` lists the training examples whose
+    removal would change the loss at these points most, by influence functions (Koh and Liang, 2017).
+    """
+    made = influence_command.find(objective)
+    influence_command.run(
+        Console(),
+        made() if callable(made) else made,
+        influence_command.find(test),
+        damping=damping,
+        solver=influence_command.solver(solver, rtol),
+        test_loss=None if test_loss is None else influence_command.find(test_loss),
+        train_loss=None if train_loss is None else influence_command.find(train_loss),
+        top=top,
+        which=which,  # type: ignore[arg-type]  # what it may be is checked where it is used
+        out=out,
+    )
 
 
 @app.command()

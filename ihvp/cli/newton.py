@@ -1,4 +1,4 @@
-"""Newton's method to the optimum of a regularised convex objective, with this library's own products."""
+"""Newton's method to the optimum of a convex objective, with this library's own products."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Optimum:
 
 
 def minimise(
-    objective_at: Callable[[NDArray[Any]], Objective], start: NDArray[Any], decay: float, tolerance: float
+    objective_at: Callable[[NDArray[Any]], Objective], start: NDArray[Any], tolerance: float
 ) -> Optimum:
-    """Minimise ``C(w) + decay/2 ‖w‖²`` for a convex C until its gradient is no longer than ``tolerance``.
+    """Minimise a strictly convex function until its gradient is no longer than ``tolerance``.
 
     Parameters
     ----------
     objective_at : callable
-        C at weights ``(P,)``.
+        The function at weights ``(P,)``.
     start : ndarray (P,)
         The first weights.
 
@@ -55,22 +55,18 @@ def minimise(
     IhvpError
         The gradient stopped falling above the tolerance.
     """
-
-    def gradient_at(objective: Objective, weights: NDArray[Any]) -> NDArray[Any]:
-        return to_numpy(objective.gradient()) + decay * weights
-
     weights, objective = start, objective_at(start)
-    gradient = gradient_at(objective, weights)
+    gradient = to_numpy(objective.gradient())
     for steps in range(_MAX_STEPS):
         norm = float(np.linalg.norm(gradient))
         if norm <= tolerance:
             return Optimum(weights, norm, steps)
-        step = solve(Hessian(objective), gradient, decay, CG(rtol=_STEP_RTOL), progress=False).x
+        step = solve(Hessian(objective), gradient, solver=CG(rtol=_STEP_RTOL), progress=False).x
         # A Newton step shortens the gradient, if it is short enough: ∇‖g‖²/2 · (−H⁻¹g) = −‖g‖² < 0.
         for halvings in range(_MAX_HALVINGS):
             trial = weights - 0.5**halvings * step
             objective = objective_at(trial)
-            gradient = gradient_at(objective, trial)
+            gradient = to_numpy(objective.gradient())
             if np.linalg.norm(gradient) < norm:
                 break
         else:

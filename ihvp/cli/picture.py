@@ -53,9 +53,9 @@ def draw(setting: Setting, attribution: Attribution, proof: Proof, path: Path) -
     _compare(bars, proof)
 
     rows = right.subfigures(2, 1)
-    helpful = attribution.most_helpful(count)
+    helpful = attribution.influence.most_helpful(count)[0]
     _row(rows[0], setting, helpful, attribution.scores, "Training digits that helped most", _HELPED)
-    harmful = attribution.most_harmful(count)
+    harmful = attribution.influence.most_harmful(count)[0]
     _row(rows[1], setting, harmful, attribution.scores, "Training digits that harmed most", _HARMED)
     _save(figure, path)
 
@@ -73,7 +73,12 @@ def _compare(axes: Any, proof: Proof) -> None:
 
 
 def _row(
-    row: Any, setting: Setting, indices: NDArray[np.intp], scores: NDArray[np.float64], title: str, color: str
+    row: Any,
+    setting: Setting,
+    indices: NDArray[np.intp],
+    scores: NDArray[np.floating],
+    title: str,
+    color: str,
 ) -> None:
     panels = row.subplots(1, len(indices))
     row.subplots_adjust(left=0.01, right=0.99, top=0.72, bottom=0.1, wspace=0.12)

@@ -1,5 +1,6 @@
 """Influence functions: which training examples a prediction is owed to (Koh and Liang, ICML 2017)."""
 
+from ihvp.influence.detection import DetectionCurve, detection_curve
 from ihvp.influence.influence import Influence
 from ihvp.influence.leave_one_out import Correlation, LeaveOneOut, leave_one_out
 from ihvp.influence.optimum import NotAtOptimum
@@ -9,11 +10,13 @@ from ihvp.influence.top_k import TopK
 
 __all__ = [
     "Correlation",
+    "DetectionCurve",
     "Influence",
     "InverseProducts",
     "LeaveOneOut",
     "NotAtOptimum",
     "Scores",
     "TopK",
+    "detection_curve",
     "leave_one_out",
 ]

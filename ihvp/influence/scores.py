@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.errors import InvalidOption, PackageNotInstalled
+from ihvp.influence.top_k import Running, TopK, Which
 
 if TYPE_CHECKING:
     import pandas
@@ -90,6 +91,15 @@ class Scores:
     def _ranked(self, keys: NDArray[Any], k: int) -> NDArray[np.intp]:
         check_k(k, keys.shape[-1], self.axes[-1])
         return np.argsort(keys, axis=-1, kind="stable")[..., :k]
+
+    def top_k(self, k: int, which: Which = "both") -> TopK:
+        """The k with the most influence on each test point, as :meth:`ihvp.Influence.top_k` finds them."""
+        check_k(k, self.shape[-1], self.axes[-1])
+        rows = np.atleast_2d(self.values)
+        running = Running(len(rows), k, self.dtype, which)
+        for j, row in enumerate(rows):
+            running.add(j, 0, row[None])
+        return TopK(np.stack(running.indices), np.stack(running.scores), which, self.residual)
 
     def to_pandas(self) -> pandas.DataFrame | pandas.Series:
         """A ``DataFrame`` with a row for each test point, or a ``Series`` where there is one axis only.

@@ -1,0 +1,136 @@
+"""``ihvp influence``: the training examples that a user's predictions are owed to."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ihvp.errors import ImportedObject, InvalidOption
+from ihvp.influence import Influence
+from ihvp.influence.top_k import TopK, Which
+from ihvp.objective import Objective
+from ihvp.solvers import CG, MINRES, Auto, Direct, LiSSA, Solver
+
+SOLVERS = ("cg", "minres", "direct", "lissa", "auto")
+
+# More test points than these would bury the first ones; files hold all.
+_SHOWN = 5
+
+
+def solver(name: str, rtol: float) -> Solver:
+    """The solver of this name with a tolerance."""
+    if name == "lissa":
+        return LiSSA(rtol=rtol)
+    kinds: dict[str, Any] = {"cg": CG, "minres": MINRES, "direct": Direct, "auto": Auto}
+    if name not in kinds:
+        raise InvalidOption("--solver", name, "one of " + ", ".join(SOLVERS))
+    made: Solver = kinds[name](rtol=rtol)
+    return made
+
+
+def find(place: str) -> Any:
+    """What ``module:name`` names; modules of the current folder are found too.
+
+    Raises
+    ------
+    ImportedObject
+        There is no such module or name.
+    """
+    module, separator, name = place.partition(":")
+    if not (module and separator and name):
+        raise ImportedObject(place, "it has no colon between a module and a name")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.split(".")[0] and error.name != module:
+            raise
+        raise ImportedObject(place, f"there is no module {module!r} here or installed") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ImportedObject(place, f"{module!r} has no {name!r}")
+        found = getattr(found, part)
+    return found
+
+
+def run(
+    console: Console,
+    objective: Objective,
+    test_data: Any,
+    *,
+    damping: float,
+    solver: Solver,
+    test_loss: Any,
+    train_loss: Any,
+    top: int,
+    which: Which,
+    out: Path | None,
+) -> None:
+    """Show the most influential examples of the first test points, and leave files in the folder ``out``.
+
+    Parameters
+    ----------
+    console : Console
+    objective, test_data, damping, solver, test_loss, train_loss
+        As for :class:`ihvp.Influence`.
+    top : int
+        How many examples for each test point.
+    which : {"both", "helpful", "harmful"}
+        As for :meth:`ihvp.Influence.top_k`.
+    out : Path or None
+        ``scores.npy`` or ``scores.zarr``, and ``top.csv``.
+    """
+    influence = Influence(objective, damping, solver, train_loss=train_loss)
+    if out is None:
+        found = influence.top_k(test_data, top, test_loss=test_loss, which=which)
+    else:
+        scores = influence.scores(test_data, test_loss=test_loss, out=out)
+        found = scores.top_k(top, which)
+        _write(found, out / "top.csv")
+    _show(console, found)
+    if out is not None:
+        console.print(f"All scores are in {out}, these in {out / 'top.csv'}.", highlight=False)
+
+
+def _show(console: Console, found: TopK) -> None:
+    tests = len(found.indices)
+    for j in range(min(tests, _SHOWN)):
+        table = Table(title=f"Test point {j}", title_justify="left")
+        for column in ("rank", "training example", "score", ""):
+            table.add_column(column, justify="right")
+        for rank, (index, score) in enumerate(zip(found.indices[j], found.scores[j], strict=True), 1):
+            table.add_row(str(rank), str(index), f"{score:+.3e}", "helps" if score > 0 else "harms")
+        console.print(table)
+    if tests > _SHOWN:
+        console.print(f"… and {tests - _SHOWN:,} more test points.", highlight=False)
+    console.print(
+        "A score is the predicted rise of the test point's loss when the example is removed. "
+        f"Largest recomputed residual of a solve: {found.residual:.1e}.",
+        highlight=False,
+    )
+
+
+def _write(found: TopK, path: Path) -> None:
+    tests, k = found.indices.shape
+    columns = (
+        np.repeat(np.arange(tests), k),
+        np.tile(np.arange(1, k + 1), tests),
+        found.indices.ravel(),
+        found.scores.ravel(),
+    )
+    np.savetxt(
+        path,
+        np.column_stack(columns),
+        fmt=["%d", "%d", "%d", "%.9g"],
+        delimiter=",",
+        header="test,rank,train,score",
+        comments="",
+    )
