@@ -8,7 +8,7 @@ INPUTS := pyproject.toml constraints.txt
 PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CURDIR)/constraints.txt
 FRAMEWORKS := torch jax tf numdiff
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench docs lint clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -22,6 +22,10 @@ test: $(ENVS)/test/.ready ## Run all tests, each framework in a process of its o
 
 bench: $(ENVS)/bench/.ready ## Measure beside other libraries and write docs/performance (ONLY=solves, FULL=1)
 	@FULL=$(FULL) $(ENVS)/bench/bin/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
+
+docs: $(ENVS)/docs/.ready ## Build the documentation into build/site; a warning is an error
+	@$(ENVS)/docs/bin/python -m doctest docs/_hooks/roles.py
+	@NO_MKDOCS_2_WARNING=1 $(ENVS)/docs/bin/mkdocs build --strict
 
 lint: $(ENVS)/lint/.ready ## Check style, types and import rules
 	@$(ENVS)/lint/bin/ruff check
@@ -60,6 +64,11 @@ $(ENVS)/bench/.ready: $(ENVS)/bench/bin/python $(INPUTS) tests/benchmarks/peers.
 	@$(TORCH)
 	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all]'
 	@cd $(@D) && $(PIP_INSTALL) --no-deps --requirement $(CURDIR)/tests/benchmarks/peers.txt
+	@touch $@
+
+$(ENVS)/docs/.ready: $(ENVS)/docs/bin/python $(INPUTS)
+	@$(TORCH)
+	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,docs]'
 	@touch $@
 
 $(ENVS)/lint/.ready: $(ENVS)/lint/bin/python $(INPUTS)

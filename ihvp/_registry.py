@@ -37,6 +37,13 @@ class BackendInfo:
         The optional capabilities that the plugin declares.
     error : str or None
         Why the plugin could not be loaded, if it could not.
+
+    Examples
+    --------
+    >>> import ihvp
+    >>> info = next(info for info in ihvp.backends() if info.name == "numdiff")
+    >>> info.installed, "product_error" in info.capabilities
+    (True, True)
     """
 
     name: str

@@ -125,12 +125,53 @@ class SupportsProductError(Protocol):
         ...
 
 
+@runtime_checkable
+class SupportsValue(Protocol):
+    """The loss can be evaluated in the framework's own way: data moved, state put back."""
+
+    def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
+        """``loss(params, batch)`` as the loss returns it; the core turns it into a float and checks it."""
+        ...
+
+
+@runtime_checkable
+class SupportsExampleProducts(Protocol):
+    """Directional derivatives of single losses, without the gradients of the examples."""
+
+    def example_products(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
+        """``∇C_i · v`` for every example i of the batch, where ``C_i`` is the loss on it alone.
+
+        ``(B,)`` for ``v`` of shape ``(P,)``, ``(B, k)`` for ``(P, k)``.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsInputDerivatives(Protocol):
+    """The gradient can be differentiated by the data."""
+
+    def input_derivatives(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Batch:
+        """The derivatives of ``∇ loss(params, batch) · v`` by the arrays of the batch.
+
+        Returns
+        -------
+        Batch
+            The structure of ``batch``: in the place of an array of real floating numbers with at least one
+            axis an array of its shape, with a leading axis k for ``v`` of shape ``(P, k)``; in the place of
+            everything else None.
+        """
+        ...
+
+
 CAPABILITIES: dict[str, type] = {
     "linearize": SupportsLinearize,
     "per_example_grads": SupportsPerExampleGrads,
     "gauss_newton": SupportsGaussNewton,
     "reduce": SupportsReduce,
     "product_error": SupportsProductError,
+    "value": SupportsValue,
+    "example_products": SupportsExampleProducts,
+    "input_derivatives": SupportsInputDerivatives,
 }
 """The optional capabilities by the name under which a plugin declares them."""
 

@@ -142,11 +142,11 @@ class Examples:
         """
         parts = [batches.data] if batches.in_memory else [batch for batch, _ in batches]
         count = sum(count_examples(part, index) for index, part in enumerate(parts))
-        return cls(_map_arrays(_joined, parts[0], *parts[1:]), count)
+        return cls(map_leaves(_joined, parts[0], *parts[1:]), count)
 
     def rows(self, numbers: NDArray[np.intp]) -> Batch:
         """The examples of these numbers, in this order, in the structure of a batch."""
-        return _map_arrays(lambda leaf: _rows(leaf, numbers), self.batch)
+        return map_leaves(lambda leaf: _rows(leaf, numbers), self.batch)
 
 
 def count_examples(batch: Batch, index: int = 0) -> int:
@@ -173,7 +173,7 @@ def count_examples(batch: Batch, index: int = 0) -> int:
 
 def take_examples(batch: Batch, start: int, stop: int) -> Batch:
     """Rows ``start:stop`` of every array in ``batch``, in the same structure."""
-    return _map_arrays(lambda leaf: leaf[start:stop] if _is_array(leaf) else leaf, batch)
+    return map_leaves(lambda leaf: leaf[start:stop] if _is_array(leaf) else leaf, batch)
 
 
 def describe_structure(batch: Batch) -> str:
@@ -204,11 +204,11 @@ def _arrays(batch: Batch, path: str) -> Iterator[tuple[str, Any]]:
         yield path, batch
 
 
-def _map_arrays(function: Callable[..., Any], batch: Batch, *others: Batch) -> Batch:
+def map_leaves(function: Callable[..., Any], batch: Batch, *others: Batch) -> Batch:
     """``batch`` with each leaf replaced by the function of it and of its namesakes in ``others``."""
     if isinstance(batch, Mapping):
         mapped = {
-            key: _map_arrays(function, value, *(other[key] for other in others))
+            key: map_leaves(function, value, *(other[key] for other in others))
             for key, value in batch.items()
         }
         if not isinstance(batch, (dict, UserDict)):
@@ -220,7 +220,7 @@ def _map_arrays(function: Callable[..., Any], batch: Batch, *others: Batch) -> B
             piece[key] = value
         return piece
     if isinstance(batch, (tuple, list)):
-        items = [_map_arrays(function, *entries) for entries in zip(batch, *others, strict=True)]
+        items = [map_leaves(function, *entries) for entries in zip(batch, *others, strict=True)]
         if isinstance(batch, list):
             return items
         return type(batch)(*items) if hasattr(batch, "_fields") else tuple(items)

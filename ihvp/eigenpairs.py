@@ -28,6 +28,14 @@ class Eigenpairs:
     truncation_error : float or None
         Of a decomposition of streamed gradients: how far at most one pass over the data, which products then
         improve, left each value below the eigenvalue.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> pairs = ihvp.eigsh(ihvp.Dense(np.diag([5.0, 3.0, 1.0])), k=2)
+    >>> pairs.values.round(6), pairs.vectors.shape, bool(pairs.residuals.max() < 1e-9)
+    (array([5., 3.]), (3, 2), True)
     """
 
     values: NDArray[np.float64]

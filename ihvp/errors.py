@@ -3,6 +3,20 @@
 All derive from :class:`IhvpError`. An error also derives from the built-in exception that a
 caller would expect (``TypeError`` for a wrong type, ``ImportError`` for a missing framework …).
 The classes build their own text from the facts, so that one cause reads the same everywhere.
+
+Examples
+--------
+An error of a solve says what would do, and holds what was computed:
+
+>>> import numpy as np
+>>> import ihvp
+>>> A, v = ihvp.Dense(np.diag([2.0, -1.0])), np.ones(2)
+>>> try:
+...     solution = ihvp.solve(A, v)
+... except ihvp.errors.IndefiniteCurvature as error:
+...     solution = ihvp.solve(A, v, damping=error.suggested_damping)
+>>> solution.converged
+True
 """
 
 from __future__ import annotations
@@ -15,7 +29,17 @@ from ihvp.solution import Solution
 
 
 class IhvpError(Exception):
-    """Base class of every error that this library raises on purpose."""
+    """Base class of every error that this library raises on purpose.
+
+    Examples
+    --------
+    >>> import ihvp
+    >>> try:
+    ...     ihvp.use("caffe")
+    ... except ihvp.IhvpError as error:
+    ...     print(type(error).__name__, "-", str(error).partition(".")[0])
+    UnknownBackend - No backend is called 'caffe'
+    """
 
 
 # Choosing a backend
@@ -89,6 +113,14 @@ class PackageNotInstalled(IhvpError, ImportError):
         )
 
 
+class UnknownExperiment(IhvpError, LookupError):
+    """``ihvp experiment`` has none of this name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name, self.known = name, list(known)
+        super().__init__(f"No experiment is called {name!r}. Known: {', '.join(self.known)}; or all.")
+
+
 # What the caller passed
 
 
@@ -150,6 +182,17 @@ class NotReiterable(DataError, TypeError):
 
 class UnequalBatches(DataError):
     """Two batches, or two arrays of one batch, do not fit together."""
+
+
+class OrderChanges(DataError):
+    """The data gives other examples at each pass, where results count them by their place."""
+
+    def __init__(self, what: str, found: str) -> None:
+        super().__init__(
+            f"The {what} data is {found}, whose first batch differs between two passes; expected the same "
+            "examples in the same order each time, because scores count them by their place. Turn shuffling "
+            "and random augmentation off, or pass a list of batches."
+        )
 
 
 class NothingToSample(IhvpError, TypeError):
@@ -340,11 +383,11 @@ class EigenpairsNotConverged(IhvpError, ArithmeticError):
 
 
 class ImportedObject(IhvpError, ImportError):
-    """The command line names an object of a module that is not there."""
+    """The command line names an object of a module that is not there, or is of another kind."""
 
     def __init__(self, place: str, reason: str) -> None:
         super().__init__(
-            f"Cannot find {place!r}: {reason}. Expected module:name, such as training:objective, where "
+            f"Cannot use {place!r}: {reason}. Expected module:name, such as training:objective, where "
             "training is a Python file in the current folder or an installed module, which defines objective."
         )
 
@@ -353,7 +396,17 @@ class ImportedObject(IhvpError, ImportError):
 
 
 class StoreError(IhvpError, OSError):
-    """A folder for results cannot be written: no room, no permission, other files in it."""
+    """A folder for results cannot be used: no room, no permission, other files in it."""
+
+
+class StoreInUse(StoreError):
+    """Another process writes to the folder."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(
+            f"Another run writes to {folder}; expected one at a time. Wait until it has ended, or pass "
+            "another folder."
+        )
 
 
 class StoreMismatch(IhvpError, ValueError):

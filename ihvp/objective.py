@@ -18,6 +18,7 @@ from ihvp.backend import (
     Params,
     SupportsPerExampleGrads,
     SupportsReduce,
+    SupportsValue,
     Vector,
 )
 from ihvp.data import Batches, count_examples, take_examples
@@ -164,7 +165,7 @@ class Objective:
             raise InvalidOption("loss", None, "a loss beside grad=…, which is all that this objective has")
         total, examples = 0.0, 0
         for index, (batch, count) in enumerate(self.batches):
-            value = self._value(self.params, batch)
+            value = self._evaluate(batch)
             try:
                 value = float(value)
             except (TypeError, ValueError, RuntimeError) as error:
@@ -174,6 +175,12 @@ class Objective:
             total += value * (count if self.reduction == "mean" else 1)
             examples += count
         return total / examples
+
+    def _evaluate(self, batch: Batch) -> Any:
+        assert self._value is not None
+        if isinstance(self.backend, SupportsValue):
+            return self.backend.value(self._value, self.params, batch)
+        return self._value(self.params, batch)
 
     def gradient(self) -> Vector:
         """The gradient ``∇C(ω)``, ``(P,)`` in the backend's array type."""
@@ -190,7 +197,8 @@ class Objective:
             As in the constructor.
         loss : callable, optional
             As in the constructor, in the place of this objective's: ``loss(outputs, batch)`` where it has
-            ``predict``, and a gradient where it was made with ``grad``.
+            ``predict``, and a gradient where it was made with ``grad``, or an
+            :class:`ihvp.backend.GradientFunction` of a gradient and its loss where the value is asked for.
 
         Examples
         --------
@@ -206,7 +214,10 @@ class Objective:
         other = copy.copy(self)
         other.batches = Batches(data, self.batches.batch_size)
         other._num_examples = None
-        if loss is not None:
+        if isinstance(loss, GradientFunction):
+            other._set_loss(loss.loss, loss.grad)
+            other._verified = False
+        elif loss is not None:
             other._set_loss(None if self._by_gradient else loss, loss if self._by_gradient else None)
             other._verified = False
         return other
@@ -362,14 +373,14 @@ class _Composed:
     """``loss(predict(params, batch), batch)``; equal for equal parts, so compiled code is found again."""
 
     def __init__(self, predict: Callable[[Params, Batch], Any], loss: Loss) -> None:
-        self._parts = (predict, loss)
+        self.parts = (predict, loss)
 
     def __call__(self, params: Params, batch: Batch) -> Any:
-        predict, loss = self._parts
+        predict, loss = self.parts
         return loss(predict(params, batch), batch)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Composed) and self._parts == other._parts
+        return isinstance(other, _Composed) and self.parts == other.parts
 
     def __hash__(self) -> int:
-        return hash(self._parts)
+        return hash(self.parts)

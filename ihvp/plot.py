@@ -10,6 +10,8 @@ from ihvp.errors import PackageNotInstalled
 
 # Blue, vermilion and grey of Okabe and Ito's palette, which every kind of colour vision tells apart.
 HELPS, HARMS, NEUTRAL = "#0072B2", "#D55E00", "#555555"
+# Of several curves; the dashes tell them apart where they run together, or in print.
+_CURVES = ((HELPS, "-"), (HARMS, "--"), ("#009E73", "-."), ("#CC79A7", (0, (1, 1))))
 
 
 def leave_one_out(removals: Any, ax: Any = None) -> Any:
@@ -23,7 +25,7 @@ def leave_one_out(removals: Any, ax: Any = None) -> Any:
     ax = _axes(ax)
     low = min(removals.predicted.min(), removals.actual.min())
     high = max(removals.predicted.max(), removals.actual.max())
-    ax.plot([low, high], [low, high], color=NEUTRAL, linewidth=1, label="equal")
+    ax.plot([low, high], [low, high], color=NEUTRAL, linewidth=1, label="actual = predicted")
     ax.plot(removals.predicted, removals.actual, ".", color=HELPS, markersize=5, alpha=0.7)
     ax.set_xlabel("predicted change of the test loss")
     ax.set_ylabel("actual change, by training again")
@@ -31,6 +33,7 @@ def leave_one_out(removals: Any, ax: Any = None) -> Any:
         f"r = {removals.pearson.value:.4f}, slope {removals.slope:.3f}, n = {len(removals.actual):,}"
     )
     ax.set_aspect("equal", adjustable="datalim")
+    ax.legend(loc="upper left", frameon=False)
     return ax
 
 
@@ -91,7 +94,8 @@ def detection(curve: Any, ax: Any = None, label: str | None = None) -> Any:
     ax = _axes(ax)
     if not ax.lines:
         ax.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1, linestyle=":", label="random order")
-    ax.plot(curve.checked, curve.found, linewidth=2, label=label)
+    color, style = _CURVES[(len(ax.lines) - 1) % len(_CURVES)]
+    ax.plot(curve.checked, curve.found, linewidth=2, label=label, color=color, linestyle=style)
     ax.set_xlabel("fraction of the training data checked")
     ax.set_ylabel("fraction of the mislabelled found")
     ax.legend(loc="lower right", frameon=False)

@@ -38,6 +38,14 @@ class Solution:
         Of a method that draws samples: how far ``x`` is likely to be from its expectation, relative to
         ``‖x‖``. It is the root of the summed squared standard errors of the entries times Student's factor
         for 95 %, which allows for the few estimates that the spread is known from.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> solution = ihvp.solve(ihvp.Dense(np.diag([1.0, 2.0, 4.0])), np.ones(3))
+    >>> solution.x.round(6), solution.iterations, solution.residual < 1e-5, solution.stop_reason
+    (array([1.  , 0.5 , 0.25]), 3, True, 'converged')
     """
 
     x: Any

@@ -49,6 +49,12 @@ class VectorSpace:
         xp = array_api_compat.array_namespace(vector)
         return cls(vector.shape[0], vector.dtype, array_api_compat.device(vector), xp, backend, params)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A namespace is a module, and a device belongs to its process: another one looks both up anew.
+        if self.backend is None:
+            return VectorSpace.of, (self.zeros(),)
+        return _unpickled, (self.backend, self.params)
+
     def matches(self, other: VectorSpace) -> bool:
         """Whether vectors of the two spaces may be added."""
         return (self.size, self.dtype, self.device) == (other.size, other.dtype, other.device) and (
@@ -146,6 +152,10 @@ class VectorSpace:
         if array_api_compat.device(flat) != self.device:
             raise WrongDevice(array_api_compat.device(flat), self.device)
         return flat, lambda x: backend.unflatten(x, aligned)
+
+
+def _unpickled(backend: CurvatureBackend, params: Params) -> VectorSpace:
+    return VectorSpace.of(backend.flatten(params), backend, params)
 
 
 def _same(x: Vector) -> Vector:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ihvp.backend import Batch, Loss, Matvec, Params, Vector
-from ihvp_jax import _derivatives
+from ihvp_jax import _derivatives, _examples
 from ihvp_jax._parameters import device_of, require_floating
 from ihvp_jax._static import Static, hold_constants
 
@@ -93,6 +93,23 @@ class JaxBackend:
             The arrays of the batch differ in their first dimension.
         """
         return _refusing(params, _derivatives.per_example_grads, Static(loss), params, hold_constants(batch))
+
+    def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
+        """``loss(params, batch)``, compiled."""
+        return _refusing(params, _examples.value, Static(loss), params, hold_constants(batch))
+
+    def example_products(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
+        """``∇C_i · v`` for each of the batch's examples, ``(B,)`` or ``(B, k)``, in forward mode."""
+        return _refusing(params, _examples.example_products, Static(loss), params, hold_constants(batch), v)
+
+    def input_derivatives(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Batch:
+        """The derivatives of ``∇ loss(params, batch) · v`` by the batch's floating arrays; None for the rest.
+
+        For ``v`` of shape ``(P, k)`` they have a leading axis k.
+        """
+        held = hold_constants(batch)
+        arrays = _refusing(params, _examples.input_derivatives, Static(loss), params, held, v)
+        return _examples.in_place_of_inputs(arrays, held)
 
     def gnvp(
         self,

@@ -35,6 +35,15 @@ def ihvp_backend() -> BackendPlugin:
         install="pip install 'ihvp[jax]'",
         factory=_factory,
         types=("jax", "jaxlib"),
-        capabilities=frozenset({"linearize", "per_example_grads", "gauss_newton"}),
+        capabilities=frozenset(
+            {
+                "linearize",
+                "per_example_grads",
+                "gauss_newton",
+                "value",
+                "example_products",
+                "input_derivatives",
+            }
+        ),
         dialect=_dialect,
     )

@@ -8,7 +8,15 @@ from typing import Any, TypeAlias
 
 from array_api_compat import array_namespace
 
-from ihvp.backend import Batch, CurvatureBackend, GradientFunction, Loss, Params, Vector
+from ihvp.backend import (
+    Batch,
+    CurvatureBackend,
+    GradientFunction,
+    Loss,
+    Params,
+    SupportsValue,
+    Vector,
+)
 from ihvp.errors import GradientRequired, InvalidOption, ParameterError, WrongDtype, WrongShape, describe
 from ihvp_numdiff import _arrays
 from ihvp_numdiff._difference import ORDERS, automatic_length, central_difference, norm, power_of_two, size
@@ -121,6 +129,14 @@ class NumdiffBackend:
         if self.inner is None:
             return flatten_gradient(gradient, params)
         return flatten_gradient_by(self.inner, gradient, params)
+
+    def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
+        """``loss(params, batch)`` as the loss returns it, evaluated by ``inner`` where that can."""
+        if isinstance(params, InPlaceWeights | ShiftedWeights):
+            with params.applied() as weights:
+                return loss(weights, batch)
+        inner: object = self.inner
+        return inner.value(loss, params, batch) if isinstance(inner, SupportsValue) else loss(params, batch)
 
     def hvp(self, loss: Loss | GradientFunction, params: Params, batch: Batch, v: Vector) -> Vector:
         """``∇² loss · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``; each column has its own step.

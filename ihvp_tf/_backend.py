@@ -12,6 +12,7 @@ from ihvp.backend import Batch, Loss, Params, Vector
 from ihvp.errors import WrongShape
 from ihvp_tf import _derivatives, _parameters
 from ihvp_tf._graph import Graph
+from ihvp_tf._inputs import in_place_of_inputs, inputs
 
 _MOST_GRAPHS = 64
 
@@ -57,6 +58,10 @@ class TensorFlowBackend:
     def __init__(self, params: Params = None) -> None:
         self.device = _parameters.device_of([] if params is None else _parameters.variables_of(params))
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Graphs belong to their process; another one traces again.
+        return {**self.__dict__, "_graphs": OrderedDict()}
 
     def flatten(self, params: Params) -> Vector:
         """All parameters as one numpy vector ``(P,)``; also of arrays in the parameters' structure."""
@@ -111,6 +116,35 @@ class TensorFlowBackend:
         """
         return self._run(_derivatives.per_example_gradients, (loss,), params, batch)
 
+    def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
+        """``loss(params, batch)``, compiled; what it changes as it runs is put back."""
+        return self._run(_derivatives.value, (loss,), params, batch)
+
+    def example_products(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
+        """``∇C_i · v`` for each of the batch's examples, ``(B,)`` or ``(B, k)``.
+
+        Raises
+        ------
+        ihvp.errors.DataError
+            As :meth:`per_example_grads`.
+        """
+        beside = (batch, _rows(v, params))
+        return self._run(_derivatives.example_product, (loss,), params, beside).T
+
+    def input_derivatives(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Batch:
+        """The derivatives of ``∇ loss(params, batch) · v`` by the batch's floating arrays; None for the rest.
+
+        For ``v`` of shape ``(P, k)`` they have a leading axis k.
+
+        Raises
+        ------
+        ihvp.errors.UnsupportedOperation
+            As :meth:`hvp`.
+        """
+        beside = (batch, _rows(v, params))
+        products = self._run(_derivatives.input_product, (loss,), params, beside) if inputs(batch) else None
+        return in_place_of_inputs(products, batch)
+
     def _run(
         self,
         derivative: Callable[..., Any],
@@ -147,3 +181,9 @@ class TensorFlowBackend:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
         return self._graphs[key]
+
+
+def _rows(v: Vector, params: Params) -> np.ndarray:
+    """A vector, or the columns of a block as rows, in the dtype of the parameters."""
+    dtype = _parameters.vector_dtype(_parameters.variables_of(params)).as_numpy_dtype
+    return np.ascontiguousarray(np.asarray(v, dtype=dtype).T)

@@ -23,6 +23,7 @@ from ihvp.errors import (
     UnequalBatches,
     describe,
 )
+from ihvp_tf._inputs import inputs
 from ihvp_tf._parameters import size_of, vector_dtype
 
 Tensor = Any
@@ -35,6 +36,12 @@ def gradient(functions: Functions, params: Params, variables: Sequence[Any], bat
     with _watching(variables) as tape:
         value = _scalar(loss(params, batch))
     return _join(_gradients(tape, value, variables, "no gradient reaches any of them"), variables)
+
+
+def value(functions: Functions, params: Params, variables: Sequence[Any], batch: Batch) -> Tensor:
+    """The loss, as it returns it."""
+    (loss,) = functions
+    return tf.convert_to_tensor(loss(params, batch))
 
 
 def hessian_product(
@@ -85,6 +92,61 @@ def per_example_gradients(
     functions: Functions, params: Params, variables: Sequence[Any], batch: Batch
 ) -> Tensor:
     """The gradients of single examples, ``(B, P)``; each example keeps a leading dimension of 1."""
+    size = sum(map(size_of, variables))
+    return _by_example(
+        lambda example: gradient(functions, params, variables, example),
+        batch,
+        tf.TensorSpec((size,), vector_dtype(variables)),
+    )
+
+
+def example_product(
+    functions: Functions, params: Params, variables: Sequence[Any], batch: tuple[Batch, Tensor]
+) -> Tensor:
+    """``∇C_i · v`` for every example, ``(B,)`` for ``(P,)``, ``(k, B)`` for rows ``(k, P)``.
+
+    It is ``J v`` of the single losses, as above. Vectors come beside the batch: they are not what a product
+    is as large as.
+    """
+    (loss,), (examples, v) = functions, batch
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as transposed:
+        with _watching(variables) as forward:
+            losses = _losses(loss, params, variables, examples)
+        cotangents = tf.zeros_like(losses)
+        transposed.watch(cotangents)
+        pulled = forward.gradient(losses, variables, output_gradients=cotangents)
+        pulled = _dense(pulled, "no gradient reaches any of them")
+
+    def product(row: Tensor) -> Tensor:
+        (pushed,) = _apply(transposed, pulled, _split(row, variables), [cotangents])
+        return pushed
+
+    return _of_each(product, v)
+
+
+def input_product(
+    functions: Functions, params: Params, variables: Sequence[Any], batch: tuple[Batch, Tensor]
+) -> Tensor:
+    """The derivative of ``∇ loss · v`` by all inputs as one vector, ``(n,)``, or ``(k, n)`` for ``(k, P)``."""
+    (loss,), (data, v) = functions, batch
+    sources = inputs(data)
+    with _watching(sources) as outer:
+        with _watching(variables) as inner:
+            value = _scalar(loss(params, data))
+        first = _gradients(inner, value, variables, "no gradient reaches any of them")
+    return _of_each(lambda row: _pull_back(outer, first, _split(row, variables), sources), v)
+
+
+def _losses(loss: Callable[..., Any], params: Params, variables: Sequence[Any], batch: Batch) -> Tensor:
+    """The loss at every example, ``(B,)``."""
+    dtype = vector_dtype(variables)
+    return _by_example(
+        lambda example: tf.cast(_scalar(loss(params, example)), dtype), batch, tf.TensorSpec((), dtype)
+    )
+
+
+def _by_example(function: Callable[[Batch], Tensor], batch: Batch, signature: Any) -> Tensor:
+    """The function of every example, stacked; each example keeps a leading dimension of 1."""
     leaves = tf.nest.flatten(batch)
     places = [i for i, leaf in enumerate(leaves) if tf.is_tensor(leaf) and leaf.shape.rank != 0]
     if not places:
@@ -103,7 +165,7 @@ def per_example_gradients(
         example = list(leaves)
         for i, row in zip(places, rows, strict=True):
             example[i] = row[tf.newaxis]
-        return gradient(functions, params, variables, tf.nest.pack_sequence_as(batch, example))
+        return function(tf.nest.pack_sequence_as(batch, example))
 
     stacked = [leaves[i] for i in places]
     try:
@@ -111,8 +173,11 @@ def per_example_gradients(
     except IhvpError:
         raise
     except Exception:  # the converter has no one class for "this operation cannot be vectorised"
-        size = sum(map(size_of, variables))
-        return tf.map_fn(one, stacked, fn_output_signature=tf.TensorSpec((size,), vector_dtype(variables)))
+        return tf.map_fn(one, stacked, fn_output_signature=signature)
+
+
+def _of_each(function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+    return function(v) if v.shape.rank == 1 else tf.map_fn(function, v)
 
 
 @contextmanager

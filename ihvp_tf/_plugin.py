@@ -35,6 +35,8 @@ def ihvp_backend() -> BackendPlugin:
         install="pip install 'ihvp[tf]'",
         factory=_factory,
         types=("tensorflow", "keras"),
-        capabilities=frozenset({"per_example_grads", "gauss_newton"}),
+        capabilities=frozenset(
+            {"per_example_grads", "gauss_newton", "value", "example_products", "input_derivatives"}
+        ),
         dialect=_dialect,
     )

@@ -14,8 +14,10 @@ from ihvp.errors import WrongShape
 from ihvp_torch._batch import Examples, to_device
 from ihvp_torch._curvature import curvature
 from ihvp_torch._derivatives import Function, flat_gradient, recording, scalar
+from ihvp_torch._example_products import example_products
 from ihvp_torch._fallback import FirstThatWorks, Memory
 from ihvp_torch._gauss_newton import Outputs, gauss_newton
+from ihvp_torch._inputs import Inputs
 from ihvp_torch._linearize import Linearization
 from ihvp_torch._parameters import Parameters, parameters_of
 from ihvp_torch._per_example import per_example_gradients
@@ -159,6 +161,47 @@ class TorchBackend:
             parameters.tensors, parameters.bind, lambda structure: predict(structure, batch)
         )
         return multiply(gauss_newton(prediction, output_curvature, predict, self._jacobian_ways), v)
+
+    @recording
+    def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
+        """``loss(params, batch)`` as the loss returns it, the parameters bound as for a gradient."""
+        parameters = parameters_of(params)
+        batch = _on_device(batch, parameters)
+        function = _function(loss, parameters, batch)
+        # A loss may take gradients by the parameters itself, so they are leaves here too.
+        value = function.bind(function.leaves())(lambda structure: loss(structure, batch))
+        return value.detach() if isinstance(value, Tensor) else value
+
+    @recording
+    def example_products(self, loss: Loss, params: Params, batch: Batch, v: Tensor) -> Tensor:
+        """``∇C_i · v`` for each of the batch's examples, ``(B,)`` or ``(B, k)``, in forward mode.
+
+        Raises
+        ------
+        ihvp.errors.DataError
+            As :meth:`per_example_grads`.
+        """
+        parameters = parameters_of(params)
+        examples = Examples(_on_device(batch, parameters))
+        return example_products(lambda part: _function(loss, parameters, part), examples, v)
+
+    @recording
+    def input_derivatives(self, loss: Loss, params: Params, batch: Batch, v: Tensor) -> Batch:
+        """The derivatives of ``∇ loss(params, batch) · v`` by the batch's floating tensors, None of the rest.
+
+        They are the part that belongs to the tensors of ``∇² loss · (v, 0)``, with the loss as a function of
+        the parameters and them together. For ``v`` of shape ``(P, k)`` they have a leading axis k.
+
+        Raises
+        ------
+        ihvp.errors.UnsupportedOperation
+            As :meth:`hvp`.
+        """
+        parameters = parameters_of(params)
+        inputs = Inputs(_on_device(batch, parameters))
+        product = curvature(inputs.jointly(loss, parameters), loss, self._hessian_ways)
+        joint = torch.cat([v, v.new_zeros(inputs.size, *v.shape[1:])])
+        return inputs.assemble(multiply(product, joint)[len(v) :].movedim(0, -1))
 
     def reduce(self, vector: Tensor) -> Tensor:
         """The sum of ``vector`` over the processes of ``torch.distributed``, or itself without them."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
@@ -108,10 +109,16 @@ def gradient(
 
 def duals(point: Sequence[Tensor], tangents: Sequence[Tensor]) -> list[Tensor]:
     """The point with its tangents attached; call it inside ``forward_ad.dual_level()``."""
-    with warnings.catch_warnings():
-        # At its first use torch compiles its own formulas with a function that it has deprecated.
-        warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
+    with forward_mode():
         return [forward_ad.make_dual(x, t) for x, t in zip(point, tangents, strict=True)]
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """At the first use of forward mode torch compiles its own formulas with a function it has deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
+        yield
 
 
 def flat_gradient(function: Function) -> Tensor:

@@ -34,6 +34,9 @@ class Memory:
         with suppress(TypeError):
             self._ways[_identity(function)] = way
 
+    def __reduce__(self) -> tuple[type[Memory], tuple[()]]:
+        return Memory, ()
+
 
 class FirstThatWorks(Generic[P, R]):
     """A product computed in the first way that the function's operations support.

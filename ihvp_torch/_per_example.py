@@ -40,16 +40,10 @@ def _together(function_of: Callable[[Any], Function], examples: Examples) -> Ten
     sizes = [tensor.numel() for tensor in point]
     rows = _rows_at_once(sum(sizes), examples, point[0].device)
     result = torch.empty(0)
-
-    def loss(leaves: tuple[Tensor, ...], *tensors: Tensor) -> Tensor:
-        function = function_of(examples.assemble([tensor.unsqueeze(0) for tensor in tensors]))
-        value: Tensor = function.bind(leaves)(function.evaluate)
-        return value
-
     axes = (None, *(0 for _ in examples.tensors))
     # Fused attention has no batching rule.
     with unfused_kernels():
-        each = torch.func.vmap(torch.func.grad(loss), axes)
+        each = torch.func.vmap(torch.func.grad(loss_of_one(function_of, examples)), axes)
         for start in range(0, len(examples), rows):
             tile = [tensor[start : start + rows] for tensor in examples.tensors]
             parts = [part.flatten(1) for part in each(tuple(point), *tile)]
@@ -58,6 +52,17 @@ def _together(function_of: Callable[[Any], Function], examples: Examples) -> Ten
                 result = parts[0].new_empty(len(examples), sum(sizes), dtype=widest)
             torch.cat(parts, dim=1, out=result[start : start + rows])
     return result
+
+
+def loss_of_one(function_of: Callable[[Any], Function], examples: Examples) -> Callable[..., Tensor]:
+    """``loss(leaves, *tensors)``: the loss at ``leaves`` on one example, given by its rows of the tensors."""
+
+    def loss(leaves: tuple[Tensor, ...], *tensors: Tensor) -> Tensor:
+        function = function_of(examples.assemble([tensor.unsqueeze(0) for tensor in tensors]))
+        value: Tensor = function.bind(leaves)(function.evaluate)
+        return value
+
+    return loss
 
 
 def _rows_at_once(size: int, examples: Examples, device: torch.device) -> int:

@@ -41,6 +41,16 @@ def ihvp_backend() -> BackendPlugin:
         install="pip install 'ihvp[torch]'",
         factory=factory,
         types=("torch",),
-        capabilities=frozenset({"linearize", "per_example_grads", "gauss_newton", "reduce"}),
+        capabilities=frozenset(
+            {
+                "linearize",
+                "per_example_grads",
+                "gauss_newton",
+                "reduce",
+                "value",
+                "example_products",
+                "input_derivatives",
+            }
+        ),
         dialect=dialect,
     )

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +17,56 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ihvp.errors import ImportedObject, InvalidOption
-from ihvp.influence import Influence
-from ihvp.influence.top_k import TopK, Which
+from ihvp.errors import ImportedObject, describe
+from ihvp.influence import Influence, NotAtOptimum
+from ihvp.influence.scores import check_k
+from ihvp.influence.top_k import TopK
 from ihvp.objective import Objective
 from ihvp.solvers import CG, MINRES, Auto, Direct, LiSSA, Solver
-
-SOLVERS = ("cg", "minres", "direct", "lissa", "auto")
 
 # More test points than these would bury the first ones; files hold all.
 _SHOWN = 5
 
 
-def solver(name: str, rtol: float) -> Solver:
-    """The solver of this name with a tolerance."""
-    if name == "lissa":
-        return LiSSA(rtol=rtol)
-    kinds: dict[str, Any] = {"cg": CG, "minres": MINRES, "direct": Direct, "auto": Auto}
-    if name not in kinds:
-        raise InvalidOption("--solver", name, "one of " + ", ".join(SOLVERS))
-    made: Solver = kinds[name](rtol=rtol)
+class Ranking(StrEnum):
+    """Which examples are listed."""
+
+    both = "both"
+    helpful = "helpful"
+    harmful = "harmful"
+
+
+class SolverName(StrEnum):
+    """How the systems are solved."""
+
+    cg = "cg"
+    minres = "minres"
+    direct = "direct"
+    lissa = "lissa"
+    auto = "auto"
+
+    def made(self, rtol: float) -> Solver:
+        """The solver with a tolerance."""
+        kinds: dict[str, Any] = {"cg": CG, "minres": MINRES, "direct": Direct, "lissa": LiSSA, "auto": Auto}
+        solver: Solver = kinds[self.value](rtol=rtol)
+        return solver
+
+
+def find_objective(place: str) -> Objective:
+    """The objective that ``module:name`` names, or that the function of this name makes.
+
+    Raises
+    ------
+    ImportedObject
+        There is none.
+    """
+    found = find(place)
+    made = found() if inspect.isfunction(found) else found
+    if not isinstance(made, Objective):
+        verb = "it is" if made is found else "it returned"
+        raise ImportedObject(
+            place, f"{verb} {describe(made)}, not an ihvp.Objective or a function that makes one"
+        )
     return made
 
 
@@ -46,6 +81,8 @@ def find(place: str) -> Any:
     module, separator, name = place.partition(":")
     if not (module and separator and name):
         raise ImportedObject(place, "it has no colon between a module and a name")
+    if module.endswith(".py") or "/" in module:
+        raise ImportedObject(place, "a module is named without folder and without .py")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -71,7 +108,7 @@ def run(
     test_loss: Any,
     train_loss: Any,
     top: int,
-    which: Which,
+    which: Ranking,
     out: Path | None,
 ) -> None:
     """Show the most influential examples of the first test points, and leave files in the folder ``out``.
@@ -88,16 +125,33 @@ def run(
     out : Path or None
         ``scores.npy`` or ``scores.zarr``, and ``top.csv``.
     """
+    check_k(top, objective.num_examples, "training")
     influence = Influence(objective, damping, solver, train_loss=train_loss)
-    if out is None:
-        found = influence.top_k(test_data, top, test_loss=test_loss, which=which)
-    else:
-        scores = influence.scores(test_data, test_loss=test_loss, out=out)
-        found = scores.top_k(top, which)
-        _write(found, out / "top.csv")
+    with _warnings_as_lines():
+        if out is None:
+            found = influence.top_k(test_data, top, test_loss=test_loss, which=which.value)
+        else:
+            found = influence.scores(test_data, test_loss=test_loss, out=out).top_k(top, which.value)
+            _write(found, out / "top.csv")
     _show(console, found)
     if out is not None:
         console.print(f"All scores are in {out}, these in {out / 'top.csv'}.", highlight=False)
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """A warning of this library is its text: the line of code that it points to would not be the user's."""
+    with warnings.catch_warnings():
+        plain = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, NotAtOptimum):
+                Console(stderr=True).print("Warning:", str(message), style="yellow", markup=False)
+            else:
+                plain(message, category, *place)
+
+        warnings.showwarning = show
+        yield
 
 
 def _show(console: Console, found: TopK) -> None:

@@ -14,6 +14,7 @@ import ihvp
 from ihvp.cli import backends as backends_command
 from ihvp.cli import contract as contract_command
 from ihvp.cli import demo as demo_command
+from ihvp.cli import experiment as experiment_command
 from ihvp.cli import influence as influence_command
 from ihvp.errors import IhvpError
 
@@ -104,11 +105,9 @@ def influence(
         int, typer.Option(help="How many training examples to show for each test point.", min=1)
     ] = 10,
     which: Annotated[
-        str,
-        typer.Option(
-            help="The largest scores of either sign (both), the `helpful` or the `harmful` examples."
-        ),
-    ] = "both",
+        influence_command.Ranking,
+        typer.Option(help="Rank by the size of the score, or list the helpful or the harmful examples only."),
+    ] = influence_command.Ranking.both,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -119,9 +118,12 @@ def influence(
     ] = None,
     damping: Annotated[float, typer.Option(help="λ, added to the curvature's diagonal.", min=0.0)] = 0.0,
     solver: Annotated[
-        str, typer.Option(help="How the systems are solved: " + ", ".join(influence_command.SOLVERS) + ".")
-    ] = "cg",
-    rtol: Annotated[float, typer.Option(help="The relative residual to solve to.", min=0.0)] = 1e-5,
+        influence_command.SolverName,
+        typer.Option(help="How the systems are solved: direct up to some thousand parameters, else cg."),
+    ] = influence_command.SolverName.cg,
+    rtol: Annotated[
+        float, typer.Option(help="The relative residual to solve to; 0.05 suits lissa.", min=0.0)
+    ] = 1e-5,
     test_loss: Annotated[
         str | None,
         typer.Option(
@@ -147,18 +149,18 @@ def influence(
 
     Then `ihvp influence training:objective --test training:test_data` lists the training examples whose
     removal would change the loss at these points most, by influence functions (Koh and Liang, 2017).
+    Put the training's regulariser into the loss, and where the curvature is indefinite add `--damping`.
     """
-    made = influence_command.find(objective)
     influence_command.run(
         Console(),
-        made() if callable(made) else made,
+        influence_command.find_objective(objective),
         influence_command.find(test),
         damping=damping,
-        solver=influence_command.solver(solver, rtol),
+        solver=solver.made(rtol),
         test_loss=None if test_loss is None else influence_command.find(test_loss),
         train_loss=None if train_loss is None else influence_command.find(train_loss),
         top=top,
-        which=which,  # type: ignore[arg-type]  # what it may be is checked where it is used
+        which=which,
         out=out,
     )
 
@@ -180,3 +182,30 @@ def demo(
     a minute; needs `pip install 'ihvp[demo]'`.
     """
     demo_command.run(Console(), backend, out)
+
+
+@app.command()
+def experiment(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="The experiment, or `all`; without it, they are listed.", show_default=False),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Who differentiates: a name that `ihvp backends` lists. Without it: see the page."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="The folder for the table and the figure; made if need be.", file_okay=False)
+    ] = Path("experiments"),
+    full: Annotated[
+        bool, typer.Option("--full", help="The long form, of an experiment that has one (complexity).")
+    ] = False,
+) -> None:
+    """Run an experiment of the notebooks behind this library, and say whether its claim held.
+
+    Writes NAME.csv and NAME.png. Needs `pip install 'ihvp[plot]'`.
+    """
+    if name is None:
+        experiment_command.show(Console())
+    else:
+        experiment_command.run_and_print(Console(), name, backend, out, full=full)

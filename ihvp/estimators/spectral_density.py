@@ -27,6 +27,20 @@ class SpectralDensity:
         Krylov space has fewer dimensions are filled up with 0.
     matvecs : int
         Products with single vectors.
+
+    Examples
+    --------
+    Half of the eigenvalues are 1, the other half 5:
+
+    >>> import numpy as np
+    >>> import ihvp
+    >>> A = ihvp.Dense(np.diag(np.repeat([1.0, 5.0], 500)))
+    >>> density = ihvp.spectral_density(A, steps=2)
+    >>> density.cumulative([0.0, 3.0, 6.0]).round(2).tolist()
+    [0.0, 0.5, 1.0]
+    >>> estimate = density.expectation(np.log)
+    >>> bool(abs(estimate.value - np.log(5) / 2) < 3 * estimate.standard_error)
+    True
     """
 
     nodes: NDArray[np.float64]

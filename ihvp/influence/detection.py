@@ -19,6 +19,12 @@ class DetectionCurve:
     ----------
     checked, found : ndarray (n + 1,)
         From 0 to 1.
+
+    Examples
+    --------
+    >>> curve = detection_curve([0.9, 0.1, 0.8, 0.2], [True, False, False, True])
+    >>> curve.found
+    array([0. , 0.5, 0.5, 1. , 1. ])
     """
 
     checked: NDArray[np.float64]
@@ -57,7 +63,7 @@ def detection_curve(scores: ArrayLike, mislabelled: ArrayLike) -> DetectionCurve
     Raises
     ------
     InvalidOption
-        The shapes differ, or none is mislabelled.
+        The shapes differ, none is mislabelled, or a score is NaN.
 
     Examples
     --------
@@ -72,5 +78,7 @@ def detection_curve(scores: ArrayLike, mislabelled: ArrayLike) -> DetectionCurve
             f"{wrong.dtype} of shape {wrong.shape}, {int(np.count_nonzero(wrong))} of them true",
             f"booleans of shape {values.shape}, one for each score, at least one true",
         )
+    if np.isnan(values).any():
+        raise InvalidOption("scores", f"NaN at {int(np.isnan(values).argmax())}", "numbers, which have an order")
     found = np.cumsum(wrong[np.argsort(-values, kind="stable")]) / np.count_nonzero(wrong)
     return DetectionCurve(np.linspace(0, 1, len(values) + 1), np.concatenate([[0.0], found]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,17 @@ def groups_of(indices: Any, count: int) -> tuple[list[NDArray[np.intp]], bool]:
     InvalidOption
         Not integers, out of range, twice in a group, or none at all.
     """
-    several = len(np.shape(indices[0])) > 0 if len(indices) else False
-    groups = [np.asarray(group) for group in (indices if several else [indices])]
+    listed = list(indices) if isinstance(indices, Iterable) else []
+    several = any(np.ndim(entry) > 0 for entry in listed)
+    groups = [np.asarray(group) for group in (listed if several else [listed])]
     for group in groups:
         valid = group.ndim == 1 and group.size > 0 and group.dtype.kind in "iu"
         if not valid or group.min() < 0 or group.max() >= count or len(np.unique(group)) < group.size:
             raise InvalidOption(
-                "indices", indices, f"different integers from 0 to {count - 1:,}, or a list of such groups"
+                "indices", group, f"different integers from 0 to {count - 1:,}, or a list of such groups"
             )
         if group.size == count:
-            raise InvalidOption("indices", indices, "fewer than all training examples")
+            raise InvalidOption("indices", group, "fewer than all training examples")
     return groups, several
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -10,25 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.algebra import to_numpy
 from ihvp.data import describe_structure
-from ihvp.errors import InvalidOption, NotReiterable, UnequalBatches, describe
+from ihvp.errors import InvalidOption, UnequalBatches
 from ihvp.influence import fingerprint
-from ihvp.influence.blocks import blocks, gradients
+from ihvp.influence.blocks import derivatives_along, gradients
 from ihvp.influence.group import Removal, groups_of
+from ihvp.influence.inputs import influence_on_inputs
 from ihvp.influence.optimum import warn_unless_optimal
-from ihvp.influence.points import Points, Solved, Unsolved
+from ihvp.influence.order import check_order, counted_blocks
+from ihvp.influence.points import Points, Solved, Unsolved, rows_of
 from ihvp.influence.products import InverseProducts
 from ihvp.influence.scores import Scores, check_k
 from ihvp.influence.store import Store
-from ihvp.influence.top_k import Running, TopK, Which
+from ihvp.influence.top_k import Running, TopK, Which, check_which
+from ihvp.influence.values import check_values
 from ihvp.objective import Objective
 from ihvp.operators import Hessian, LinearOperator
 from ihvp.progress import track
 from ihvp.solvers import Solver, inverse
 
-# A block of inverse products and a tile of training gradients have at most so many numbers each (128 MiB in
-# float32). A solve holds about six blocks.
+# A block of inverse products, a block of training gradients and their tile of scores have at most so many
+# numbers each (128 MiB in float32). A solve holds about six blocks.
 _NUMBERS = 1 << 25
 
 Tile = tuple[int, int, NDArray[Any]]
@@ -98,11 +101,13 @@ class Influence:
         self.objective = objective
         self.train_loss = train_loss
         operator = Hessian(objective) if curvature is None else curvature
-        self.inverse = inverse(operator, damping, solver)
-        if not operator.space.matches(objective.space):
+        if not isinstance(operator, LinearOperator) or not operator.space.matches(objective.space):
             raise InvalidOption(
-                "curvature", curvature, f"an operator on the {objective.num_params:,} parameters"
+                "curvature",
+                curvature,
+                f"a LinearOperator on the {objective.num_params:,} parameters, of their dtype and device",
             )
+        self.inverse = inverse(operator, damping, solver)
         self._optimum_checked = False
 
     def scores(
@@ -140,11 +145,11 @@ class Influence:
         SolverError
             An inverse product missed its tolerance.
         DataError, LossError
-            The loss cannot take the data.
+            The loss cannot take the data, or it comes in another order at each pass.
         StoreMismatch
             ``out`` holds the scores of another model, other data or other settings.
         StoreError
-            ``out`` cannot be written.
+            ``out`` cannot be written, or another run writes to it.
 
         Examples
         --------
@@ -166,7 +171,8 @@ class Influence:
             for row, column, tile in self._tiles(points, training, progress):
                 values[row : row + tile.shape[0], column : column + tile.shape[1]] = tile
             return Scores(values, ("test", "train"), points.residual)
-        with Store(out, shape, self._dtype, (self._rows, self._rows), self._terms(points, training)) as store:
+        terms = self._terms(points, training, train_data is None)
+        with Store(out, shape, self._dtype, (self._rows, self._rows), terms) as store:
             for row, column, tile in self._tiles(points, training, progress, store):
                 store.write(row, column, tile)
             return Scores(store.read(), ("test", "train"), points.residual)
@@ -200,13 +206,14 @@ class Influence:
         >>> ihvp.Influence(objective).top_k(np.array([[3.0]]), 1, which="helpful").indices
         array([[2]])
         """
-        points = self._points(test_data, test_loss, progress)
         training = self._training(train_data)
         check_k(k, training.num_examples, "train")
-        running = Running(points.count, k, self._dtype, which)
+        check_which(which)
+        points = self._points(test_data, test_loss, progress)
+        running = Running(points.count, k, which)
         for row, column, tile in self._tiles(points, training, progress):
             running.add(row, column, tile)
-        return TopK(np.stack(running.indices), np.stack(running.scores), which, points.residual)
+        return running.result(points.residual)
 
     def self_influence(self, data: Any = None, *, progress: bool | None = None) -> Scores:
         r"""The influence of each training example on its own loss, ``(n,)``.
@@ -237,7 +244,7 @@ class Influence:
         values, residual = np.empty(training.num_examples, self._dtype), 0.0
         with track("Self-influence", len(values), progress) as advance:
             # A solve holds several blocks of the size of the gradients.
-            for block in blocks(training.batches, max(1, self._rows // 8)):
+            for block in counted_blocks(training, max(1, self._rows // 8)):
                 columns = gradients(training, block, "training").T
                 solution = self.inverse.solve(columns, progress=False)
                 products = algebra.dots(columns, solution.x) / self._total
@@ -275,7 +282,7 @@ class Influence:
 
         Examples
         --------
-        Removing 4 from a mean of 0, 2, 4 moves it to 1, where a quadratic loss at 3 has slope −2:
+        Removing 4 moves the mean of 0, 2 and 4 from 2 to 1. At 2 the loss of the point 3 has the slope −1:
 
         >>> import numpy as np
         >>> import ihvp
@@ -289,9 +296,9 @@ class Influence:
         groups, several = groups_of(indices, training.num_examples)
         removal = Removal(training, self.inverse, self._total)
         if second_order:
-            changes, residual = removal.newton_steps(groups, progress)
             question = self._question(test_data, test_loss)
-            slopes = (gradients(question, block, "test").T for block in blocks(question.batches, self._rows))
+            changes, residual = removal.newton_steps(groups, progress)
+            slopes = (gradients(question, block, "test").T for block in counted_blocks(question, self._rows))
             values = np.concatenate([algebra.gram(rows, changes) for rows in slopes])
         else:
             points = self._points(test_data, test_loss, progress)
@@ -323,6 +330,62 @@ class Influence:
         """
         return self.scores(test_data, data, test_loss, progress=progress)
 
+    def on_inputs(
+        self,
+        test_data: Any,
+        train_data: Any = None,
+        test_loss: Callable[..., Any] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> Any:
+        r"""The derivatives of the scores by the training examples: which pixels the influence rests on.
+
+        .. math:: \frac{\partial S_{ji}}{\partial x_i}
+            = \frac1N \nabla L(z_j)^T (H + \lambda I)^{-1} \frac{\partial}{\partial x_i} \nabla C_i
+
+        at fixed H. After training with :math:`x_i + \delta` in the place of :math:`x_i`, for a small δ, the
+        loss at test point j is lower by about :math:`\delta^T \partial S_{ji} / \partial x_i`, which is −1/N
+        times :math:`I_{pert,loss}` of Koh and Liang 2017, section 2.2.
+
+        Parameters
+        ----------
+        test_data, train_data, test_loss, progress
+            As for :meth:`scores`.
+
+        Returns
+        -------
+        structure of a batch
+            That of the training data. In the place of an array ``(B, *shape)`` of floating numbers is a numpy
+            array ``(n_test, n_train, *shape)``; in the place of everything else is None.
+
+        Raises
+        ------
+        DataError
+            The training data holds no array of floating numbers.
+
+        Notes
+        -----
+        With numdiff they are central differences, which take two gradients of every example for each of its
+        numbers and are good to about :math:`10 \varepsilon^{2/3}` of the gradients.
+
+        Examples
+        --------
+        The mean 2 moves by δ/3 with each of three numbers, where the loss at 3 has the slope −1:
+
+        >>> import numpy as np
+        >>> import ihvp
+        >>> x = np.array([[0.0], [2.0], [4.0]])
+        >>> objective = ihvp.Objective(params=x.mean(axis=0), data=x, grad=lambda w, x: w - x.mean(axis=0))
+        >>> ihvp.Influence(objective).on_inputs(np.array([[3.0]])).round(6)
+        array([[[0.333333],
+                [0.333333],
+                [0.333333]]])
+        """
+        points = self._points(test_data, test_loss, progress)
+        training = self._training(train_data)
+        scale = 1 / self._total
+        return influence_on_inputs(points, training, scale, _NUMBERS, self._dtype, progress)
+
     def inverse_products(
         self, test_data: Any, test_loss: Callable[..., Any] | None = None, *, progress: bool | None = None
     ) -> InverseProducts:
@@ -345,7 +408,7 @@ class Influence:
         array([[1.]])
         """
         points = Unsolved(self._question(test_data, test_loss), self.inverse, progress)
-        vectors = [to_numpy(x.T) for _, x in points.blocks(self._rows)]
+        vectors = [rows_of(x) for _, x in points.blocks(self._rows)]
         return InverseProducts(np.concatenate(vectors), points.residual, self._model)
 
     def _tiles(
@@ -354,17 +417,11 @@ class Influence:
         """The scores, tile by tile; of a store, those that it lacks."""
         with track("Influence", points.count * training.num_examples, progress) as advance:
             for row, x in points.blocks(self._rows, store):
-                seen = 0
-                for block in blocks(training.batches, self._rows):
-                    seen += block.count
-                    if store is None or (row, block.first) not in store.done:
-                        rows = gradients(training, block, "training")
-                        # The transpose of gradients (P, b) times products (P, k).
-                        tile = algebra.gram(rows.T, x).T / self._total
+                for block in counted_blocks(training, self._rows):
+                    if store is None or (row, block.first, x.shape[1], block.count) not in store.done:
+                        tile = derivatives_along(training, block, x, "training").T / self._total
                         yield row, block.first, tile.astype(self._dtype)
                     advance(block.count * x.shape[1])
-                if seen != training.num_examples:
-                    raise NotReiterable(describe(training.batches.data))
 
     def _points(self, test_data: Any, test_loss: Callable[..., Any] | None, progress: bool | None) -> Points:
         if not isinstance(test_data, InverseProducts):
@@ -373,18 +430,22 @@ class Influence:
             raise InvalidOption(
                 "test_loss", test_loss, "None with InverseProducts, which have their loss in them"
             )
-        if test_data.model != self._model:
+        found, expected = test_data.model, self._model
+        differing = [name for name in expected if found.get(name) != expected[name]]
+        if differing:
             raise InvalidOption(
                 "test_data",
                 test_data,
-                "inverse products of these parameters with this damping; solve them again",
+                f"inverse products of this model; these have another {', another '.join(differing)}",
             )
+        self._check_optimum()
         return Solved(test_data, self.objective.space)
 
     def _question(self, test_data: Any, test_loss: Callable[..., Any] | None) -> Objective:
         """The test loss over the test data."""
         self._check_optimum()
         question = self.objective.on(test_data, loss=test_loss)
+        check_order(question.batches, "test")
         if test_loss is None:
             found, expected = (
                 describe_structure(next(iter(batches))[0])
@@ -395,50 +456,53 @@ class Influence:
                     f"A batch of the test data is {found}; expected {expected}, as in training, whose loss "
                     "is asked for. Bring it into that form, or pass test_loss=…."
                 )
+        check_values(question, self._rows, "test")
         return question
 
     def _training(self, data: Any) -> Objective:
         """What goes away with an example, over the examples to score."""
-        return self.objective.on(self.objective.batches.data if data is None else data, loss=self.train_loss)
+        training = self.objective.on(self.objective.batches.data if data is None else data, self.train_loss)
+        check_order(training.batches, "training")
+        if data is not None:
+            check_values(training, self._rows, "training")
+        return training
 
     def _check_optimum(self) -> None:
         if not self._optimum_checked:
+            warn_unless_optimal(self.objective)
             self._optimum_checked = True
-            warn_unless_optimal(self.objective, stacklevel=4)
 
     @property
     def _rows(self) -> int:
-        return max(1, _NUMBERS // self.objective.num_params)
+        """How many examples make a block, whose tiles of scores are square."""
+        return max(1, min(_NUMBERS // self.objective.num_params, math.isqrt(_NUMBERS)))
 
     @property
     def _dtype(self) -> np.dtype[Any]:
-        dtype = to_numpy(self.objective.space.zeros()[:0]).dtype
-        # numpy does not count with bfloat16.
-        return dtype if dtype.kind == "f" else np.dtype(np.float32)
+        # Half precision ends at 65,504, and numpy does not count with bfloat16.
+        return np.dtype(np.float64 if self.objective.space.eps < 1e-10 else np.float32)
 
     @property
     def _total(self) -> int:
         return self.objective.total_examples
 
     @property
-    def _model(self) -> str:
-        """What an inverse product depends on besides its test point."""
-        objective = self.objective
-        flat = fingerprint.of_vector(objective.backend.flatten(objective.params))
-        return f"{flat} {fingerprint.of_function(objective.loss)} {self.inverse.damping!r}"
-
-    def _terms(self, points: Points, training: Objective) -> dict[str, str]:
-        """What the scores depend on, under the names by which an error tells them apart."""
-        objective = self.objective
+    def _model(self) -> dict[str, str]:
+        """What an inverse product depends on besides its test point, with the names that errors use."""
         return {
-            "parameters": fingerprint.of_vector(objective.backend.flatten(objective.params)),
-            "loss": fingerprint.of_function(objective.loss),
-            "training loss": fingerprint.of_function(training.loss),
-            "training data": fingerprint.of_data(objective.batches),
-            "scored data": fingerprint.of_data(training.batches),
-            "test data and loss": points.fingerprint(),
-            "curvature": type(self.inverse.operator).__name__,
+            **fingerprint.of_objective(self.objective),
+            "curvature": fingerprint.of_operator(self.inverse.operator, self.objective),
             "damping": repr(self.inverse.damping),
+        }
+
+    def _terms(self, points: Points, training: Objective, all_training: bool) -> dict[str, str]:
+        """What scores depend on, with the names that errors use."""
+        model = self._model
+        scored = model["training data"] if all_training else fingerprint.of_data(training.batches)
+        return {
+            **model,
             "solver": repr(self.inverse.solver),
-            "backend": type(objective.backend).__name__,
+            "training loss": fingerprint.of_function(training.loss),
+            "scored data": scored,
+            **points.fingerprints(),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.backend import Params
-from ihvp.errors import InvalidOption, PackageNotInstalled
+from ihvp.errors import InvalidOption, PackageNotInstalled, ParameterError
 from ihvp.influence.group import groups_of
 from ihvp.influence.influence import Influence
 from ihvp.objective import Objective
@@ -34,7 +35,13 @@ class Correlation:
     ----------
     value, low, high : float
         The interval is Fisher's: normal in ``artanh r`` with standard error ``1/√(n − 3)``, for Spearman's
-        coefficient ``√((1 + r²/2)/(n − 3))`` (Bonett and Wright, Psychometrika 65, 2000).
+        coefficient ``√((1 + r²/2)/(n − 3))`` (Bonett and Wright, Psychometrika 65, 2000). Of fewer than four
+        pairs it is −1 to 1. Where one side is constant there is no correlation, and ``value`` is NaN.
+
+    Examples
+    --------
+    >>> print(Correlation(0.97, 0.93, 0.99))
+    0.9700 (0.9300 to 0.9900)
     """
 
     value: float
@@ -71,24 +78,29 @@ class LeaveOneOut:
     @property
     def pearson(self) -> Correlation:
         """Pearson's correlation of predicted and actual changes."""
-        value = float(np.corrcoef(self.predicted, self.actual)[0, 1])
-        return _correlation(value, len(self.actual), 1.0)
+        return _correlation(self.predicted, self.actual, lambda r: 1.0)
 
     @property
     def spearman(self) -> Correlation:
         """Spearman's rank correlation."""
-        from scipy.stats import spearmanr  # loaded only where it is asked for
+        from scipy.stats import rankdata  # loaded only where it is asked for
 
-        value = float(spearmanr(self.predicted, self.actual).statistic)
-        return _correlation(value, len(self.actual), 1 + value**2 / 2)
+        return _correlation(rankdata(self.predicted), rankdata(self.actual), lambda r: 1 + r**2 / 2)
 
     @property
     def slope(self) -> float:
         """That of the least-squares line of actual over predicted changes; 1 where the sizes are right."""
-        return float(np.polyfit(self.predicted, self.actual, 1)[0])
+        x = self.predicted - self.predicted.mean()
+        return float(x @ self.actual / (x @ x)) if x.any() else np.nan
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A ``DataFrame`` with the columns removed, predicted and actual."""
+        """A ``DataFrame`` with the columns removed, predicted and actual.
+
+        Raises
+        ------
+        PackageNotInstalled
+            pandas is missing.
+        """
         try:
             import pandas
         except ImportError as error:
@@ -125,9 +137,9 @@ def leave_one_out(
         At its optimum, as for :class:`ihvp.Influence`.
     train_fn : callable
         ``train_fn(removed, start)``: the parameters after training without the examples numbered ``removed``,
-        beginning at ``start``, in a form that the objective's backend takes. It trains what influence
-        describes: the sum of the remaining terms over the N of before, and the whole regulariser.
-        ``start`` is not to be changed; deep-copy a module.
+        beginning at ``start``, in the form of the objective's own. It trains what influence describes: the
+        sum of the remaining terms over the N of before, and the whole regulariser. ``start`` is a copy, which
+        may be trained in place and returned.
     indices : sequence of int or of groups
         What to remove each time: an example, or a sequence of them.
     test_data, test_loss
@@ -137,10 +149,20 @@ def leave_one_out(
     second_order : bool
         As for :meth:`ihvp.Influence.group`.
     n_jobs : int
-        So many processes train at the same time (joblib; −1 for all processors). ``train_fn`` and the
-        objective are then pickled.
+        So many processes train at the same time (joblib; −1 for all processors). ``train_fn``, the
+        parameters and the test data are then pickled, functions and modules of a script included.
     progress : bool, optional
         Shows a progress bar; by default in a terminal, after a second.
+
+    Raises
+    ------
+    InvalidOption
+        ``train_fn`` is no function or returned nothing; ``indices`` are no numbers of training examples.
+    ParameterError
+        ``train_fn`` returned other parameters than those of the objective, or another process reads them in
+        another precision.
+    PackageNotInstalled
+        joblib is missing, and ``n_jobs`` is not 1.
 
     Examples
     --------
@@ -162,8 +184,10 @@ def leave_one_out(
         raise InvalidOption(
             "train_fn", train_fn, "a function train_fn(removed, start) that returns parameters"
         )
-    groups = [group for index in indices for group in groups_of([index], objective.num_examples)[0]]
+    if not isinstance(n_jobs, int) or n_jobs == 0:
+        raise InvalidOption("n_jobs", n_jobs, "a number of processes, or −1 for one on each processor")
     influence = Influence(objective, damping, solver, train_loss=train_loss)
+    groups = [group for index in indices for group in groups_of([index], objective.num_examples)[0]]
     changes = influence.group(groups, test_data, test_loss, second_order=second_order, progress=progress)
     question = objective.on(test_data, loss=test_loss)
     before = question.value()
@@ -182,10 +206,11 @@ def _losses(
     found = []
     with track("Training again", len(groups), progress) as advance:
         if n_jobs == 1:
-            results = (_loss_without(question, train_fn, group) for group in groups)
+            results = (_loss_without(group, train_fn, question) for group in groups)
         else:
             joblib = _joblib()
-            calls = (joblib.delayed(_loss_without)(question, train_fn, group) for group in groups)
+            task, dtype = joblib.delayed(_loss_elsewhere), str(question.space.dtype)
+            calls = (task(group, train_fn, question, dtype) for group in groups)
             results = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(calls)
         for loss in results:
             found.append(loss)
@@ -193,8 +218,24 @@ def _losses(
     return found
 
 
-def _loss_without(question: Objective, train_fn: TrainFunction, group: NDArray[np.intp]) -> float:
-    return question.at(train_fn(group, question.params)).value()
+def _loss_without(group: NDArray[np.intp], train_fn: TrainFunction, question: Objective) -> float:
+    trained = train_fn(group, copy.deepcopy(question.params))
+    if trained is None:
+        raise InvalidOption("train_fn", train_fn, "a function that returns the parameters; it returned None")
+    return question.at(trained).value()
+
+
+def _loss_elsewhere(
+    group: NDArray[np.intp], train_fn: TrainFunction, question: Objective, dtype: str
+) -> float:
+    """The same in another process, whose framework may be set otherwise."""
+    if str(question.space.dtype) != dtype:
+        raise ParameterError(
+            f"The parameters are {dtype} and become {question.space.dtype} in another process; expected one "
+            "precision. For JAX set the environment variable JAX_ENABLE_X64=1 before Python starts: processes "
+            "inherit it, and not jax.config.update. Or take n_jobs=1."
+        )
+    return _loss_without(group, train_fn, question)
 
 
 def _joblib() -> Any:
@@ -207,11 +248,17 @@ def _joblib() -> Any:
     return joblib
 
 
-def _correlation(value: float, count: int, variance: float) -> Correlation:
-    """With Fisher's interval, for a standard error ``√(variance / (count − 3))`` of ``artanh``."""
-    if count <= 3 or not np.isfinite(value) or abs(value) >= 1:
-        bounds = (-1.0, 1.0) if count <= 3 or not np.isfinite(value) else (value, value)
-        return Correlation(value, *bounds)
-    reach = _CONFIDENCE * np.sqrt(variance / (count - 3))
+def _correlation(
+    x: NDArray[np.float64], y: NDArray[np.float64], variance: Callable[[float], float]
+) -> Correlation:
+    """Pearson's, with Fisher's interval for a standard error ``√(variance(r) / (n − 3))`` of ``artanh r``."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Correlation(np.nan, -1.0, 1.0)
+    value = float(np.corrcoef(x, y)[0, 1])
+    if len(x) <= 3:
+        return Correlation(value, -1.0, 1.0)
+    if abs(value) == 1:
+        return Correlation(value, value, value)
+    reach = _CONFIDENCE * np.sqrt(variance(value) / (len(x) - 3))
     low, high = np.tanh(np.arctanh(value) + np.array([-reach, reach]))
     return Correlation(value, float(low), float(high))

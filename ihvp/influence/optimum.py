@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 import numpy as np
@@ -15,10 +16,26 @@ _EXAMPLES, _RATIO = 256, 0.1
 
 
 class NotAtOptimum(UserWarning):
-    """The gradient of the objective is not small beside the gradients of its examples."""
+    """The gradient of the objective is not small beside the gradients of its examples.
+
+    Examples
+    --------
+    The optimum is the mean of the data, 2, and not 0:
+
+    >>> import warnings
+    >>> import numpy as np
+    >>> import ihvp
+    >>> x = np.array([[0.0], [2.0], [4.0]])
+    >>> objective = ihvp.Objective(params=np.zeros(1), data=x, grad=lambda w, x: w - x.mean(axis=0))
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     scores = ihvp.Influence(objective).scores(x)
+    >>> [warning.category.__name__ for warning in caught]
+    ['NotAtOptimum']
+    """
 
 
-def warn_unless_optimal(objective: Objective, stacklevel: int) -> None:
+def warn_unless_optimal(objective: Objective) -> None:
     """Warn where ``‖∇C‖`` is more than a tenth of the typical ``‖∇C_i‖``.
 
     Influence is the change of an optimum (Koh and Liang 2017, section 2); elsewhere it describes a step that
@@ -34,5 +51,13 @@ def warn_unless_optimal(objective: Objective, stacklevel: int) -> None:
             "tells how an optimum moves: train on, put the training's regulariser into the loss, or read the "
             "scores as a ranking only.",
             NotAtOptimum,
-            stacklevel=stacklevel + 1,
+            stacklevel=_level_outside(),
         )
+
+
+def _level_outside() -> int:
+    """The ``stacklevel`` of the line outside this package that led here."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "ihvp":
+        frame, level = frame.f_back, level + 1
+    return level

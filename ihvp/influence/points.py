@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ihvp.algebra import to_numpy
+from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.influence import fingerprint
-from ihvp.influence.blocks import blocks, gradients
+from ihvp.influence.blocks import gradients
+from ihvp.influence.order import counted_blocks
 from ihvp.influence.products import InverseProducts
 from ihvp.influence.store import Store
 from ihvp.objective import Objective
@@ -36,8 +38,8 @@ class Points(Protocol):
         """Yields the number of a block's first point and its ``(H + λI)⁻¹ ∇L``, ``(P, k)`` with k ≤ rows."""
         ...
 
-    def fingerprint(self) -> str:
-        """Of the points and of the question that is asked about them."""
+    def fingerprints(self) -> dict[str, str]:
+        """Of the points and of the question that is asked about them, by name."""
         ...
 
 
@@ -59,23 +61,27 @@ class Unsolved:
         self.count, self.residual = question.num_examples, 0.0
 
     def blocks(self, rows: int, store: Store | None = None) -> Iterator[tuple[int, Vector]]:
-        for block in blocks(self._question.batches, rows):
-            kept = None if store is None else store.products(block.first)
+        for block in counted_blocks(self._question, rows):
+            kept = None if store is None else store.products(block.first, block.count)
             if kept is None:
                 columns = gradients(self._question, block, "test").T
                 solution = self._inverse.solve(columns, progress=self._progress)
                 x, residual = solution.x, float(np.max(solution.residual))
                 if store is not None:
-                    store.keep_products(block.first, to_numpy(x.T), residual)
-            else:
+                    kept = rows_of(x), residual
+                    store.keep_products(block.first, *kept)
+            if kept is not None:
+                # Fresh ones too: in another layout of memory they would give scores of other last bits.
                 vectors, residual = kept
                 x = self._inverse.space.asarray(vectors).T
             self.residual = max(self.residual, residual)
             yield block.first, x
 
-    def fingerprint(self) -> str:
-        data = fingerprint.of_data(self._question.batches)
-        return f"{data} {fingerprint.of_function(self._question.loss)}"
+    def fingerprints(self) -> dict[str, str]:
+        return {
+            "test data": fingerprint.of_data(self._question.batches),
+            "test loss": fingerprint.of_function(self._question.loss),
+        }
 
 
 class Solved:
@@ -89,5 +95,10 @@ class Solved:
         for first in range(0, self.count, rows):
             yield first, self._space.asarray(self._products.vectors[first : first + rows]).T
 
-    def fingerprint(self) -> str:
-        return fingerprint.of_batch(self._products.vectors)
+    def fingerprints(self) -> dict[str, str]:
+        return {"inverse products": fingerprint.of_array(self._products.vectors)}
+
+
+def rows_of(x: Vector) -> NDArray[Any]:
+    """The columns of a block ``(P, k)`` as rows ``(k, P)`` of numpy; halves in float32, which holds them."""
+    return np.ascontiguousarray(algebra.to_numpy(algebra.wide(x.T)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,14 @@ class InverseProducts:
         Row j belongs to test point j.
     residual : float
         The largest ``‖∇L − (H + λI) x‖ / ‖∇L‖``, recomputed.
-    model : str
-        The fingerprint of the parameters and the damping. Products of another model are refused.
+    model : mapping of str to str
+        Names and fingerprints of what they depend on: parameters, loss, training data, curvature, damping.
+        Products of another model are refused.
 
     Examples
     --------
     >>> import tempfile
-    >>> products = InverseProducts(np.eye(2), residual=1e-9, model="a1")
+    >>> products = InverseProducts(np.eye(2), residual=1e-9, model={"damping": "0.1"})
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     products.save(f"{folder}/products.npz")
     ...     InverseProducts.load(f"{folder}/products.npz").vectors
@@ -38,7 +41,7 @@ class InverseProducts:
 
     vectors: NDArray[Any]
     residual: float
-    model: str
+    model: Mapping[str, str]
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -54,12 +57,13 @@ class InverseProducts:
             safetensors is missing.
         """
         path, vectors = Path(path), np.ascontiguousarray(self.vectors)
+        model = json.dumps(dict(self.model))
         if _is_safetensors(path):
-            metadata = {"residual": repr(self.residual), "model": self.model}
+            metadata = {"residual": repr(self.residual), "model": model}
             _safetensors().save_file({"vectors": vectors}, path, metadata)
         else:
             with path.open("wb") as file:
-                np.savez(file, vectors=vectors, residual=self.residual, model=self.model)
+                np.savez(file, vectors=vectors, residual=self.residual, model=model)
 
     @classmethod
     def load(cls, path: str | Path) -> InverseProducts:
@@ -71,14 +75,14 @@ class InverseProducts:
             The file holds something else.
         """
         path = Path(path)
+        read = _read_safetensors if _is_safetensors(path) else _read_npz
         try:
-            if _is_safetensors(path):
-                with _safetensors().safe_open(path, framework="numpy") as file:
-                    metadata = file.metadata() or {}
-                    return cls(file.get_tensor("vectors"), float(metadata["residual"]), metadata["model"])
-            with np.load(path, allow_pickle=False) as file:
-                return cls(file["vectors"], float(file["residual"]), str(file["model"]))
-        except (KeyError, ValueError, EOFError) as error:
+            vectors, residual, model = read(path)
+            return cls(vectors, float(residual), json.loads(str(model)))
+        except (PackageNotInstalled, OSError):
+            raise
+        except Exception as error:
+            # Each format has exceptions of its own for a file that is torn or of another kind.
             raise DataError(
                 f"{path} holds no inverse products ({type(error).__name__}: {error}); expected a file that "
                 "InverseProducts.save wrote."
@@ -93,6 +97,18 @@ def _is_safetensors(path: Path) -> bool:
     if path.suffix not in (".npz", ".safetensors"):
         raise InvalidOption("path", str(path), "a file name that ends in .npz or .safetensors")
     return path.suffix == ".safetensors"
+
+
+def _read_npz(path: Path) -> tuple[Any, Any, Any]:
+    # numpy leaves a file open where it finds it torn.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return arrays["vectors"], arrays["residual"], arrays["model"]
+
+
+def _read_safetensors(path: Path) -> tuple[Any, Any, Any]:
+    with _safetensors().safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        return file.get_tensor("vectors"), metadata["residual"], metadata["model"]
 
 
 def _safetensors() -> Any:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from ihvp.errors import InvalidOption, PackageNotInstalled
-from ihvp.influence.top_k import Running, TopK, Which
+from ihvp.influence.top_k import Running, TopK, Which, check_which
 
 if TYPE_CHECKING:
     import pandas
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
-    """Influence scores with the names of their axes; an array wherever numpy takes one.
+class Scores(NDArrayOperatorsMixin):
+    """Influence scores with the names of their axes; an array in numpy's functions and in arithmetic.
 
     Attributes
     ----------
@@ -37,8 +39,8 @@ class Scores:
     ((1, 3), -0.3)
     >>> scores.most_harmful(1)
     array([[1]])
-    >>> np.abs(scores).max()
-    np.float64(0.3)
+    >>> (2 * scores).max()
+    np.float64(0.4)
     """
 
     values: Any
@@ -57,7 +59,7 @@ class Scores:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """That of the parameters."""
+        """float64, or float32 where the parameters have that or less."""
         dtype: np.dtype[Any] = self.values.dtype
         return dtype
 
@@ -65,6 +67,8 @@ class Scores:
         return np.array(self.values, dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        if any(isinstance(value, Scores) for value in options.get("out", ())):
+            return NotImplemented  # they do not change
         plain = (np.asarray(value) if isinstance(value, Scores) else value for value in inputs)
         return getattr(ufunc, method)(*plain, **options)
 
@@ -95,11 +99,14 @@ class Scores:
     def top_k(self, k: int, which: Which = "both") -> TopK:
         """The k with the most influence on each test point, as :meth:`ihvp.Influence.top_k` finds them."""
         check_k(k, self.shape[-1], self.axes[-1])
-        rows = np.atleast_2d(self.values)
-        running = Running(len(rows), k, self.dtype, which)
-        for j, row in enumerate(rows):
-            running.add(j, 0, row[None])
-        return TopK(np.stack(running.indices), np.stack(running.scores), which, self.residual)
+        check_which(which)
+        values = self.values if self.ndim == 2 else np.asarray(self.values)[None]
+        (rows, columns), (height, width) = values.shape, getattr(values, "chunks", values.shape)
+        running = Running(rows, k, which)
+        for row, column in itertools.product(range(0, rows, height), range(0, columns, width)):
+            tile = values[row : row + height, column : column + width]
+            running.add(row, column, np.asarray(tile))
+        return running.result(self.residual)
 
     def to_pandas(self) -> pandas.DataFrame | pandas.Series:
         """A ``DataFrame`` with a row for each test point, or a ``Series`` where there is one axis only.

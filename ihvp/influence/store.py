@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.errors import PackageNotInstalled, StoreError, StoreMismatch
+from ihvp.influence.lock import locked
 
-_MANIFEST, _JOURNAL, _SCORES = "manifest.json", "done.txt", "scores"
+_MANIFEST, _JOURNAL, _LOCK = "manifest.json", "done.txt", ".lock"
+
+Chunk = tuple[int, int, int, int]
+"""The first row, the first column, and the numbers of rows and columns."""
 
 
 class Store:
@@ -27,8 +35,9 @@ class Store:
     ``done.txt``       a line for each finished chunk of scores
     =================  ==============================================================================
 
-    A chunk is on the disk before its line is, so that a line is a promise whatever interrupts the run; what
-    has no line is computed again.
+    A chunk is in its file before its line is written, so that a line is a promise whatever ends the run
+    (``scores.npy`` is also synchronised with the disk first, against a loss of power); what has no line is
+    computed again.
 
     Parameters
     ----------
@@ -41,10 +50,17 @@ class Store:
     depends_on : mapping of str to str
         Names and fingerprints of what the scores depend on.
 
+    Attributes
+    ----------
+    done : set of Chunk
+        What is finished.
+
     Raises
     ------
     StoreMismatch
         The folder holds scores that depend on something else.
+    StoreInUse
+        Another run writes to the folder.
     StoreError
         The folder cannot be written, or the disk has no room.
     PackageNotInstalled
@@ -61,50 +77,57 @@ class Store:
     ) -> None:
         self.folder = Path(folder)
         self._zarr = _zarr() if self.folder.suffix == ".zarr" else None
-        manifest = {"shape": list(shape), "dtype": dtype.str, "chunk": list(chunk), **depends_on}
-        with self._writing():
+        self._scores = self.folder / ("scores.npy" if self._zarr is None else "scores.zarr")
+        manifest = {"shape": list(shape), "dtype": dtype.str, **depends_on}
+        with self._writing(), ExitStack() as files:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if (self.folder / _MANIFEST).exists():
-                self._compare(manifest)
-            else:
+            files.enter_context(locked(self.folder / _LOCK))
+            if not (self.folder / _MANIFEST).exists():
                 self._refuse_foreign()
-                self._create(shape, dtype, chunk)
-                # Last: a folder with a manifest is complete.
-                self._replace(_MANIFEST, lambda file: file.write(json.dumps(manifest, indent=1).encode()))
-            self._array = self._open("r+")
+            elif self._scores.exists():
+                self._compare(manifest)
+            if not self._scores.exists():
+                self._begin(manifest, shape, dtype, chunk)
+            self._write_chunk = self._writer(files)
             self.done = self._finished()
-            self._journal = (self.folder / _JOURNAL).open("ab")
+            # Unbuffered: what a full disk refuses must not be tried again when the file is closed.
+            self._journal = files.enter_context((self.folder / _JOURNAL).open("ab", buffering=0))
+            self._files = files.pop_all()
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._journal.close()
+        with self._writing():
+            self._files.close()
 
     def read(self) -> Any:
         """The scores, read-only: a memory map, or a zarr array."""
-        return self._open("r")
+        with self._writing():
+            if self._zarr is not None:
+                return self._zarr.open_array(self._scores, mode="r")
+            return np.load(self._scores, mmap_mode="r")
 
     def write(self, row: int, column: int, chunk: NDArray[Any]) -> None:
         """Keep a chunk of scores, whose first entry is at ``(row, column)``."""
-        rows, columns = slice(row, row + chunk.shape[0]), slice(column, column + chunk.shape[1])
+        key = (row, column, *chunk.shape)
         with self._writing():
-            self._array[rows, columns] = chunk
-            if self._zarr is None:
-                self._array.flush()
-            # One write of less than a page: the line is there or not.
-            self._journal.write(f"{row} {column}\n".encode())
-            self._journal.flush()
+            self._write_chunk(row, column, chunk)
+            line = (" ".join(map(str, key)) + "\n").encode()
+            if self._journal.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._journal.fileno())
-        self.done.add((row, column))
+        self.done.add(key)
 
-    def products(self, row: int) -> tuple[NDArray[Any], float] | None:
-        """The kept inverse products of the block of test points from ``row`` on, and their residual."""
+    def products(self, row: int, count: int) -> tuple[NDArray[Any], float] | None:
+        """The kept inverse products of ``count`` test points from ``row`` on, and their residual."""
         path = self.folder / _products(row)
         if not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as file:
-            return file["vectors"], float(file["residual"])
+        # numpy leaves a file open where it finds it torn.
+        with self._writing(), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            vectors, residual = arrays["vectors"], float(arrays["residual"])
+        return (vectors, residual) if len(vectors) == count else None
 
     def keep_products(self, row: int, vectors: NDArray[Any], residual: float) -> None:
         """Keep the inverse products ``(k, P)`` of a block of test points."""
@@ -112,7 +135,7 @@ class Store:
             self._replace(_products(row), lambda file: np.savez(file, vectors=vectors, residual=residual))
 
     def _compare(self, manifest: Mapping[str, Any]) -> None:
-        found = json.loads((self.folder / _MANIFEST).read_text())
+        found = json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))
         differing = [key for key in {**manifest, **found} if manifest.get(key) != found.get(key)]
         if differing:
             raise StoreMismatch(
@@ -120,47 +143,73 @@ class Store:
             )
 
     def _refuse_foreign(self) -> None:
-        leftovers = {f"{_SCORES}.npy", f"{_SCORES}.zarr", _JOURNAL}
-        # What an interrupted set-up left is made anew; anything else is somebody's.
-        foreign = [p.name for p in self.folder.iterdir() if p.name not in leftovers and p.suffix != ".part"]
+        # What a set-up leaves that was interrupted before there was a manifest.
+        leftovers = {_LOCK, f"{_MANIFEST}.part"}
+        foreign = sorted(path.name for path in self.folder.iterdir() if path.name not in leftovers)
         if foreign:
             raise StoreError(
-                f"{self.folder} holds other files ({', '.join(sorted(foreign)[:3])}) and no manifest; "
-                "expected an empty folder, a new one, or the store of an earlier run."
+                f"{self.folder} holds other files ({', '.join(foreign[:3])}) and no manifest; expected an "
+                "empty folder, a new one, or the store of an earlier run."
             )
 
-    def _create(self, shape: tuple[int, int], dtype: np.dtype[Any], chunk: tuple[int, int]) -> None:
-        (self.folder / _JOURNAL).unlink(missing_ok=True)
-        if self._zarr is not None:
-            self._zarr.create_array(
-                self.folder / f"{_SCORES}.zarr",
-                shape=shape,
-                dtype=dtype,
-                chunks=tuple(max(1, min(pair)) for pair in zip(chunk, shape, strict=True)),
-                overwrite=True,
-            )
-            return
-        path = self.folder / f"{_SCORES}.npy"
-        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
-        # A write into a map of a full disk kills the process, so the room is taken at once.
-        if hasattr(os, "posix_fallocate"):
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    def _begin(
+        self,
+        manifest: Mapping[str, Any],
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        chunk: tuple[int, int],
+    ) -> None:
+        """Set up a new store. The array takes its name last: a folder that has it is complete."""
+        self._replace(_MANIFEST, lambda file: file.write(json.dumps(manifest, indent=1).encode()))
+        for path in (self.folder / _JOURNAL, *self.folder.glob("products-*")):
+            path.unlink(missing_ok=True)
+        part = self._scores.with_name(f"{self._scores.name}.part")
+        try:
+            if self._zarr is not None:
+                chunks = tuple(max(1, min(pair)) for pair in zip(chunk, shape, strict=True))
+                self._zarr.create_array(part, shape=shape, dtype=dtype, chunks=chunks, overwrite=True)
+            else:
+                np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
+                _reserve(part)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            part.unlink(missing_ok=True)
+            raise
+        part.replace(self._scores)
 
-    def _open(self, mode: Any) -> Any:
+    def _writer(self, files: ExitStack) -> Callable[[int, int, NDArray[Any]], None]:
+        """What puts a chunk into the array, so that a run that is killed afterwards does not lose it."""
         if self._zarr is not None:
-            return self._zarr.open_array(self.folder / f"{_SCORES}.zarr", mode=mode)
-        return np.load(self.folder / f"{_SCORES}.npy", mmap_mode=mode)
+            array = self._zarr.open_array(self._scores, mode="r+")
 
-    def _finished(self) -> set[tuple[int, int]]:
+            def assign(row: int, column: int, chunk: NDArray[Any]) -> None:
+                array[row : row + chunk.shape[0], column : column + chunk.shape[1]] = chunk
+
+            return assign
+
+        layout = np.load(self._scores, mmap_mode="r")
+        start, (row_stride, stride) = layout.offset, layout.strides
+        # Not through the map: where a write into one fails, the process is killed without a word.
+        file = files.enter_context(self._scores.open("r+b"))
+
+        def write(row: int, column: int, chunk: NDArray[Any]) -> None:
+            for number, values in enumerate(np.ascontiguousarray(chunk), row):
+                file.seek(start + number * row_stride + column * stride)
+                file.write(values.data)
+            file.flush()
+            os.fsync(file.fileno())
+
+        return write
+
+    def _finished(self) -> set[Chunk]:
         path = self.folder / _JOURNAL
         text = path.read_bytes() if path.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            # The line that an interruption tore; the next one must not be joined to it.
-            self._replace(_JOURNAL, lambda file: file.write(whole))
-        pairs = (line.split() for line in whole.decode().splitlines())
-        return {(int(row), int(column)) for row, column in pairs}
+        whole = re.findall(rb"^\d+ \d+ \d+ \d+\n", text, re.MULTILINE)
+        if b"".join(whole) != text:
+            # A line that an interruption tore; the next one must not be joined to it.
+            self._replace(_JOURNAL, lambda file: file.write(b"".join(whole)))
+        lines = (map(int, line.split()) for line in whole)
+        return {(row, column, rows, columns) for row, column, rows, columns in lines}
 
     def _replace(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         """Write a file under another name first: under its own it is whole or not there."""
@@ -179,14 +228,30 @@ class Store:
             raise
         except OSError as error:
             raise StoreError(
-                f"Cannot write to {self.folder}: {error}. Expected a folder that can be written, with room "
-                "for the scores. Free some, or pass another out=…; finished chunks are kept, and the same "
-                "call goes on after them."
+                f"Cannot use {self.folder}: {error}. Expected a folder that can be written, with room for "
+                "the scores. Make room, or pass another out=…; finished chunks are kept, and the same call "
+                "goes on after them."
+            ) from error
+        except (ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise StoreError(
+                f"{self.folder} is damaged ({type(error).__name__}: {error}); expected the files of an "
+                "earlier run as it left them. Delete the folder, or pass another out=…."
             ) from error
 
 
 def _products(row: int) -> str:
     return f"products-{row:08d}.npz"
+
+
+def _reserve(path: Path) -> None:
+    """Take the room for a file at once, where the system can: better before the work than in the middle."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
 
 
 def _zarr() -> Any:

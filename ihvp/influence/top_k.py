@@ -84,30 +84,26 @@ class Running:
     Parameters
     ----------
     rows, k : int
-    dtype : dtype
     which : {"helpful", "harmful", "both"}
-
-    Raises
-    ------
-    InvalidOption
-        ``which`` is something else.
     """
 
-    def __init__(self, rows: int, k: int, dtype: Any, which: Which) -> None:
-        if which not in ("helpful", "harmful", "both"):
-            raise InvalidOption("which", which, "'helpful', 'harmful' or 'both'")
+    def __init__(self, rows: int, k: int, which: Which) -> None:
         self._k, self._which = k, which
-        self.indices: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * rows
-        self.scores: list[NDArray[Any]] = [np.empty(0, dtype)] * rows
+        self._indices: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * rows
+        self._scores: list[NDArray[Any]] = [np.empty(0, np.float32)] * rows
 
     def add(self, first_row: int, first_column: int, tile: NDArray[Any]) -> None:
         """Take in the scores of the rows from ``first_row`` on and the columns from ``first_column`` on."""
         numbers = np.arange(first_column, first_column + tile.shape[1])
         for row, values in enumerate(tile, first_row):
-            scores = np.concatenate([self.scores[row], values])
-            indices = np.concatenate([self.indices[row], numbers])
+            scores = np.concatenate([self._scores[row], values])
+            indices = np.concatenate([self._indices[row], numbers])
             best = self._best(scores)
-            self.scores[row], self.indices[row] = scores[best], indices[best]
+            self._scores[row], self._indices[row] = scores[best], indices[best]
+
+    def result(self, residual: float) -> TopK:
+        """What is best of all that was added, of inverse products with this residual."""
+        return TopK(np.stack(self._indices), np.stack(self._scores), self._which, residual)
 
     def _best(self, scores: NDArray[Any]) -> NDArray[np.intp]:
         keys = {"helpful": -scores, "harmful": scores, "both": -np.abs(scores)}[self._which]
@@ -118,3 +114,14 @@ class Running:
         threshold = np.partition(keys, self._k - 1)[self._k - 1]
         candidates = np.flatnonzero(keys <= threshold)
         return candidates[np.argsort(keys[candidates], kind="stable")][: self._k]
+
+
+def check_which(which: Any) -> None:
+    """Refuse another name of a ranking.
+
+    Raises
+    ------
+    InvalidOption
+    """
+    if which not in ("helpful", "harmful", "both"):
+        raise InvalidOption("which", which, "'helpful', 'harmful' or 'both'")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
 
 from ihvp.algebra import to_numpy
 from ihvp.backend import CurvatureBackend, capabilities_of
-from ihvp.testing.case import NETWORK, TOY, Contract, each_dtype, each_problem
+from ihvp.testing.case import NETWORK, TOY, Case, Contract, each_dtype, each_problem
 from ihvp.testing.problems import PROBLEMS, PredictingProblem, Problem
 
 PREDICTING = tuple(problem for problem in PROBLEMS if isinstance(problem, PredictingProblem))
@@ -48,6 +51,77 @@ class CapabilityContract(Contract):
             self.close(case, rows, expected, product=False)
 
     @each_dtype
+    @each_problem
+    def test_value_is_the_loss(self, problem: Problem, dtype: str) -> None:
+        self.require("value")
+        case = self.case(problem, dtype)
+        before = case.bits()
+        expected = np.asarray(problem.loss(np, problem.params, problem.batch))
+        shifted = case.backend.unflatten(case.native(problem.flat(problem.params)), case.params)
+        for params in (case.params, shifted):
+            value = float(case.backend.value(self.plain_loss(problem), params, case.batch))  # type: ignore[attr-defined]
+            self.close(case, np.asarray(value), expected, product=False)
+        assert case.bits() == before
+
+    @each_dtype
+    @each_problem
+    def test_example_products_are_those_of_the_gradients_of_single_examples(
+        self, problem: Problem, dtype: str
+    ) -> None:
+        self.require("example_products")
+        case = self.case(problem, dtype)
+        gradients = np.stack([problem.flat_gradient(rows=slice(i, i + 1)) for i in range(problem.rows)])
+        # More columns than a backend may take at once.
+        block = np.random.default_rng(19).standard_normal((problem.size, 19))
+        before = case.bits()
+        for v in (block, block[:, :1], block[:, 0]):
+            products = case.backend.example_products(  # type: ignore[attr-defined]
+                case.loss, case.params, case.batch, case.native(v)
+            )
+            self.close(case, products, gradients @ v, product=False)
+        assert case.bits() == before
+
+    @each_dtype
+    @each_problem
+    def test_input_derivatives_are_those_of_the_gradient(self, problem: Problem, dtype: str) -> None:
+        self.require("input_derivatives")
+        case = self.case(problem, dtype)
+        block = np.random.default_rng(20).standard_normal((problem.size, 3))
+        each = [problem.input_derivatives(column) for column in block.T]
+        before = case.bits()
+        found = self.input_derivatives(case, case.batch, block)
+        for part, columns in zip(found, zip(*each, strict=True), strict=True):
+            self.close(case, part, np.stack(columns))
+        single = self.input_derivatives(case, case.batch, block[:, 0])
+        for part, expected in zip(single, each[0], strict=True):
+            self.close(case, part, expected)
+        assert case.bits() == before
+
+    def test_input_derivatives_have_the_structure_of_the_batch(self) -> None:
+        self.require("input_derivatives")
+        case = self.case(TOY)
+        x, y = case.batch
+        batch = {"x": [x, np.zeros(1, dtype=np.int64)], "scale": np.float64(1.0), "y": y}
+        nested = functools.partial(_of_nested, case.loss)
+        found = case.backend.input_derivatives(nested, case.params, batch, case.native(np.ones(2)))  # type: ignore[attr-defined]
+        assert set(found) == {"x", "scale", "y"}
+        assert found["x"][1] is None
+        assert found["scale"] is None
+        for part, expected in zip(
+            (found["x"][0], found["y"]), TOY.input_derivatives(np.ones(2)), strict=True
+        ):
+            self.close(case, part, expected)
+
+    def test_input_derivatives_of_whole_numbers_are_none(self) -> None:
+        self.require("input_derivatives")
+        case = self.case(TOY)
+        batch = (np.zeros(1, dtype=np.int64),)
+        assert self.plugin.dialect is not None
+        loss = functools.partial(_of_parameters, self.plugin.dialect().xp)
+        found = case.backend.input_derivatives(loss, case.params, batch, case.native(np.ones(2)))  # type: ignore[attr-defined]
+        assert tuple(found) == (None,)
+
+    @each_dtype
     @pytest.mark.parametrize("problem", PREDICTING, ids=lambda problem: problem.name)
     def test_gnvp_is_the_product_with_the_gauss_newton_matrix(
         self, problem: PredictingProblem, dtype: str
@@ -78,3 +152,22 @@ class CapabilityContract(Contract):
         stated = case.backend.product_error(case.loss, case.params, case.batch, case.native(v))  # type: ignore[attr-defined]
         true = np.linalg.norm(case.hvp(v) - NETWORK.hessian() @ v)
         assert true / 10 <= stated <= 1e-6 * np.linalg.norm(v)
+
+    def plain_loss(self, problem: Problem) -> Any:
+        """The problem's loss in the dialect, also for backends that differentiate gradients."""
+        assert self.plugin.dialect is not None
+        return functools.partial(problem.loss, self.plugin.dialect().xp)
+
+    def input_derivatives(self, case: Case, batch: Any, v: NDArray[Any]) -> list[NDArray[Any]]:
+        """What the backend says of a batch that is a tuple of floating arrays, as numpy."""
+        found = case.backend.input_derivatives(case.loss, case.params, batch, case.native(v))  # type: ignore[attr-defined]
+        assert isinstance(found, tuple)
+        return [to_numpy(part) for part in found]
+
+
+def _of_nested(loss: Callable[..., Any], params: Any, batch: Any) -> Any:
+    return loss(params, (batch["x"][0], batch["y"])) * batch["scale"]
+
+
+def _of_parameters(xp: Any, params: Any, batch: Any) -> Any:
+    return xp.sum(params["w1"] * params["w2"])

@@ -11,7 +11,7 @@ from ihvp.testing.operators import OperatorContract
 class BackendContract(CapabilityContract, DerivativeContract, FailureContract, OperatorContract):
     """Inherit, set ``name``, and pytest runs the contract on that registered backend.
 
-    Problems with known derivatives (:mod:`ihvp.testing.problems`) are the oracle; they bypass the backend.
+    Problems with known derivatives (:data:`ihvp.testing.PROBLEMS`) are the oracle; they bypass the backend.
     Tests of optional capabilities run where the plugin's record declares them, and one test compares what is
     declared with what is implemented, so that a skip hides nothing.
 
@@ -19,4 +19,12 @@ class BackendContract(CapabilityContract, DerivativeContract, FailureContract, O
     ----------
     name : str
         The backend's registered name.
+
+    Examples
+    --------
+    A plugin's whole test module:
+
+    >>> from ihvp.testing import BackendContract
+    >>> class TestMine(BackendContract):
+    ...     name = "mine"
     """

@@ -30,6 +30,16 @@ class Problem(ABC):
         The point ω, float64.
     batch : tuple of ndarray
         The examples, one a row.
+
+    Examples
+    --------
+    The toy problem's inverse product is known in closed form:
+
+    >>> import numpy as np
+    >>> from ihvp.testing import PROBLEMS
+    >>> toy = next(problem for problem in PROBLEMS if problem.name == "toy")
+    >>> np.linalg.solve(toy.hessian(), np.ones(2)).round(6)
+    array([ 1.25    , -0.083333])
     """
 
     name: str
@@ -76,6 +86,19 @@ class Problem(ABC):
         singles = range(*rows.indices(self.rows))
         J = np.stack([self.flat_gradient(rows=slice(n, n + 1)) for n in singles])
         return np.asarray(J.T @ J / len(J))
+
+    def input_derivatives(self, v: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+        """The derivatives of ``∇ loss · v`` by the arrays of the batch, in their shapes."""
+        return tuple(self._input_derivative(place, v) for place in range(len(self.batch)))
+
+    def _input_derivative(self, place: int, v: NDArray[np.float64]) -> NDArray[np.float64]:
+        def gradient(values: NDArray[Any]) -> NDArray[Any]:
+            shape = self.batch[place].shape
+            batch = (*self.batch[:place], values.reshape(shape), *self.batch[place + 1 :])
+            return self.flat(self.gradient(self.params, batch))
+
+        jacobian = _complex_jacobian(gradient, np.ravel(self.batch[place]))
+        return (v @ jacobian).reshape(self.batch[place].shape)
 
     @property
     def rows(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import OrderedDict
 from types import ModuleType
 
@@ -137,3 +138,8 @@ def test_identity_columns_are_columns_of_the_identity(space):
 def test_spaces_of_other_size_or_dtype_do_not_match(space, other):
     assert space.matches(VectorSpace.of(np.ones(3)))
     assert not space.matches(VectorSpace.of(other))
+
+
+def test_a_space_is_the_same_in_another_process(space, structured):
+    for found in (space, structured):
+        assert pickle.loads(pickle.dumps(found)).matches(found)

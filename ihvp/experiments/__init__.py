@@ -1,0 +1,76 @@
+"""The experiments of the notebooks that this library grew from, each run with one command.
+
+``ihvp experiment NAME`` runs one. A module each, imported when its experiment runs; every one has
+
+    run(out: Path, backend: str | None = None) -> Finding
+
+which writes ``NAME.csv`` and ``NAME.png`` into ``out``. With ``backend=None`` an experiment that compares
+backends takes all that are installed, and any other the one it names in its own module.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ihvp.errors import InvalidOption, UnknownExperiment
+from ihvp.experiments.figure import require_matplotlib
+from ihvp.experiments.finding import Finding
+
+__all__ = ["EXPERIMENTS", "Experiment", "Finding", "run"]
+
+
+class Experiment(NamedTuple):
+    """Where an experiment lives, what it shows, and whether ``run`` takes ``full=True``."""
+
+    module: str
+    about: str
+    has_full: bool = False
+
+
+EXPERIMENTS = {
+    "complexity": Experiment("ihvp.experiments.complexity", "The time of H v grows linearly in p.", True),
+    "scale": Experiment("ihvp.experiments.scale", "LiSSA's path in the plane for four scales."),
+    "damping": Experiment("ihvp.experiments.damping", "LiSSA's path in the plane for four dampings."),
+    "step": Experiment("ihvp.experiments.step", "The error of finite differences against their step."),
+    "modes": Experiment("ihvp.experiments.modes", "Four ways to H v: their time and memory."),
+    "hessian": Experiment("ihvp.experiments.hessian", "H and G of a small network, and low-rank inverses."),
+    "loo": Experiment("ihvp.experiments.loo", "Predicted against actual change of the loss, by retraining."),
+}
+
+
+def run(name: str, out: Path, backend: str | None = None, *, full: bool = False) -> Finding:
+    """Run one experiment and write its table and figure.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``EXPERIMENTS``.
+    out : Path
+        The folder for ``NAME.csv`` and ``NAME.png``; made if need be.
+    backend : str, optional
+        Who differentiates. Without it the experiment chooses.
+    full : bool
+        The long form, where there is one.
+
+    Raises
+    ------
+    UnknownExperiment
+        There is none of this name.
+    InvalidOption
+        ``full`` was asked of an experiment without a long form.
+    PackageNotInstalled
+        matplotlib is missing; found before any work.
+    """
+    if name not in EXPERIMENTS:
+        raise UnknownExperiment(name, EXPERIMENTS)
+    experiment = EXPERIMENTS[name]
+    if full and not experiment.has_full:
+        long = ", ".join(name for name, other in EXPERIMENTS.items() if other.has_full)
+        raise InvalidOption("full", full, f"False for {name!r}; a long form has: {long}")
+    require_matplotlib()
+    out.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"full": True} if full else {}
+    finding: Finding = import_module(experiment.module).run(out, backend, **options)
+    return finding

@@ -1,0 +1,35 @@
+"""Which backends an experiment compares."""
+
+from __future__ import annotations
+
+import ihvp._registry as registry
+from ihvp.backend import BackendPlugin, Dialect
+from ihvp.errors import MissingCapability
+
+
+def plugins(backend: str | None) -> list[BackendPlugin]:
+    """The one asked for, or all that are installed and can run a loss written for every framework.
+
+    Raises
+    ------
+    UnknownBackend, BackendNotInstalled, BrokenBackend, MissingCapability
+    """
+    if backend is not None:
+        plugin = registry.usable_plugin(backend)
+        dialect(plugin)
+        return [plugin]
+    installed = [registry.usable_plugin(info.name) for info in registry.backends() if info.installed]
+    return [plugin for plugin in installed if plugin.dialect is not None]
+
+
+def dialect(plugin: BackendPlugin) -> Dialect:
+    """The plugin's dialect.
+
+    Raises
+    ------
+    MissingCapability
+        It has none.
+    """
+    if plugin.dialect is None:
+        raise MissingCapability(plugin.name, "dialect")
+    return plugin.dialect()

@@ -1,0 +1,61 @@
+"""The figures' one size and style."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from ihvp.errors import PackageNotInstalled
+from ihvp.plot import HARMS, HELPS, NEUTRAL
+
+__all__ = ["HARMS", "HELPS", "NEUTRAL", "panels", "require_matplotlib", "save", "styles"]
+
+# Okabe and Ito's palette; the markers tell the curves apart where they run together, or in print.
+_STYLES = ((HELPS, "o", "-"), (HARMS, "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
+
+
+def require_matplotlib() -> None:
+    """Say at once, not after the work, that the figure cannot be drawn.
+
+    Raises
+    ------
+    PackageNotInstalled
+        matplotlib is missing.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise PackageNotInstalled("ihvp experiment", "matplotlib", "pip install 'ihvp[plot]'") from error
+
+
+def panels(columns: int, rows: int = 1, height: float = 3.8, **options: Any) -> tuple[Any, Any]:
+    """A figure and its axes, legible at half size; ``options`` go to ``Figure.subplots``.
+
+    Without pyplot, so that no window system is asked for and no figure outlives the experiment.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(
+        figsize=(max(6.4, 4.2 * columns), height * rows), dpi=110, facecolor="white", layout="constrained"
+    )
+    axes = figure.subplots(rows, columns, **options)
+    for ax in figure.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=11)
+        ax.xaxis.label.set_size(12)
+        ax.yaxis.label.set_size(12)
+    return figure, axes
+
+
+def styles() -> Iterator[dict[str, Any]]:
+    """What ``Axes.plot`` takes to tell one curve from the next, without end."""
+    for color, marker, line in cycle(_STYLES):
+        yield {"color": color, "marker": marker, "linestyle": line, "markersize": 4, "linewidth": 1.5}
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write ``figure`` as PNG, the same bytes for the same picture."""
+    figure.savefig(path, metadata={"Software": None})
+    return path

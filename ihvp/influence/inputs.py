@@ -1,0 +1,194 @@
+"""The derivatives of scores by what the training examples consist of."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.algebra import to_numpy
+from ihvp.backend import Batch, SupportsInputDerivatives, Vector
+from ihvp.data import count_examples, map_leaves
+from ihvp.errors import DataError, describe
+from ihvp.influence.blocks import Block, derivatives_along, loss_on
+from ihvp.influence.order import counted_blocks
+from ihvp.influence.points import Points
+from ihvp.objective import Objective
+from ihvp.progress import track
+
+# So many test points share a pass over a block of training examples.
+_POINTS = 16
+
+
+def influence_on_inputs(
+    points: Points,
+    training: Objective,
+    scale: float,
+    numbers: int,
+    dtype: np.dtype[Any],
+    progress: bool | None,
+) -> Batch:
+    """``scale ∂(∇C_i · x_j)/∂z_i`` for every floating array z of the training examples.
+
+    Parameters
+    ----------
+    points : Points
+        The inverse products x_j.
+    training : Objective
+        C over the examples.
+    scale : float
+    numbers : int
+        The most that a block may hold: gradients, or derivatives by inputs.
+    dtype : dtype
+        Of the result.
+    progress : bool, optional
+
+    Returns
+    -------
+    Batch
+        The structure of a training batch: arrays ``(n_test, n_train, *shape)``, and None in the place of what
+        is not made of real floating numbers.
+
+    Raises
+    ------
+    DataError
+        There is no such array, or the loss cannot take the data.
+    """
+    batch, _ = next(iter(training.batches))
+    entries = training.num_params + sum(math.prod(leaf.shape[1:]) for leaf in _inputs(batch))
+    rows = max(1, numbers // (_POINTS * entries))
+    shape = points.count, training.num_examples
+    result = map_leaves(
+        lambda leaf: np.empty((*shape, *leaf.shape[1:]), dtype) if _is_input(leaf) else None, batch
+    )
+    with track("Influence on inputs", points.count * training.num_examples, progress) as advance:
+        for row, x in points.blocks(max(1, numbers // training.num_params)):
+            for block in counted_blocks(training, rows):
+                for start in range(0, x.shape[1], _POINTS):
+                    columns = x[:, start : start + _POINTS]
+                    _write(training, block, scale * columns, result, row + start)
+                    advance(block.count * columns.shape[1])
+    return result
+
+
+def _write(training: Objective, block: Block, x: Vector, result: Batch, row: int) -> None:
+    """Write the derivatives of a block's examples into ``result``, from ``row`` on."""
+    first = block.first
+    for batch in block.batches:
+        count = count_examples(batch)
+        place = slice(row, row + x.shape[1]), slice(first, first + count)
+
+        def put(array: NDArray[Any] | None, part: NDArray[Any] | None, place: Any = place) -> None:
+            if array is not None:
+                array[place] = part
+
+        map_leaves(put, result, input_derivatives(training, batch, first, x))
+        first += count
+
+
+def input_derivatives(objective: Objective, batch: Batch, first: int, x: Vector) -> Batch:
+    r"""The derivatives of ``∇C_i · x_j`` by the floating arrays of example i.
+
+    Backends that cannot differentiate by the data take central differences, all examples of the batch at once
+    and one coordinate after another: two gradients of every example for each coordinate. The step is a power
+    of two near :math:`\varepsilon^{1/3} (1 + |z|) / 10`, so that the error is about
+    :math:`10 \varepsilon^{2/3}` of the gradient's change over a unit of z where the loss is smooth, with the
+    coarser ε of the parameters and of z.
+
+    Parameters
+    ----------
+    objective : Objective
+    batch : Batch
+    first : int
+        The number of the batch's first example.
+    x : Vector
+        ``(P, k)``.
+
+    Returns
+    -------
+    Batch
+        The structure of ``batch``: numpy arrays ``(k, B, *shape)``, and None.
+    """
+    backend = objective.backend
+    if not isinstance(backend, SupportsInputDerivatives):
+        return _differences(objective, batch, first, x)
+    with loss_on("training", batch):
+        found = backend.input_derivatives(objective.loss, objective.params, batch, x)
+    # Of a mean over the batch, an example is the B-th part.
+    factor = count_examples(batch) if objective.reduction == "mean" else 1
+    return map_leaves(lambda _, part: None if part is None else factor * to_numpy(part), batch, found)
+
+
+def _differences(objective: Objective, batch: Batch, first: int, x: Vector) -> Batch:
+    leaves: list[Any] = []
+    map_leaves(leaves.append, batch)
+    count, epsilon = count_examples(batch), objective.space.eps
+
+    def products_at(place: int, values: NDArray[Any]) -> NDArray[np.float64]:
+        changed = [*leaves[:place], _like(leaves[place], values), *leaves[place + 1 :]]
+        following = iter(changed)
+        block = Block(first, [map_leaves(lambda _: next(following), batch)], count)
+        return derivatives_along(objective, block, x, "training")
+
+    def derivative(place: int) -> NDArray[np.float64]:
+        values = _numpy(leaves[place])
+        coarser = max(epsilon, float(np.finfo(values.dtype).eps))
+        result = np.empty((x.shape[1], *values.shape))
+        for coordinate in np.ndindex(values.shape[1:]):
+            at = (slice(None), *coordinate)
+            lengths = 0.1 * coarser ** (1 / 3) * (1 + np.abs(values[at], dtype=np.float64))
+            step = np.exp2(np.floor(np.log2(lengths)))
+            above, below = values.copy(), values.copy()
+            above[at] += step
+            below[at] -= step
+            # What the points differ by after rounding, exactly.
+            moved = above[at].astype(np.float64) - below[at]
+            change = products_at(place, above) - products_at(place, below)
+            result[(slice(None), *at)] = (change / moved[:, None]).T
+        return result
+
+    found = iter([derivative(i) if _is_input(leaf) else None for i, leaf in enumerate(leaves)])
+    return map_leaves(lambda _: next(found), batch)
+
+
+def _inputs(batch: Batch) -> list[Any]:
+    """The arrays of a batch that consist of real floating numbers.
+
+    Raises
+    ------
+    DataError
+        There are none.
+    """
+    found: list[Any] = []
+    map_leaves(lambda leaf: found.append(leaf) if _is_input(leaf) else None, batch)
+    if not found:
+        raise DataError(
+            f"A batch of the training data is {describe(batch)} and holds no array of floating numbers; "
+            "expected one to differentiate by. Pass integers that stand for numbers as such: x.astype(float)."
+        )
+    return found
+
+
+def _is_input(leaf: Any) -> bool:
+    shape = getattr(leaf, "shape", None)
+    if shape is None or callable(shape) or len(shape) == 0:
+        return False
+    if array_api_compat.is_array_api_obj(leaf):
+        xp = array_api_compat.array_namespace(leaf)
+        return bool(xp.isdtype(leaf.dtype, "real floating"))
+    return np.asarray(leaf).dtype.kind == "f"
+
+
+def _numpy(leaf: Any) -> NDArray[Any]:
+    return to_numpy(leaf) if array_api_compat.is_array_api_obj(leaf) else np.asarray(leaf)
+
+
+def _like(leaf: Any, values: NDArray[Any]) -> Any:
+    """``values`` in the array type of ``leaf`` and on its device; numpy's where it has no standard one."""
+    if not array_api_compat.is_array_api_obj(leaf) or isinstance(leaf, np.ndarray):
+        return values
+    xp = array_api_compat.array_namespace(leaf)
+    return xp.asarray(values, device=array_api_compat.device(leaf))

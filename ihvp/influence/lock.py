@@ -1,0 +1,52 @@
+"""One process at a time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ihvp.errors import StoreInUse
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of a file, which is made if need be; a process that is killed lets go of it.
+
+    Raises
+    ------
+    StoreInUse
+        Somebody else has it.
+    """
+    with path.open("ab") as file:
+        try:
+            _lock(file)
+        except BlockingIOError as error:
+            raise StoreInUse(str(path.parent)) from error
+        yield
+
+
+if sys.platform == "win32":
+
+    def _lock(file: BinaryIO) -> None:
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError from error
+
+else:
+
+    def _lock(file: BinaryIO) -> None:
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            # Some file systems of clusters know no locks; a run alone goes well without.
+            return

@@ -1,0 +1,123 @@
+"""The code of every page runs as it stands, in the order of the page, and prints what the page says.
+
+- The blocks of a page share a namespace; each page runs in a process of its own, in an empty folder.
+- ``<!-- needs: torch -->`` above a block: it runs only together with others that need the same package, or
+  none. Such a page runs once for each of them.
+- A ``text`` block right after a block holds what that prints.
+- A block that is included from a file by a snippet is tested where that file is.
+- A block with ``exec=`` runs when the pages are built, which fails where it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [page.relative_to(DOCS).as_posix() for page in sorted(DOCS.rglob("*.md"))]
+
+_BLOCK = re.compile(
+    r"(?:^ *<!-- needs: (?P<needs>\w+) -->\n)?"
+    r"^(?P<indent> *)```python(?P<options>[^\n]*)\n(?P<code>.*?)^(?P=indent)```\n"
+    r"(?:\n(?P=indent)```text\n(?P<output>.*?)^(?P=indent)```\n)?",
+    re.MULTILINE | re.DOTALL,
+)
+_SNIPPET = re.compile(r'--8<-- "([^"]+)"\s*')
+
+
+@dataclass(frozen=True)
+class Block:
+    """One piece of code, on line ``line`` of its page; ``output`` is None where the page shows none."""
+
+    line: int
+    code: str
+    needs: str | None
+    output: str | None
+    options: str
+
+
+def blocks_of(page: str) -> list[Block]:
+    text = (DOCS / page).read_text()
+    return [
+        Block(
+            text.count("\n", 0, found.start("code")) + 1,
+            textwrap.dedent(found["code"]),
+            found["needs"],
+            None if found["output"] is None else textwrap.dedent(found["output"]),
+            found["options"],
+        )
+        for found in _BLOCK.finditer(text)
+    ]
+
+
+def runs_here(block: Block) -> bool:
+    return "exec=" not in block.options and not _SNIPPET.fullmatch(block.code)
+
+
+def runs() -> list[tuple[str, str]]:
+    """Each page with each of the packages that its blocks need; ``""`` where they need none."""
+    found = []
+    for page in PAGES:
+        blocks = [block for block in blocks_of(page) if runs_here(block)]
+        needs = sorted({block.needs for block in blocks if block.needs})
+        found += [(page, need) for need in (needs or [""] * bool(blocks))]
+    return found
+
+
+@pytest.mark.parametrize(("page", "need"), runs())
+def test_code_of_page_runs_and_prints_what_it_says(page, need, tmp_path):
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        [sys.executable, __file__, page, need],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, f"docs/{page}\n{done.stdout}{done.stderr}"
+
+
+def test_no_block_of_python_is_overlooked():
+    for page in PAGES:
+        fences = re.findall(
+            r"^ *(?:```+|~~~+) *(?:py|python|pycon|\{ *\.python)\b", (DOCS / page).read_text(), re.M
+        )
+        assert len(fences) == len(blocks_of(page)), page
+
+
+def test_included_code_is_that_of_tested_files():
+    for page in PAGES:
+        for block in blocks_of(page):
+            included = _SNIPPET.fullmatch(block.code)
+            if included:
+                assert (ROOT / included[1]).is_file(), f"docs/{page}, line {block.line}"
+                assert included[1].startswith("tests/"), f"docs/{page}, line {block.line}"
+
+
+def run(page: str, need: str) -> None:
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks_of(page):
+        if not runs_here(block) or (block.needs and block.needs != need):
+            continue
+        printed = io.StringIO()
+        code = compile("\n" * (block.line - 1) + block.code, f"docs/{page}", "exec")
+        with contextlib.redirect_stdout(printed):
+            exec(code, namespace)
+        if block.output is not None and printed.getvalue() != block.output:
+            found, expected = printed.getvalue(), block.output
+            sys.exit(f"line {block.line}: the block printed\n{found}where the page says\n{expected}")
+
+
+if __name__ == "__main__":
+    run(*sys.argv[1:])

@@ -1,0 +1,104 @@
+"""Streamed runs that are killed: ``python killed_runs.py FOLDER NAME KILLS SEED`` prints what came of each.
+
+One process imports the library once and forks a child for every run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+import ihvp
+from ihvp.influence import influence as module
+from ihvp.influence.store import Store
+
+# 3 parameters: a tile of 8 × 8 scores.
+NUMBERS, TESTS, EXAMPLES = 64, 32, 160
+CHUNKS = (TESTS // 8) * (EXAMPLES // 8)
+
+
+def run(folder: Path, log: Path) -> None:
+    """Least squares by finite differences; a line in the log for each chunk that was computed."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(EXAMPLES, 3)), rng.normal(size=EXAMPLES)
+    objective = ihvp.Objective(
+        params=np.linalg.lstsq(x, y, rcond=None)[0],
+        data=(x, y),
+        grad=lambda w, batch: batch[0].T @ (batch[0] @ w - batch[1]) / len(batch[0]),
+    )
+    module._NUMBERS = NUMBERS
+    original = Store.write
+
+    def write(store: Store, row: int, column: int, chunk: np.ndarray) -> None:
+        with log.open("ab", buffering=0) as file:
+            file.write(b"%d %d\n" % (row, column))
+        original(store, row, column, chunk)
+
+    Store.write = write
+    ihvp.Influence(objective).scores((rng.normal(size=(TESTS, 3)), np.zeros(TESTS)), out=folder)
+
+
+def fork(folder: Path, log: Path) -> int:
+    """The number of a process that does the run."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run(folder, log)
+        finally:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    return child
+
+
+def finish(folder: Path, log: Path) -> None:
+    """A run to its end."""
+    _, status = os.waitpid(fork(folder, log), 0)
+    assert status == 0
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The scores as they are on the disk; what a killed write left under another name is none."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "scores" in str(path.relative_to(folder)) and path.suffix != ".partial"
+    }
+
+
+def lines(path: Path) -> int:
+    """The number of whole lines."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def main(root: Path, name: str, kills: int, seed: int) -> None:
+    undisturbed = root / "undisturbed" / name
+    started = time.perf_counter()
+    finish(undisturbed, root / "undisturbed.log")
+    duration = time.perf_counter() - started
+    expected = contents(undisturbed)
+    rng, outcomes = np.random.default_rng(seed), []
+    while len(outcomes) < kills:
+        folder, log = root / "killed" / name, root / "killed.log"
+        shutil.rmtree(folder, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        child = fork(folder, log)
+        time.sleep(rng.uniform(0, duration))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status):
+            continue  # it had ended before
+        done = lines(folder / "done.txt")
+        finish(folder, log)
+        repeated = lines(log) - CHUNKS
+        outcomes.append({"done": done, "repeated": repeated, "equal": contents(folder) == expected})
+    print(json.dumps({"chunks": lines(root / "undisturbed.log"), "outcomes": outcomes}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

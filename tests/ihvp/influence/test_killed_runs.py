@@ -1,0 +1,41 @@
+"""``kill -9`` at random moments of a streamed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .killed_runs import CHUNKS
+
+PROGRAM = Path(__file__).with_name("killed_runs.py")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
+@pytest.mark.parametrize(("name", "kills"), [("scores", 20), ("scores.zarr", 10)])
+def test_a_killed_run_goes_on_bit_for_bit_and_repeats_at_most_one_chunk(tmp_path, name, kills):
+    environment = {
+        **os.environ,
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    finished = subprocess.run(
+        [sys.executable, str(PROGRAM), str(tmp_path), name, str(kills), "0"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)
+    outcomes = found["outcomes"]
+    assert (found["chunks"], len(outcomes)) == (CHUNKS, kills)
+    assert all(outcome["equal"] for outcome in outcomes)
+    assert all(outcome["repeated"] in (0, 1) for outcome in outcomes)
+    # The kills were in the middle of the work.
+    assert sum(0 < outcome["done"] < CHUNKS for outcome in outcomes) >= kills / 4

@@ -1,0 +1,143 @@
+"""Inverse products that are kept."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import ihvp
+from ihvp.errors import DataError, InvalidOption, PackageNotInstalled
+from ihvp.influence import influence as module
+
+from .conftest import CrossEntropy, Margin
+
+ENDINGS = [".npz", ".safetensors"]
+
+
+def test_they_are_the_solutions(small):
+    products = small.influence().inverse_products(small.test, Margin(1))
+    expected = np.linalg.solve(small.hessian, Margin(1).rows(small.weights, small.test).T).T
+    assert np.abs(products.vectors - expected).max() <= 1e-9 * np.abs(expected).max()
+    assert (len(products), products.residual <= 1e-12) == (5, True)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_saved_ones_score_other_examples_without_a_solve(small, tmp_path, monkeypatch, ending):
+    path = tmp_path / f"products{ending}"
+    small.influence().inverse_products(small.test).save(path)
+    products = ihvp.InverseProducts.load(path)
+    influence = small.influence()
+    expected = influence.scores(small.test, small.test)
+    monkeypatch.setattr(influence.inverse, "solve", lambda *args, **kwargs: pytest.fail("solved again"))
+    monkeypatch.setattr(module, "_NUMBERS", 12 * 2)
+    scores = influence.scores(products, small.test)
+    assert np.allclose(scores, expected, rtol=1e-12, atol=0)
+    assert scores.residual == expected.residual
+    assert_array_equal(influence.top_k(products, 3, small.test).indices, expected.top_k(3).indices)
+    assert influence.group([1, 2], products).shape == (5,)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_float32_comes_back_as_it_was(tmp_path, ending):
+    products = ihvp.InverseProducts(np.ones((2, 3), np.float32).T, 0.5, {"damping": "0.1"})
+    products.save(tmp_path / f"p{ending}")
+    loaded = ihvp.InverseProducts.load(str(tmp_path / f"p{ending}"))
+    assert_array_equal(loaded.vectors, products.vectors, strict=True)
+    assert (loaded.residual, loaded.model) == (0.5, {"damping": "0.1"})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda p: p.influence(damping=0.1), "damping"),
+        (lambda p: p.influence(curvature=ihvp.Hessian(p.objective(p.test))), "curvature"),
+        (lambda p: p.influence(curvature=ihvp.LowRank.of(*np.linalg.eigh(p.hessian))), "curvature"),
+        (lambda p: p.influence(tuple(a[::-1] for a in p.train)), "training data"),
+        (lambda p: ihvp.Influence(p.objective(params=p.weights + 1e-9)), "parameters"),
+        (lambda p: ihvp.Influence(p.objective(params=p.weights.astype(np.float32))), "parameters"),
+        (lambda p: ihvp.Influence(p.objective(loss=CrossEntropy(0.06))), "loss"),
+    ],
+)
+def test_those_of_another_model_are_refused_with_what_differs(small, change, named):
+    products = small.influence().inverse_products(small.test)
+    with pytest.raises(InvalidOption, match=f"another {named}"):
+        change(small).scores(products)
+
+
+def test_low_rank_curvatures_are_told_apart(small):
+    values, vectors = np.linalg.eigh(small.hessian)
+    one, other = (
+        small.influence(curvature=ihvp.LowRank.of(values[-k:], vectors[:, -k:]), damping=0.1) for k in (3, 4)
+    )
+    products = one.inverse_products(small.test)
+    one.scores(products)
+    with pytest.raises(InvalidOption, match="another curvature"):
+        other.scores(products)
+
+
+def test_those_of_another_number_of_parameters_are_refused(small):
+    wide = small.objective(
+        (np.hstack([small.train[0]] * 2), small.train[1]), params=np.vstack([small.weights] * 2)
+    )
+    products = small.influence().inverse_products(small.test)
+    with pytest.raises(InvalidOption, match="another parameters"):
+        ihvp.Influence(wide).scores(products)
+
+
+def test_they_have_their_loss_in_them(small):
+    influence = small.influence()
+    products = influence.inverse_products(small.test)
+    with pytest.raises(InvalidOption, match=r"test_loss is .*; expected None with InverseProducts"):
+        influence.scores(products, test_loss=Margin(0))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("content", [b"", b"something else", b"\x00" * 100])
+def test_a_file_of_something_else_is_refused(tmp_path, ending, content):
+    path = tmp_path / f"p{ending}"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="holds no inverse products"):
+        ihvp.InverseProducts.load(path)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_torn_file_is_refused(small, tmp_path, ending):
+    path = tmp_path / f"p{ending}"
+    small.influence().inverse_products(small.test).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match="holds no inverse products"):
+        ihvp.InverseProducts.load(path)
+
+
+def test_an_archive_of_other_arrays_is_refused(tmp_path):
+    np.savez(tmp_path / "p.npz", a=np.ones(2))
+    with pytest.raises(DataError, match="holds no inverse products"):
+        ihvp.InverseProducts.load(tmp_path / "p.npz")
+
+
+def test_a_missing_file_is_the_usual_error(tmp_path):
+    for ending in ENDINGS:
+        with pytest.raises(FileNotFoundError):
+            ihvp.InverseProducts.load(tmp_path / f"p{ending}")
+
+
+def test_another_ending_is_refused(tmp_path):
+    products = ihvp.InverseProducts(np.eye(2), 0.0, {})
+    with pytest.raises(InvalidOption, match=r"\.npz or \.safetensors"):
+        products.save(tmp_path / "p.pt")
+    with pytest.raises(InvalidOption, match=r"\.npz or \.safetensors"):
+        ihvp.InverseProducts.load(tmp_path / "p.pt")
+
+
+def test_missing_safetensors_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(PackageNotInstalled, match="safetensors"):
+        ihvp.InverseProducts(np.eye(2), 0.0, {}).save(tmp_path / "p.safetensors")
+
+
+def test_they_say_what_they_are():
+    products = ihvp.InverseProducts(np.zeros((3, 1200)), 2e-7, {})
+    assert repr(products) == "InverseProducts(test: 3, P = 1,200; residual 2.0e-07)"

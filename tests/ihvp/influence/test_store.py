@@ -1,0 +1,439 @@
+"""Scores on disk: complete after any interruption, and never mixed with those of another run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import ihvp
+from ihvp.errors import PackageNotInstalled, StoreError, StoreInUse, StoreMismatch
+from ihvp.influence import influence as module
+from ihvp.influence.store import Store
+
+from .conftest import CrossEntropy, Margin
+
+FOLDERS = ["scores", "scores.zarr"]
+takes_room = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room is taken at once on Linux")
+each_format = pytest.mark.parametrize("name", FOLDERS)
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Two test points and two training examples in a tile: 3 × 12 chunks."""
+    monkeypatch.setattr(module, "_NUMBERS", 12 * 2)
+
+
+CHUNKS = 3 * 12
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    """The chunks that were computed, and a way to do something in the place of one of them."""
+    original = Store.write
+
+    class Chunks(list):
+        instead = None
+
+    seen = Chunks()
+    seen.original = original
+
+    def write(store, row, column, chunk):
+        seen.append((row, column))
+        if seen.instead and len(seen) == seen.instead[0]:
+            seen.instead[1](store, row, column, chunk)
+        else:
+            original(store, row, column, chunk)
+
+    monkeypatch.setattr(Store, "write", write)
+    return seen
+
+
+def files(folder):
+    """The scores as they are on the disk."""
+    folder = Path(folder)
+    found = [folder / "scores.npy"] if folder.suffix != ".zarr" else (folder / "scores.zarr").rglob("*")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found if path.is_file()}
+
+
+@each_format
+def test_streamed_scores_are_the_scores(small, tmp_path, name):
+    influence = small.influence()
+    found = influence.scores(small.test, out=tmp_path / "new" / name)
+    # Products are multiplied in another layout of memory.
+    assert np.allclose(found, influence.scores(small.test), rtol=0, atol=1e-15)
+    assert found.dtype == np.float64
+    assert found.axes == ("test", "train")
+    assert repr(found).startswith("Scores(test: 5, train: 23; float64, residual ")
+    assert_array_equal(found[1:3, ::2], np.asarray(found)[1:3, ::2])
+    assert_array_equal(found.top_k(3).indices, influence.top_k(small.test, 3).indices)
+    assert found.to_pandas().shape == (5, 23)
+    assert (found > 0).shape == (5, 23)
+
+
+def test_streamed_scores_are_mapped_and_cannot_be_written(small, tmp_path):
+    found = small.influence().scores(small.test, out=tmp_path / "scores")
+    assert isinstance(found.values, np.memmap)
+    assert_array_equal(np.load(tmp_path / "scores" / "scores.npy"), found)
+    with pytest.raises(ValueError, match="read-only"):
+        found.values[0, 0] = 1
+
+
+def test_a_zarr_store_is_read_by_zarr(small, tmp_path):
+    zarr = pytest.importorskip("zarr")
+    found = small.influence().scores(small.test, out=str(tmp_path / "scores.zarr"))
+    array = zarr.open_array(tmp_path / "scores.zarr" / "scores.zarr", mode="r")
+    assert array.chunks == (2, 2)
+    assert_array_equal(array[:], found)
+
+
+@each_format
+def test_a_finished_store_is_only_read(small, tmp_path, name, chunks, monkeypatch):
+    first = small.influence().scores(small.test, out=tmp_path / name)
+    assert len(chunks) == CHUNKS
+    influence = small.influence()
+    monkeypatch.setattr(influence.inverse, "solve", lambda *args, **kwargs: pytest.fail("solved again"))
+    second = influence.scores(small.test, out=tmp_path / name)
+    assert len(chunks) == CHUNKS
+    assert_array_equal(first, second)
+    assert first.residual == second.residual
+
+
+def before(error):
+    def raise_it(*arguments):
+        raise error
+
+    return raise_it
+
+
+def after_a_half(error):
+    def write_a_half(store, row, column, chunk):
+        store._write_chunk(row, column, np.full_like(chunk[:1], np.nan))
+        raise error
+
+    return write_a_half
+
+
+@each_format
+@pytest.mark.parametrize("number", [1, 2, 13, 36])
+@pytest.mark.parametrize("how", [before, after_a_half])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_an_interrupted_run_goes_on_where_it_stopped(small, tmp_path, chunks, name, number, how, error):
+    small.influence().scores(small.test, out=tmp_path / "undisturbed" / name)
+    chunks.clear()
+    chunks.instead = number, how(error)
+    with pytest.raises(error):
+        small.influence().scores(small.test, out=tmp_path / name)
+    chunks.instead = None
+    small.influence().scores(small.test, out=tmp_path / name)
+    assert files(tmp_path / name) == files(tmp_path / "undisturbed" / name)
+    assert len(chunks) == CHUNKS + 1
+
+
+@each_format
+def test_many_interruptions_in_one_run(small, tmp_path, chunks, name):
+    small.influence().scores(small.test, out=tmp_path / "undisturbed" / name)
+    chunks.clear()
+    runs = 0
+    while runs == 0 or chunks.instead[0] <= len(chunks):
+        runs += 1
+        chunks.instead = len(chunks) + 5, before(KeyboardInterrupt)
+        try:
+            small.influence().scores(small.test, out=tmp_path / name)
+        except KeyboardInterrupt:
+            continue
+        break
+    assert files(tmp_path / name) == files(tmp_path / "undisturbed" / name)
+    assert len(chunks) == CHUNKS + runs - 1
+
+
+@pytest.mark.parametrize("method", ["_begin", "_replace", "_writer", "_finished", "_refuse_foreign"])
+@each_format
+def test_an_interrupted_set_up_is_made_anew(small, tmp_path, monkeypatch, name, method):
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, method, before(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            small.influence().scores(small.test, out=tmp_path / name)
+    assert np.isfinite(small.influence().scores(small.test, out=tmp_path / name)).all()
+
+
+@each_format
+def test_a_set_up_that_stopped_before_the_array_had_its_name(small, tmp_path, monkeypatch, name):
+    original = Path.replace
+
+    def replace(path, target):
+        if path.name.startswith("scores."):
+            raise KeyboardInterrupt
+        return original(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            small.influence().scores(small.test, out=tmp_path / name)
+    assert not (tmp_path / name / "scores.npy").exists()
+    # Nothing has been computed, so other settings are no mixture.
+    found = small.influence(damping=0.5).scores(small.test, out=tmp_path / name)
+    assert np.allclose(found, small.defined(damping=0.5), rtol=1e-8, atol=1e-12)
+
+
+@each_format
+@pytest.mark.parametrize("tail", [b"0", b"0 1", b"0 10 2 2", b"\x00\x00\x00\n", b"0 1 2\n", b"done\n0 0"])
+def test_a_torn_line_is_no_promise(small, tmp_path, chunks, name, tail):
+    small.influence().scores(small.test, out=tmp_path / "undisturbed" / name)
+    chunks.clear()
+    chunks.instead = 5, before(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        small.influence().scores(small.test, out=tmp_path / name)
+    with (tmp_path / name / "done.txt").open("ab") as file:
+        file.write(tail)
+    small.influence().scores(small.test, out=tmp_path / name)
+    assert files(tmp_path / name) == files(tmp_path / "undisturbed" / name)
+    assert len((tmp_path / name / "done.txt").read_bytes().splitlines()) == CHUNKS
+
+
+@each_format
+def test_a_run_may_go_on_with_batches_that_are_cut_otherwise(small, tmp_path, chunks, monkeypatch, name):
+    chunks.instead = 2, before(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        small.influence().scores(small.test, out=tmp_path / name)
+    # Tiles of 3 × 3, of which the first begins as the finished one of 2 × 2.
+    monkeypatch.setattr(module, "_NUMBERS", 12 * 3)
+    x, labels = small.train
+    found = small.influence([(x[:6], labels[:6]), (x[6:], labels[6:])]).scores(
+        small.test, out=tmp_path / name
+    )
+    assert np.allclose(found, small.defined(), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda p: (p.influence(damping=0.2), {}), {"damping"}),
+        (lambda p: (p.influence(solver=ihvp.CG(rtol=1e-11)), {}), {"solver"}),
+        (lambda p: (p.influence(solver=ihvp.Direct()), {}), {"solver"}),
+        (lambda p: (p.influence(), {"test_data": tuple(a[::-1] for a in p.test)}), {"test data"}),
+        (lambda p: (p.influence(), {"test_data": tuple(a[:4] for a in p.test)}), {"test data", "shape"}),
+        (lambda p: (p.influence(), {"test_loss": Margin(0)}), {"test loss"}),
+        (lambda p: (p.influence(), {"train_data": p.test}), {"scored data", "shape"}),
+        (lambda p: (p.influence(tuple(a[::-1] for a in p.train)), {}), {"training data", "scored data"}),
+        (
+            lambda p: (p.influence(tuple(a[::-1] for a in p.train)), {"train_data": p.train}),
+            {"training data"},
+        ),
+        (lambda p: (p.influence(curvature=ihvp.Dense(p.hessian)), {}), {"curvature"}),
+        (lambda p: (ihvp.Influence(p.objective(), 0.0, ihvp.CG(rtol=1e-12)), {}), {"training loss"}),
+        (lambda p: (changed(p, loss=CrossEntropy(0.051)), {}), {"loss", "test loss"}),
+        (lambda p: (changed(p, params=np.nextafter(p.weights, 1)), {}), {"parameters"}),
+        (lambda p: (changed(p, reduction="sum"), {}), {"reduction"}),
+        (
+            lambda p: (changed(p, params=p.weights.astype(np.float32)), {}),
+            {"parameters", "dtype"},
+        ),
+    ],
+)
+def test_another_run_is_refused_with_the_difference_named(small, tmp_path, change, named):
+    small.influence().scores(small.test, out=tmp_path / "scores")
+    contents = files(tmp_path / "scores")
+    influence, arguments = change(small)
+    influence._optimum_checked = True
+    with pytest.raises(StoreMismatch) as caught:
+        influence.scores(**{"test_data": small.test, **arguments}, out=tmp_path / "scores")
+    assert set(caught.value.differing) == named
+    assert all(name in str(caught.value) for name in named)
+    assert "Pass another folder" in str(caught.value)
+    assert files(tmp_path / "scores") == contents
+
+
+def changed(problem, **options):
+    return ihvp.Influence(problem.objective(**options), solver=ihvp.CG(rtol=1e-12), train_loss=CrossEntropy())
+
+
+def test_inverse_products_are_told_apart(small, tmp_path):
+    influence = small.influence()
+    one, other = influence.inverse_products(small.test), influence.inverse_products(small.test, Margin(0))
+    influence.scores(one, out=tmp_path / "scores")
+    influence.scores(one, out=tmp_path / "scores")
+    with pytest.raises(StoreMismatch, match="inverse products: found"):
+        influence.scores(other, out=tmp_path / "scores")
+
+
+@each_format
+@pytest.mark.parametrize("file", ["notes.txt", "scores.npy", "done.txt"])
+def test_a_folder_of_somebodys_files_is_refused_and_left_as_it_is(small, tmp_path, name, file):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / file).write_text("mine")
+    with pytest.raises(StoreError, match=rf"holds other files \({file}\) and no manifest"):
+        small.influence().scores(small.test, out=tmp_path / name)
+    assert (tmp_path / name / file).read_text() == "mine"
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(small, tmp_path):
+    (tmp_path / "scores").write_text("mine")
+    for place in (tmp_path / "scores", tmp_path / "scores" / "below"):
+        with pytest.raises(StoreError, match="Expected a folder that can be written"):
+            small.influence().scores(small.test, out=place)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@each_format
+def test_a_read_only_place_is_refused(small, tmp_path, name):
+    tmp_path.chmod(0o555)
+    with pytest.raises(StoreError, match="Permission denied"):
+        small.influence().scores(small.test, out=tmp_path / name)
+
+
+@takes_room
+def test_no_room_is_found_before_the_work(small, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    influence = small.influence()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        patch.setattr(influence.inverse, "solve", lambda *args, **kwargs: pytest.fail("work was done"))
+        with pytest.raises(StoreError, match=r"No space left on device.*Make room"):
+            influence.scores(small.test, out=tmp_path / "scores")
+    # What was taken of the full disk is given back.
+    assert not list((tmp_path / "scores").glob("scores*"))
+    assert np.isfinite(influence.scores(small.test, out=tmp_path / "scores")).all()
+
+
+@takes_room
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_room_need_not_be_taken_where_the_file_system_cannot(small, tmp_path, monkeypatch, number):
+    def unsupported(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    assert np.isfinite(small.influence().scores(small.test, out=tmp_path / "scores")).all()
+
+
+@pytest.fixture
+def limit():
+    """Lets the kernel refuse to make files longer than so many bytes; None takes the limit away."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def set_limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+
+    yield set_limit
+    set_limit(None)
+
+
+@each_format
+@pytest.mark.parametrize("number", [1, 20, 36])
+@pytest.mark.parametrize("place", ["the scores", "the line", "half of the line"])
+def test_what_a_full_disk_refuses_is_not_done(small, tmp_path, chunks, limit, name, number, place):
+    small.influence().scores(small.test, out=tmp_path / "undisturbed" / name)
+    chunks.clear()
+
+    def without_room(store, row, column, chunk):
+        room = (store.folder / "done.txt").stat().st_size + (3 if place == "half of the line" else 0)
+        write = store._write_chunk
+
+        def write_then_fill(*arguments):
+            write(*arguments)
+            limit(room)
+
+        if place == "the scores":
+            limit(0)
+        else:
+            store._write_chunk = write_then_fill
+        try:
+            original(store, row, column, chunk)
+        finally:
+            limit(None)
+
+    original = chunks.original
+    chunks.instead = number, without_room
+    with pytest.raises(StoreError, match=r"File too large|No space left"):
+        small.influence().scores(small.test, out=tmp_path / name)
+    chunks.instead = None
+    small.influence().scores(small.test, out=tmp_path / name)
+    assert files(tmp_path / name) == files(tmp_path / "undisturbed" / name)
+    assert len(chunks) == CHUNKS + 1
+
+
+@each_format
+def test_a_disk_that_is_removed_in_the_middle_is_named(small, tmp_path, chunks, name):
+    chunks.instead = 20, lambda store, *arguments: shutil.rmtree(tmp_path / name)
+    with pytest.raises(StoreError, match="Cannot use"):
+        small.influence().scores(small.test, out=tmp_path / name)
+
+
+@each_format
+def test_a_second_run_at_the_same_time_is_refused(small, tmp_path, chunks, name):
+    second = []
+
+    def meanwhile(store, row, column, chunk):
+        with pytest.raises(StoreInUse, match="Another run writes to"):
+            small.influence().scores(small.test, out=tmp_path / name)
+        second.append(True)
+        store._write_chunk(row, column, chunk)
+
+    chunks.instead = 7, meanwhile
+    small.influence().scores(small.test, out=tmp_path / name)
+    assert second
+    small.influence().scores(small.test, out=tmp_path / name)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="another kind of lock")
+def test_a_file_system_without_locks_is_no_hindrance(small, tmp_path, monkeypatch):
+    import fcntl
+
+    def unsupported(*arguments):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    assert np.isfinite(small.influence().scores(small.test, out=tmp_path / "scores")).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("scores", "manifest.json"),
+        ("scores", "scores.npy"),
+        ("scores", "products-00000002.npz"),
+        ("scores.zarr", "scores.zarr/zarr.json"),
+    ],
+)
+@pytest.mark.parametrize("content", [b"", b"something else"])
+def test_damaged_files_are_named(small, tmp_path, name, file, content):
+    small.influence().scores(small.test, out=tmp_path / name)
+    (tmp_path / name / file).write_bytes(content)
+    with pytest.raises(StoreError, match=r"is damaged|Cannot use"):
+        small.influence().scores(small.test, out=tmp_path / name)
+
+
+def test_missing_zarr_is_named(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(PackageNotInstalled, match=r"zarr.*ihvp\[influence\]"):
+        small.influence().scores(small.test, out=tmp_path / "scores.zarr")
+    assert not (tmp_path / "scores.zarr").exists()
+
+
+def test_files_are_closed_after_a_failure(small, tmp_path, chunks, monkeypatch):
+    opened = []
+    original = Path.open
+
+    def remember(*arguments, **options):
+        opened.append(original(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(Path, "open", remember)
+    chunks.instead = 3, before(ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        small.influence().scores(small.test, out=tmp_path / "scores")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_finished", before(ZeroDivisionError))
+        with pytest.raises(ZeroDivisionError):
+            small.influence().scores(small.test, out=tmp_path / "scores")
+    assert opened
+    assert all(file.closed for file in opened)
