@@ -35,6 +35,6 @@ def ihvp_backend() -> BackendPlugin:
         install="pip install 'ihvp[jax]'",
         factory=_factory,
         types=("jax", "jaxlib"),
-        capabilities=frozenset({"linearize", "per_example_grads", "gauss_newton"}),
+        capabilities=frozenset({"linearize", "uniform_batches", "per_example_grads", "gauss_newton"}),
         dialect=_dialect,
     )

@@ -35,6 +35,6 @@ def ihvp_backend() -> BackendPlugin:
         install="pip install 'ihvp[tf]'",
         factory=_factory,
         types=("tensorflow", "keras"),
-        capabilities=frozenset({"per_example_grads", "gauss_newton"}),
+        capabilities=frozenset({"uniform_batches", "per_example_grads", "gauss_newton"}),
         dialect=_dialect,
     )
