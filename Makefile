@@ -20,8 +20,8 @@ demo: $(ENVS)/demo-$(BACKEND)/.ready ## Ask which training digits a wrong predic
 test: $(ENVS)/test/.ready ## Run all tests, each framework in a process of its own
 	@PYTHON=$(CURDIR)/$(ENVS)/test/bin/python tests/run
 
-bench: $(ENVS)/bench/.ready ## Measure beside other libraries and write docs/performance (ONLY=solves, FULL=1)
-	@FULL=$(FULL) $(ENVS)/bench/bin/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
+bench: $(ENVS)/bench/.ready ## Measure beside other libraries and write docs/performance (ONLY=solves)
+	@$(ENVS)/bench/bin/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
 
 docs: $(ENVS)/docs/.ready ## Build the documentation into build/site; a warning is an error
 	@$(ENVS)/docs/bin/python -m doctest docs/_hooks/roles.py

@@ -78,6 +78,23 @@ class SupportsLinearize(Protocol):
 
         The map reflects the parameters at the time of the product: if the framework lets them change
         in place, it notices and linearises again.
+
+        It may have an attribute ``nbytes``, the memory in bytes that it keeps beside the parameters and the
+        batch. An operator keeps as many maps as its memory budget allows; of maps that do not tell it keeps
+        one.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsUniformBatches(Protocol):
+    """Many batches of one size go through one compiled loop."""
+
+    def hvp_sum(self, loss: Loss, params: Params, batch: Batch, v: Vector, size: int) -> Vector:
+        """The sum of ``∇² loss(params, piece) · v`` over the pieces of ``size`` rows of ``batch``.
+
+        A piece has rows ``i·size : (i+1)·size`` of every array, and everything else that ``batch`` has. Rows
+        beyond the last whole piece are left out. The arrays hold numbers; ``v`` is ``(P,)`` or ``(P, k)``.
         """
         ...
 
@@ -165,6 +182,7 @@ class SupportsInputDerivatives(Protocol):
 
 CAPABILITIES: dict[str, type] = {
     "linearize": SupportsLinearize,
+    "uniform_batches": SupportsUniformBatches,
     "per_example_grads": SupportsPerExampleGrads,
     "gauss_newton": SupportsGaussNewton,
     "reduce": SupportsReduce,

@@ -17,6 +17,37 @@ from ihvp.backend import Batch
 from ihvp.errors import DataError, EmptyData, InvalidOption, NotReiterable, UnequalBatches, describe
 
 
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Rows ``start:stop`` of a batch, which are cut out when they are asked for.
+
+    Parameters
+    ----------
+    batch : Batch
+    start, stop : int
+    rows : int
+        How many the batch has.
+    """
+
+    batch: Batch
+    start: int
+    stop: int
+    rows: int
+
+    @property
+    def count(self) -> int:
+        """The number of examples."""
+        return self.stop - self.start
+
+    def take(self) -> Batch:
+        """The rows, or the batch itself where they are all of it."""
+        return self.batch if self.count == self.rows else take_examples(self.batch, self.start, self.stop)
+
+    def is_same(self, other: Piece) -> bool:
+        """Whether both are the same rows of the same object."""
+        return self.batch is other.batch and (self.start, self.stop) == (other.start, other.stop)
+
+
 @dataclass(frozen=True)
 class Batches:
     """Batches with their numbers of examples, the same ones at every iteration.
@@ -75,8 +106,24 @@ class Batches:
         """Whether the data is one batch of arrays."""
         return self.data is None or isinstance(self.data, (tuple, Mapping)) or _is_array(self.data)
 
+    @property
+    def lasting(self) -> bool:
+        """Whether every pass gives the same arrays: those of one batch in memory, or of a list of batches."""
+        return self.in_memory or isinstance(self.data, list)
+
     def __iter__(self) -> Iterator[tuple[Batch, int]]:
         """Yields ``(batch, number of examples)``.
+
+        Raises
+        ------
+        EmptyData, UnequalBatches
+            As :meth:`pieces`.
+        """
+        for piece in self.pieces():
+            yield piece.take(), piece.count
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yields the same batches, not yet cut out of the data.
 
         Raises
         ------
@@ -95,18 +142,12 @@ class Batches:
                     f"Batch {index} is {structure}; expected the structure of batch 0: {first}. "
                     "Make every batch the same tuple or dict of arrays."
                 )
-            yield from self._pieces(batch, count_examples(batch, index))
+            count = count_examples(batch, index)
+            size = self.batch_size or count
+            for start in range(0, count, size):
+                yield Piece(batch, start, min(start + size, count), count)
         if first is None:
             raise EmptyData("The data holds no batch; expected at least one.")
-
-    def _pieces(self, batch: Batch, count: int) -> Iterator[tuple[Batch, int]]:
-        size = self.batch_size or count
-        if size >= count:
-            yield batch, count
-            return
-        for start in range(0, count, size):
-            stop = min(start + size, count)
-            yield take_examples(batch, start, stop), stop - start
 
 
 @dataclass(frozen=True)
@@ -153,7 +194,7 @@ def count_examples(batch: Batch, index: int = 0) -> int:
     """The leading dimension that the arrays of ``batch`` share; 1 for None."""
     if batch is None:
         return 1
-    lengths = {path: int(leaf.shape[0]) for path, leaf in _arrays(batch, "")}
+    lengths = {path: int(leaf.shape[0]) for path, leaf in arrays_of(batch)}
     if not lengths:
         raise DataError(
             f"Batch {index} is {describe_structure(batch)} and holds no array with a leading dimension; "
@@ -193,13 +234,14 @@ def describe_structure(batch: Batch) -> str:
     return describe(batch)
 
 
-def _arrays(batch: Batch, path: str) -> Iterator[tuple[str, Any]]:
+def arrays_of(batch: Batch, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The arrays of a batch that have a leading dimension, each with its path below ``path``."""
     if isinstance(batch, Mapping):
         for key, value in batch.items():
-            yield from _arrays(value, f"{path}[{key!r}]")
+            yield from arrays_of(value, f"{path}[{key!r}]")
     elif isinstance(batch, (list, tuple)):
         for index, value in enumerate(batch):
-            yield from _arrays(value, f"{path}[{index}]")
+            yield from arrays_of(value, f"{path}[{index}]")
     elif _is_array(batch):
         yield path, batch
 

@@ -1,6 +1,9 @@
-"""Whether an array fits in memory, asked before any work."""
+"""How much memory is free, and whether an array fits, asked before any work."""
 
 from __future__ import annotations
+
+import sys
+from typing import Any
 
 import psutil
 
@@ -8,11 +11,32 @@ from ihvp.errors import TooLarge
 from ihvp.space import VectorSpace
 
 
+def on_host(space: VectorSpace) -> bool:
+    """Whether the vectors are in the host's memory."""
+    device = space.device
+    return "cpu" in (str(device), getattr(device, "platform", None), getattr(device, "type", None))
+
+
+def free_memory(space: VectorSpace) -> int | None:
+    """The bytes that are free on the device of a space's vectors; None where it does not tell."""
+    if on_host(space):
+        return int(psutil.virtual_memory().available)
+    statistics = getattr(space.device, "memory_stats", lambda: None)() or {}
+    if "bytes_limit" in statistics:
+        return int(statistics["bytes_limit"] - statistics["bytes_in_use"])
+    # torch tells by functions of the module that is named for the kind of device, and keeps freed memory.
+    kind: Any = getattr(sys.modules.get("torch"), str(getattr(space.device, "type", "")), None)
+    if not hasattr(kind, "mem_get_info"):
+        return None
+    kept = kind.memory_reserved(space.device) - kind.memory_allocated(space.device)
+    return int(kind.mem_get_info(space.device)[0] + kept)
+
+
 def require_memory(space: VectorSpace, numbers: int, bytes_each: int, what: str, advice: str) -> None:
     """Refuse what does not fit beside what is in memory already.
 
-    On the host and on JAX devices, which tell what is free, nothing is allocated. Another device is asked for
-    the memory, which it gives or refuses at once.
+    Where the device tells what is free, nothing is allocated. Another one is asked for the memory, which it
+    gives or refuses at once.
 
     Parameters
     ----------
@@ -28,12 +52,7 @@ def require_memory(space: VectorSpace, numbers: int, bytes_each: int, what: str,
     TooLarge
     """
     needed = numbers * bytes_each
-    if _on_host(space):
-        available: int | None = psutil.virtual_memory().available
-    else:
-        statistics = getattr(space.device, "memory_stats", lambda: None)() or {}
-        limit = statistics.get("bytes_limit")
-        available = None if limit is None else limit - statistics["bytes_in_use"]
+    available = free_memory(space)
     if available is None:
         try:
             space.xp.empty(needed // 4 + 1, dtype=space.xp.float32, device=space.device)
@@ -41,8 +60,3 @@ def require_memory(space: VectorSpace, numbers: int, bytes_each: int, what: str,
             raise TooLarge(what, needed, None, advice) from error
     elif needed > available:
         raise TooLarge(what, needed, available, advice)
-
-
-def _on_host(space: VectorSpace) -> bool:
-    device = space.device
-    return "cpu" in (str(device), getattr(device, "platform", None), getattr(device, "type", None))

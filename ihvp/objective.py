@@ -122,6 +122,7 @@ class Objective:
         self.space = VectorSpace.of(flat, self.backend, params)
         self._num_examples: int | None = None
         self._verified = False
+        self._adding_up: dict[int, bool] = {}
 
     def _set_loss(self, loss: Callable[..., Any] | None, grad: Callable[[Params, Batch], Any] | None) -> None:
         self._by_gradient = grad is not None
@@ -186,7 +187,7 @@ class Objective:
         """The gradient ``∇C(ω)``, ``(P,)`` in the backend's array type."""
         return self.mean(lambda batch: self.backend.grad(self.loss, self.params, batch), "The gradient")
 
-    def on(self, data: Any, loss: Callable[..., Any] | None = None) -> Objective:
+    def on(self, data: Any, loss: Callable[..., Any] | GradientFunction | None = None) -> Objective:
         """The same parameters and backend over other data, and with another loss: a test set, a margin.
 
         What the backend compiled for this objective serves the other one too.
@@ -214,6 +215,7 @@ class Objective:
         other = copy.copy(self)
         other.batches = Batches(data, self.batches.batch_size)
         other._num_examples = None
+        other._adding_up = {}
         if isinstance(loss, GradientFunction):
             other._set_loss(loss.loss, loss.grad)
             other._verified = False
@@ -246,6 +248,7 @@ class Objective:
             )
         other = copy.copy(self)
         other.params, other.space = params, space
+        other._adding_up = {}
         return other
 
     def per_example_gradients(self, data: Any = None) -> Vector:
@@ -291,7 +294,12 @@ class Objective:
         rows = [self.backend.grad(self.loss, self.params, single) for single in singles]
         return self.space.xp.stack(rows, axis=0)
 
-    def mean(self, term: Callable[[Batch], Vector], what: str) -> Vector:
+    def mean(
+        self,
+        term: Callable[[Batch], Vector],
+        what: str,
+        terms: Iterable[tuple[Vector, int]] | None = None,
+    ) -> Vector:
         """``1/N Σ`` of a per-batch quantity, with the weights that make it the mean over examples.
 
         Parameters
@@ -300,6 +308,8 @@ class Objective:
             Takes a batch, gives a vector or block that is freshly allocated: the mean (or sum) over it.
         what : str
             What is computed, for the error text.
+        terms : iterable of (Vector, int), optional
+            The same over all the data, computed in another way: each term with its number of examples.
 
         Raises
         ------
@@ -310,9 +320,11 @@ class Objective:
         """
         total: Vector = None
         first = examples = 0
-        for batch, count in self._pass():
-            self._verify_on(batch)
-            part = term(batch)
+        if terms is None:
+            terms = self._terms(term)
+        else:
+            self.verify()
+        for part, count in terms:
             examples += count
             if total is None:
                 total, first = part, count
@@ -330,6 +342,11 @@ class Objective:
         if not algebra.all_finite(total):
             self._raise_non_finite(term, what)
         return total
+
+    def _terms(self, term: Callable[[Batch], Vector]) -> Iterator[tuple[Vector, int]]:
+        for batch, count in self._pass():
+            self._verify_on(batch)
+            yield term(batch), count
 
     def _over_processes(self, backend: SupportsReduce, count: int) -> int:
         counted = self.space.xp.asarray([count], device=self.space.device)
@@ -357,6 +374,31 @@ class Objective:
             if not algebra.all_finite(term(batch)):
                 raise NonFinite(what, index)
         raise NonFinite(what)
+
+    def adds_up(self, batch_size: int) -> bool:
+        """Whether data that is one batch in memory may be cut: its gradient is the mean over the pieces.
+
+        It is not for a loss that compares examples with each other, or that divides by anything but their
+        number, or whose data is no list of examples.
+        """
+        if batch_size not in self._adding_up:
+            self._adding_up[batch_size] = self._compare_with_pieces(batch_size)
+        return self._adding_up[batch_size]
+
+    def _compare_with_pieces(self, batch_size: int) -> bool:
+        examples = self.num_examples
+        difference = self.backend.grad(self.loss, self.params, self.batches.data)
+        size = 0.0
+        try:
+            for piece, count in Batches(self.batches.data, batch_size):
+                part = self.backend.grad(self.loss, self.params, piece)
+                weight = count / examples if self.reduction == "mean" else 1.0
+                size += weight * float(algebra.norms(part))
+                difference = algebra.axpy(difference, -weight, part)
+        except Exception:  # what a loss raises on rows that are no examples is its own
+            return False
+        # At an optimum the parts cancel: it is them that the difference is small against.
+        return bool(algebra.norms(difference) <= self.space.eps**0.5 * size)
 
     def verify(self) -> None:
         """Check the loss once, on the first batch; see :func:`ihvp.verification.verify_loss`."""

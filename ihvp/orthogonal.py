@@ -30,7 +30,8 @@ class Basis:
     coefficients : ndarray (m, k)
         Of the block's columns in the basis; combinations that vanish are the dependent ones.
     gram : ndarray (m, m)
-        ``vectorsᵀ vectors``, the identity to what was asked for.
+        ``vectorsᵀ vectors``, the identity to what was asked for; exactly the identity where a bound on the
+        rounding is below the root of the machine epsilon.
     """
 
     vectors: Vector
@@ -38,7 +39,13 @@ class Basis:
     gram: NDArray[np.float64]
 
 
-def orthonormal(block: Vector, *, scale: float | None = None, deviation: float | None = None) -> Basis:
+def orthonormal(
+    block: Vector,
+    *,
+    scale: float | None = None,
+    deviation: float | None = None,
+    gram: NDArray[np.float64] | None = None,
+) -> Basis:
     r"""An orthonormal basis of the span of a block's columns, without those that depend on others.
 
     Each pass multiplies the block Y by :math:`D^{-1} U \Lambda^{-1/2}`, where :math:`D^{-1} Y^T Y D^{-1} =
@@ -58,6 +65,8 @@ def orthonormal(block: Vector, *, scale: float | None = None, deviation: float |
         direction. By default each column counts by its own norm.
     deviation : float, optional
         The largest entry of ``vectorsᵀ vectors − I`` to allow; by default that of rounding.
+    gram : ndarray (k, k), optional
+        ``blockᵀ block``, where it is known and ``scale`` is given.
 
     Returns
     -------
@@ -81,7 +90,7 @@ def orthonormal(block: Vector, *, scale: float | None = None, deviation: float |
         norms = algebra.norms(block)
         units = np.where(norms > 0, norms, 1.0)
         block = algebra.scale(block, algebra.coefficients(1 / units, block))
-    coefficients, gram = np.eye(columns), algebra.gram(block, block)
+    coefficients, gram = np.eye(columns), algebra.gram(block, block) if gram is None else gram
     largest = max(scale or 1.0, float(np.sqrt(np.max(np.diag(gram)))))
     for _ in range(_PASSES):
         norms = np.sqrt(np.diag(gram))
@@ -96,5 +105,9 @@ def orthonormal(block: Vector, *, scale: float | None = None, deviation: float |
         transform[present] = vectors / norms[:, None] / roots
         coefficients = (roots[:, None] * vectors.T * norms) @ coefficients
         block = algebra.multiply(block, transform)
+        if values.size and zero <= min(deviation, eps**0.5) * values[0]:
+            # Rounding cannot have left more, so that there is nothing to measure.
+            gram = np.eye(norms.size)
+            break
         gram = algebra.gram(block, block)
     return Basis(block, coefficients * units, gram)

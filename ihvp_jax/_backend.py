@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ihvp.backend import Batch, Loss, Matvec, Params, Vector
-from ihvp_jax import _derivatives, _examples
+from ihvp_jax import _derivatives, _examples, _loop
 from ihvp_jax._parameters import device_of, require_floating
 from ihvp_jax._static import Static, hold_constants
 
@@ -77,10 +77,17 @@ class JaxBackend:
         """
         return _refusing(params, _derivatives.hvp, Static(loss), params, hold_constants(batch), v)
 
+    def hvp_sum(self, loss: Loss, params: Params, batch: Batch, v: Vector, size: int) -> Vector:
+        """The sum of the products of all whole pieces of ``size`` rows of ``batch``, in one compiled loop."""
+        held = hold_constants(batch)
+        return _refusing(params, _loop.hvp_sum, Static(loss), params, held, v, Static(size))
+
     def linearize(self, loss: Loss, params: Params, batch: Batch) -> Matvec:
         """The map ``v ↦ ∇² loss(params, batch) · v``, its forward and first backward pass done once.
 
-        Numpy leaves can change in place: they are compared before each product.
+        Leaves can be replaced in their container, and numpy ones change in place: they are compared before
+        each product. The map's ``nbytes`` is the
+        memory that it keeps.
         """
         return _Linearized(Static(loss), params, hold_constants(batch))
 
@@ -128,17 +135,27 @@ class JaxBackend:
 class _Linearized:
     def __init__(self, loss: Static, params: Params, batch: Batch) -> None:
         self._loss, self._params, self._batch = loss, params, batch
-        self._mutable = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, np.ndarray)]
         self._linearize()
 
+    @property
+    def nbytes(self) -> int:
+        """The memory that this map keeps beside the parameters and the batch."""
+        copies = [leaf for leaf in self._seen if isinstance(leaf, np.ndarray)]
+        return sum(leaf.nbytes for leaf in [*jax.tree.leaves(self._linear), *copies])
+
     def _linearize(self) -> None:
-        self._seen = [leaf.copy() for leaf in self._mutable]
+        leaves = jax.tree.leaves(self._params)
+        self._seen = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
         self._linear = _refusing(self._params, _derivatives.linearize, self._loss, self._params, self._batch)
 
     def __call__(self, v: Vector) -> Vector:
-        if not all(map(np.array_equal, self._mutable, self._seen)):
+        if not all(map(_is_unchanged, jax.tree.leaves(self._params), self._seen)):
             self._linearize()
         return _derivatives.apply(self._linear, self._params, v)
+
+
+def _is_unchanged(leaf: Any, seen: Any) -> bool:
+    return leaf is seen or (isinstance(leaf, np.ndarray) and np.array_equal(leaf, seen))
 
 
 def _refusing(params: Params, function: Callable[..., T], *arguments: Any) -> T:

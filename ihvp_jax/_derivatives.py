@@ -7,6 +7,7 @@ backend instance, and a product traces nothing that was traced before for the sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -21,6 +22,9 @@ from ihvp_jax._parameters import found, is_floating, ravel, require_floating, si
 from ihvp_jax._static import Static, release_constants
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+# The bytes that the host's caches hold.
+_CACHED = 1 << 24
 
 
 def compiled(function: Function) -> Function:
@@ -90,12 +94,12 @@ def per_example_grads(loss: Static, params: Params, batch: Batch) -> Vector:
             "same first dimension in all of them. Arrays shared by all examples belong into the loss."
         )
 
-    def one(example: Batch) -> Vector:
+    def one(example: Batch) -> Params:
         alone = jax.tree.map(lambda leaf, whole: leaf[None] if whole.ndim else leaf, example, batch)
-        return ravel(_gradient(loss, params, alone))
+        return _gradient(loss, params, alone)
 
     axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, batch)
-    return jax.vmap(one, in_axes=(axes,))(batch)
+    return ravel(jax.vmap(one, in_axes=(axes,))(batch), leading=1)
 
 
 @compiled
@@ -109,14 +113,14 @@ def gnvp(predict: Static, loss: Static, params: Params, batch: Batch, v: Vector)
     def model(params: Params) -> Any:
         return _outputs(predict, params, batch)
 
-    pullback = partial(pull, jax.vjp(model, params)[1])
+    pullback = jax.tree_util.Partial(pull, jax.vjp(model, params)[1])
     push = first_usable(
         params,
         lambda: jax.linearize(model, params)[1],
         # The pullback is linear in its cotangent: its own pullback is J, at whatever point it is taken.
-        lambda: partial(reverse, pullback, outputs),
+        lambda: jax.tree_util.Partial(reverse, pullback, outputs),
     )
-    return _on_columns(lambda tangent: pullback(curvature(push(tangent))), params, v)
+    return _on_columns(jax.tree_util.Partial(_in_turn, push, curvature, pullback), params, v)
 
 
 @compiled
@@ -153,33 +157,51 @@ def _gradient_at(loss: Static, params: Params, batch: Batch) -> Callable[[Params
     return gradient
 
 
-def _on_columns(linear: Callable[[Params], Params], params: Params, v: Vector) -> Vector:
-    def on_vector(v: Vector) -> Vector:
-        return ravel(linear(unravel(v, params)))
+def _in_turn(*arguments: Any) -> Any:
+    """Each function of the result of the one before it, the first of the last argument."""
+    *functions, result = arguments
+    for function in functions:
+        result = function(result)
+    return result
 
+
+def _on_columns(linear: Callable[[Params], Params], params: Params, v: Vector) -> Vector:
+    """``linear`` on a vector, or on each column of a block.
+
+    Parameters
+    ----------
+    linear : callable
+        A pytree of the arrays that it computes with, where ``v`` is a block.
+    """
     if v.ndim == 1:
-        return on_vector(v)
+        return ravel(linear(unravel(v, params)))
     if v.ndim != 2 or v.shape[0] != size(params) or v.shape[1] == 0:
         raise WrongShape(v.shape, size(params))
-    return jax.lax.platform_dependent(
-        v, cpu=partial(_one_by_one, on_vector), default=jax.vmap(on_vector, in_axes=1, out_axes=1)
-    )
+
+    def on_row(row: Vector) -> Params:
+        return linear(unravel(row, params))
+
+    together, columns = jax.vmap(on_row), v.shape[1]
+    at_once = _columns_at_once(linear, columns)
+    if at_once == 1:
+        on_host = partial(jax.lax.map, on_row)
+    elif at_once < columns:
+        on_host = partial(jax.lax.map, on_row, batch_size=at_once)
+    else:
+        on_host = together
+    products = jax.lax.platform_dependent(v.T, cpu=on_host, default=together)
+    return ravel(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), products), trailing=1)
 
 
-def _one_by_one(linear: Callable[[Vector], Vector], block: Vector) -> Vector:
-    """The columns in a loop, each written where it belongs.
+def _columns_at_once(linear: Callable[[Params], Params], columns: int) -> int:
+    """How many columns the host multiplies together: so many that what they make stays in its caches.
 
-    On the host that was faster than ``vmap`` at every size measured, up to 2.5 times: the activations of one
-    column stay in the caches, while those of all columns are memory that the system hands out afresh for
-    every product. And the memory that a product needs does not grow with the columns.
+    What a column makes is about as large as what the gradient's passes left. One by one, large columns were
+    up to 2.5 times faster than all together, and small ones together up to 1.7 times faster than one by one.
     """
-
-    def step(i: Any, products: Vector) -> Vector:
-        column = jax.lax.dynamic_index_in_dim(block, i, axis=1, keepdims=False)
-        return jax.lax.dynamic_update_index_in_dim(products, linear(column), i, axis=1)
-
-    product = jax.eval_shape(linear, block[:, 0])
-    return jax.lax.fori_loop(0, block.shape[1], step, jnp.zeros(block.shape, product.dtype))
+    left: int = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(linear))
+    groups = math.ceil(columns / max(1, _CACHED // max(left, 1)))
+    return math.ceil(columns / groups)
 
 
 def _real_scalar(value: Any) -> jax.Array:

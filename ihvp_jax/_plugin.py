@@ -38,6 +38,7 @@ def ihvp_backend() -> BackendPlugin:
         capabilities=frozenset(
             {
                 "linearize",
+                "uniform_batches",
                 "per_example_grads",
                 "gauss_newton",
                 "value",

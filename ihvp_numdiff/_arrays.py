@@ -51,6 +51,6 @@ def unflatten(vector: np.ndarray, like: Params) -> Params:
     return rebuild(like, take)
 
 
-def epsilon(params: Params) -> float:
+def epsilon(arrays: list[np.ndarray]) -> float:
     """The epsilon of the coarsest dtype among the arrays."""
-    return max(float(np.finfo(array.dtype).eps) for array in floating_arrays(params))
+    return max(float(np.finfo(dtype).eps) for dtype in {array.dtype for array in arrays})

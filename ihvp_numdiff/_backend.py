@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeVar
 
 from array_api_compat import array_namespace
 
@@ -19,14 +19,15 @@ from ihvp.backend import (
 )
 from ihvp.errors import GradientRequired, InvalidOption, ParameterError, WrongDtype, WrongShape, describe
 from ihvp_numdiff import _arrays
-from ihvp_numdiff._difference import ORDERS, automatic_length, central_difference, norm, power_of_two, size
+from ihvp_numdiff._difference import ORDERS, automatic_length, central_difference, norm, power_of_two
 from ihvp_numdiff._gradient import flatten_gradient, flatten_gradient_by
+from ihvp_numdiff._near import Near, NearArrays, NearVector
 from ihvp_numdiff._weights import InPlaceWeights, ShiftedWeights
 
 # A displacement shorter than this many roundings of x is mostly lost when added to it.
 _LOST = 16.0
 
-Gradient: TypeAlias = Callable[[Vector], Vector]
+T = TypeVar("T")
 
 
 class NumdiffBackend:
@@ -90,20 +91,17 @@ class NumdiffBackend:
             A parameter is not a numpy array of a real floating dtype, or there is none
             (or what ``inner`` raises).
         """
-        if isinstance(params, InPlaceWeights | ShiftedWeights):
-            params = params.values()
-        elif self.inner is not None:
-            return self.inner.flatten(params)
-        return _arrays.flatten(params)
+        if self._over_arrays(params):
+            return _arrays.flatten(_arrays_of(params))
+        assert self.inner is not None
+        return self.inner.flatten(params)
 
     def unflatten(self, vector: Vector, like: Params) -> Params:
         """The exact inverse of ``flatten``, in the structure, shapes and dtypes of ``like``."""
-        if isinstance(like, InPlaceWeights | ShiftedWeights):
-            weights = like if isinstance(like, InPlaceWeights) else like.weights
-            return ShiftedWeights(weights, _arrays.unflatten(vector, like.values()))
-        if self.inner is not None:
-            return self.inner.unflatten(vector, like)
-        return _arrays.unflatten(vector, like)
+        if self._over_arrays(like):
+            return _in_place_of(like, _arrays.unflatten(vector, _arrays_of(like)))
+        assert self.inner is not None
+        return self.inner.unflatten(vector, like)
 
     def grad(self, loss: Loss | GradientFunction, params: Params, batch: Batch) -> Vector:
         """The gradient ``(P,)``: what the gradient function returns, or ``inner``'s gradient of a loss.
@@ -115,20 +113,13 @@ class NumdiffBackend:
         GradientMismatch
             The gradient function returned another structure, shape or kind of number.
         """
-        if isinstance(params, InPlaceWeights | ShiftedWeights):
-            if not isinstance(loss, GradientFunction):
-                raise GradientRequired("weights that are set in place")
-            like = params.values()
-            with params.applied() as weights:
-                return flatten_gradient(loss.grad(weights, batch), like)
+        if self._over_arrays(params):
+            arrays = _arrays_of(params)
+            return _take_gradient(loss, params, batch, lambda gradient: flatten_gradient(gradient, arrays))
+        assert self.inner is not None
         if not isinstance(loss, GradientFunction):
-            if self.inner is None:
-                raise GradientRequired(describe(params))
             return self.inner.grad(loss, params, batch)
-        gradient = loss.grad(params, batch)
-        if self.inner is None:
-            return flatten_gradient(gradient, params)
-        return flatten_gradient_by(self.inner, gradient, params)
+        return flatten_gradient_by(self.inner, loss.grad(params, batch), params)
 
     def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
         """``loss(params, batch)`` as the loss returns it, evaluated by ``inner`` where that can."""
@@ -148,18 +139,15 @@ class NumdiffBackend:
         ParameterError
             A gradient function over a container of ``inner``'s framework that cannot be given other values.
         """
-        x = self.flatten(params)
-        _check_vector(v, x)
-        gradient = self._gradient_at(loss, params, batch)
-        epsilon = self._epsilon(params, x)
-
-        def product(column: Vector) -> Vector:
-            return _product(gradient, x, column, *self._step(x, column, epsilon), self.order)
-
+        near = self._near(loss, params, batch)
+        _check_vector(v, near)
         if v.ndim == 1:
-            return product(v)
+            return self._product(near, v, *self._step(near, v))
         xp: Any = array_namespace(v)
-        return xp.stack([product(v[:, k]) for k in range(v.shape[1])], axis=1)
+        columns = (v[:, k] for k in range(v.shape[1]))
+        return xp.stack(
+            [self._product(near, column, *self._step(near, column)) for column in columns], axis=1
+        )
 
     def product_error(self, loss: Loss | GradientFunction, params: Params, batch: Batch, v: Vector) -> float:
         """An estimate of ``‖computed product − exact product‖`` for ``v`` of shape ``(P,)``.
@@ -173,46 +161,64 @@ class NumdiffBackend:
         A fixed step so short that it is lost when added to x is compared with the automatic one.
         Takes twice the gradients of a product, and one.
         """
-        x = self.flatten(params)
-        _check_vector(v, x)
-        if size(v) == 0.0:
+        near = self._near(loss, params, batch)
+        _check_vector(v, near)
+        v_norm = norm(v)
+        if v_norm == 0.0:
             return 0.0
-        gradient = self._gradient_at(loss, params, batch)
-        epsilon = self._epsilon(params, x)
-        scale, step = self._step(x, v, epsilon)
-        product = _product(gradient, x, v, scale, step, self.order)
-        floor = epsilon * size(product)
-        if step / scale * size(v) < _LOST * epsilon * size(x):
-            reference_step = NumdiffBackend(self.inner, order=self.order)._step(x, v, epsilon)
+        scale, step = self._step(near, v)
+        product = self._product(near, v, scale, step)
+        floor = near.epsilon * norm(product)
+        if step / scale * v_norm < _LOST * near.epsilon * near.norm():
+            reference_step = NumdiffBackend(self.inner, order=self.order)._step(near, v)
         else:
             reference_step = scale, step / 2
-            floor += 0.1 * epsilon * size(self.grad(loss, params, batch)) * scale / step
-        reference = _product(gradient, x, v, *reference_step, self.order)
-        return max(size(product - reference), floor)
+            floor += 0.1 * near.epsilon * norm(self.grad(loss, params, batch)) * scale / step
+        product -= self._product(near, v, *reference_step)
+        return max(norm(product), floor)
 
-    def _gradient_at(self, loss: Loss | GradientFunction, params: Params, batch: Batch) -> Gradient:
+    def _over_arrays(self, params: Params) -> bool:
+        return self.inner is None or isinstance(params, InPlaceWeights | ShiftedWeights)
+
+    def _near(self, loss: Loss | GradientFunction, params: Params, batch: Batch) -> Near:
+        if self._over_arrays(params):
+
+            def take_gradient(arrays: Params, use: Callable[[Any], Any]) -> Any:
+                return _take_gradient(loss, _in_place_of(params, arrays), batch, use)
+
+            return NearArrays(take_gradient, _arrays_of(params))
+
         def gradient(x: Vector) -> Vector:
             shifted = self.unflatten(x, like=params)
-            if self.inner is not None and isinstance(loss, GradientFunction):
+            if isinstance(loss, GradientFunction):
                 _check_form(shifted, params)
             return self.grad(loss, shifted, batch)
 
-        return gradient
+        return NearVector(gradient, self.flatten(params))
 
-    def _epsilon(self, params: Params, x: Vector) -> float:
-        if isinstance(params, InPlaceWeights | ShiftedWeights):
-            return _arrays.epsilon(params.values())
-        if self.inner is None:
-            return _arrays.epsilon(params)
-        return float(array_namespace(x).finfo(x.dtype).eps)
-
-    def _step(self, x: Vector, v: Vector, epsilon: float) -> tuple[float, float]:
-        """A scale and a step, such that ``r = step / scale`` and ``d = step (v / scale)``."""
+    def _step(self, near: Near, v: Vector) -> tuple[float, float]:
+        """A scale and a step, such that ``r = step / scale``; the scale 0 for ``v = 0``."""
         if self.step is not None:
             return 1.0, self.step
-        # Dividing v by its size first keeps r, which may be huge or tiny, out of a small dtype.
-        scale, v_norm = norm(v)
-        return scale, power_of_two(automatic_length(size(x), epsilon, self.order) / v_norm)
+        v_norm = norm(v)
+        if v_norm == 0.0:
+            return 0.0, 1.0
+        length = automatic_length(near.norm(), near.epsilon, self.order)
+        step, smallest = power_of_two(length / v_norm), _smallest_normal(v)
+        if smallest <= step <= 1 / smallest:
+            return 1.0, step
+        # Dividing v by its size first keeps an r that is huge or tiny out of a small dtype.
+        scale = power_of_two(v_norm)
+        return scale, power_of_two(length / (v_norm / scale))
+
+    def _product(self, near: Near, v: Vector, scale: float, step: float) -> Vector:
+        if scale == 0.0:
+            xp: Any = array_namespace(v)
+            return xp.zeros_like(v)
+        product = central_difference(lambda step: near.difference(v, scale, step), step, self.order)
+        if scale != 1.0:
+            product *= scale
+        return product
 
 
 def _positive(step: float) -> float:
@@ -224,15 +230,30 @@ def _positive(step: float) -> float:
     raise InvalidOption("step", step, "a positive finite number, or None to choose it automatically")
 
 
-def _product(gradient: Gradient, x: Vector, v: Vector, scale: float, step: float, order: int) -> Vector:
-    if scale == 0.0:
-        xp: Any = array_namespace(v)
-        return xp.zeros_like(v)
-    d = v / scale
-    d *= step
-    product = central_difference(gradient, x, d, order)
-    product *= scale / step
-    return product
+def _arrays_of(params: Params) -> Params:
+    return params.values() if isinstance(params, InPlaceWeights | ShiftedWeights) else params
+
+
+def _in_place_of(params: Params, arrays: Params) -> Params:
+    """Parameters like ``params`` with the values of ``arrays``."""
+    if isinstance(params, InPlaceWeights | ShiftedWeights):
+        return ShiftedWeights(params if isinstance(params, InPlaceWeights) else params.weights, arrays)
+    return arrays
+
+
+def _take_gradient(loss: Loss | GradientFunction, params: Params, batch: Batch, use: Callable[[Any], T]) -> T:
+    """What ``use`` makes of the gradient, while weights that are set in place are still set."""
+    in_place = isinstance(params, InPlaceWeights | ShiftedWeights)
+    if not isinstance(loss, GradientFunction):
+        raise GradientRequired("weights that are set in place" if in_place else describe(params))
+    if not in_place:
+        return use(loss.grad(params, batch))
+    with params.applied() as weights:
+        return use(loss.grad(weights, batch))
+
+
+def _smallest_normal(v: Vector) -> float:
+    return float(array_namespace(v).finfo(v.dtype).smallest_normal)
 
 
 def _check_form(shifted: Params, params: Params) -> None:
@@ -246,8 +267,8 @@ def _check_form(shifted: Params, params: Params) -> None:
         )
 
 
-def _check_vector(v: Vector, x: Vector) -> None:
-    if v.ndim not in (1, 2) or v.shape[0] != x.shape[0] or 0 in v.shape:
-        raise WrongShape(v.shape, x.shape[0])
-    if v.dtype != x.dtype:
-        raise WrongDtype(v.dtype, x.dtype)
+def _check_vector(v: Vector, near: Near) -> None:
+    if v.ndim not in (1, 2) or v.shape[0] != near.size or 0 in v.shape:
+        raise WrongShape(v.shape, near.size)
+    if v.dtype != near.dtype:
+        raise WrongDtype(v.dtype, near.dtype)

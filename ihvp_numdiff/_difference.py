@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from ihvp.backend import Vector
@@ -33,18 +34,17 @@ _FRACTION = {2: 0.1, 4: 0.05}
 ORDERS = tuple(_WEIGHTS)
 
 
-def central_difference(gradient: Callable[[Vector], Vector], x: Vector, d: Vector, order: int) -> Vector:
-    """``g'(x) · d`` for a displacement d, ``(P,)``, with ``order`` calls of g."""
-    total: Vector = None
-    for multiple, weight in enumerate(_WEIGHTS[order], start=1):
-        shift = d if multiple == 1 else multiple * d
-        term = gradient(x + shift) - gradient(x - shift)
+def central_difference(difference: Callable[[float], Vector], step: float, order: int) -> Vector:
+    """``g'(x) · d / step`` from ``difference(m step) = g(x + m d) − g(x − m d)``, ``order`` calls of g."""
+    (first, *others) = _WEIGHTS[order]
+    total = difference(step)
+    if first != 1.0:
+        total *= first
+    for multiple, weight in enumerate(others, start=2):
+        term = difference(multiple * step)
         term *= weight
-        if total is None:
-            total = term
-        else:
-            total += term
-    total /= _DIVISOR[order]
+        total += term
+    total *= 1 / (_DIVISOR[order] * step)
     return total
 
 
@@ -62,22 +62,21 @@ def power_of_two(value: float) -> float:
     return math.ldexp(1.0, math.frexp(value)[1] - 1)
 
 
-def norm(v: Vector) -> tuple[float, float]:
-    """``(m, ‖v / m‖₂)`` with m the power of two just below the largest magnitude; ``(0, 1)`` for v = 0.
-
-    In this form, squares neither overflow nor vanish in a small dtype.
-    """
+def norm(v: Vector) -> float:
+    """``‖v‖₂`` of a vector that is not empty, where squares overflow or vanish in its dtype too."""
     xp: Any = array_namespace(v)
+    info = xp.finfo(v.dtype)
+    if info.bits >= 32:
+        with np.errstate(all="ignore"):
+            # numpy's own loop, for waking BLAS's threads takes longer than the sum.
+            is_numpy = isinstance(v, np.ndarray)
+            plain = math.sqrt(np.einsum("i,i", v, v)) if is_numpy else float(xp.linalg.vector_norm(v))
+        if math.sqrt(float(info.smallest_normal) / float(info.eps)) <= plain < math.inf:
+            return plain
     largest = float(xp.max(xp.abs(v)))
     if largest == 0.0:
-        return 0.0, 1.0
-    scale = power_of_two(largest)
-    scaled = v / scale
-    if xp.finfo(v.dtype).bits < 32:
+        return 0.0
+    scaled = v / power_of_two(largest)
+    if info.bits < 32:
         scaled = xp.astype(scaled, xp.float32)
-    return scale, float(xp.linalg.vector_norm(scaled))
-
-
-def size(v: Vector) -> float:
-    """``‖v‖₂``."""
-    return math.prod(norm(v))
+    return power_of_two(largest) * float(xp.linalg.vector_norm(scaled))

@@ -1,6 +1,6 @@
-"""What a caller's gradient function returned, checked and made one new vector.
+"""What a caller's gradient function returned, checked, as one vector.
 
-New, because such a function may return the same buffer from every call.
+A new one, because such a function may return the same buffer from every call.
 """
 
 from __future__ import annotations
@@ -18,21 +18,30 @@ from ihvp_numdiff._structure import align, rebuild
 
 
 def flatten_gradient(gradient: Any, params: Params) -> np.ndarray:
-    """A gradient by numpy parameters, in their structure or flat, as ``(P,)`` in their dtype.
+    """A gradient by numpy parameters, in their structure or flat, as a new ``(P,)`` in their dtype.
 
     Raises
     ------
     GradientMismatch
         Another structure, another shape, or not real numbers.
     """
-    arrays = floating_arrays(params)
-    size, dtype = sum(array.size for array in arrays), np.result_type(*arrays)
-    if _shape(gradient) == (size,):
-        return _real_array(gradient, "gradient", (size,)).astype(dtype)
-    aligned = align(gradient, params)
-    return np.concatenate(
-        [_real_array(leaf, path, array.shape).reshape(-1) for path, leaf, array in aligned], dtype=dtype
-    )
+    dtype = np.result_type(*floating_arrays(params))
+    return np.concatenate(_pieces(gradient, params), dtype=dtype)
+
+
+def subtract_gradient(total: np.ndarray, gradient: Any, params: Params) -> None:
+    """Subtract a gradient by numpy parameters from ``total``, ``(P,)``, in place and without a copy.
+
+    Raises
+    ------
+    GradientMismatch
+        Another structure, another shape, or not real numbers.
+    """
+    start = 0
+    for piece in _pieces(gradient, params):
+        # Rounded to the dtype first, as the gradient in `total` was: equal gradients leave exact zeros.
+        total[start : start + piece.size] -= piece.astype(total.dtype, copy=False)
+        start += piece.size
 
 
 def flatten_gradient_by(inner: CurvatureBackend, gradient: Any, params: Params) -> Vector:
@@ -71,6 +80,13 @@ def flatten_gradient_by(inner: CurvatureBackend, gradient: Any, params: Params) 
         return _of_size(vector(inner.flatten(gradient)), size)
     except ParameterError as error:
         raise GradientMismatch(describe(gradient), "the structure of the parameters") from error
+
+
+def _pieces(gradient: Any, params: Params) -> list[np.ndarray]:
+    size = sum(array.size for array in floating_arrays(params))
+    if _shape(gradient) == (size,):
+        return [_real_array(gradient, "gradient", (size,))]
+    return [_real_array(leaf, path, array.shape).reshape(-1) for path, leaf, array in align(gradient, params)]
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

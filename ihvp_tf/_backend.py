@@ -10,9 +10,10 @@ import numpy as np
 
 from ihvp.backend import Batch, Loss, Params, Vector
 from ihvp.errors import WrongShape
-from ihvp_tf import _derivatives, _parameters
+from ihvp_tf import _derivatives, _loop, _parameters
 from ihvp_tf._graph import Graph
 from ihvp_tf._inputs import in_place_of_inputs, inputs
+from ihvp_tf._sharing import shared_graph
 
 _MOST_GRAPHS = 64
 
@@ -57,7 +58,7 @@ class TensorFlowBackend:
 
     def __init__(self, params: Params = None) -> None:
         self.device = _parameters.device_of([] if params is None else _parameters.variables_of(params))
-        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, tuple[Graph, Any]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         # Graphs belong to their process; another one traces again.
@@ -94,6 +95,10 @@ class TensorFlowBackend:
             An operation has no second derivative.
         """
         return self._run(_derivatives.hessian_product, (loss,), params, batch, v)
+
+    def hvp_sum(self, loss: Loss, params: Params, batch: Batch, v: Vector, size: int) -> Vector:
+        """The sum of the products of all whole pieces of ``size`` rows of ``batch``, in one loop."""
+        return self._run(_loop.hessian_sum(size), (loss,), params, batch, v)
 
     def gnvp(
         self,
@@ -162,7 +167,7 @@ class TensorFlowBackend:
                 raise WrongShape(v.shape, size)
         graph = self._graph(derivative, functions, owner, variables, 0 if v is None else v.ndim)
         with _parameters.assigned(params, variables):
-            return graph(batch, v)
+            return graph(functions, owner, variables, batch, v)
 
     def _graph(
         self,
@@ -172,15 +177,16 @@ class TensorFlowBackend:
         variables: list[Any],
         ndim: int,
     ) -> Graph:
-        # Ids are safe as keys: the graph keeps what they belong to alive. Equal losses share their graphs.
+        # Equal losses share their graphs. Ids are safe as keys: what they belong to is kept beside the graph.
         losses = tuple(function if isinstance(function, Hashable) else id(function) for function in functions)
         key = (derivative, losses, id(owner), tuple(map(id, variables)), ndim)
         if key not in self._graphs:
-            self._graphs[key] = Graph(derivative, functions, owner, variables)
+            graph = shared_graph(derivative, functions, owner, variables, ndim)
+            self._graphs[key] = graph, (functions, owner, variables)
             if len(self._graphs) > _MOST_GRAPHS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)
-        return self._graphs[key]
+        return self._graphs[key][0]
 
 
 def _rows(v: Vector, params: Params) -> np.ndarray:

@@ -47,22 +47,22 @@ def value(functions: Functions, params: Params, variables: Sequence[Any], batch:
 def hessian_product(
     functions: Functions, params: Params, variables: Sequence[Any], batch: Batch, v: Tensor
 ) -> Tensor:
-    """``∇² loss · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``; the columns share the first gradient."""
+    """``∇² loss · v`` for ``v`` of shape ``(P,)``, or of each row of ``(k, P)``; they share the gradient."""
     (loss,) = functions
     with _watching(variables) as outer:
         with _watching(variables) as inner:
             value = _scalar(loss(params, batch))
         first = _gradients(inner, value, variables, "no gradient reaches any of them")
-    return _by_column(lambda column: _pull_back(outer, first, _split(column, variables), variables), v)
+    return _by_row(lambda row: _pull_back(outer, first, _split(row, variables), variables), v)
 
 
 def gauss_newton_product(
     functions: Functions, params: Params, variables: Sequence[Any], batch: Batch, v: Tensor
 ) -> Tensor:
-    """``Jᵀ (∇²_outputs loss) J v`` for ``v`` of shape ``(P,)`` or ``(P, k)``.
+    """``Jᵀ (∇²_outputs loss) J v`` for ``v`` of shape ``(P,)``, or of each row of ``(k, P)``.
 
     ``J v`` is the derivative by u of ``Jᵀ u``, which is linear in u: two reverse passes, whose first one all
-    columns share.
+    rows share.
     """
     predict, loss = functions
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as transposed:
@@ -80,12 +80,12 @@ def gauss_newton_product(
             value = _scalar(loss(tf.nest.pack_sequence_as(structure, points), batch))
         slope = _gradients(inner, value, points, "the loss ignores the outputs")
 
-    def product(column: Tensor) -> Tensor:
-        moved = _apply(transposed, pulled, _split(column, variables), cotangents)
+    def product(row: Tensor) -> Tensor:
+        moved = _apply(transposed, pulled, _split(row, variables), cotangents)
         curved = _apply(outer, slope, moved, points)
         return _pull_back(forward, outputs, curved, variables)
 
-    return _by_column(product, v)
+    return _by_row(product, v)
 
 
 def per_example_gradients(
@@ -231,12 +231,10 @@ def _pull_back(
     return _join(_apply(tape, targets, weights, variables), variables)
 
 
-def _by_column(function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+def _by_row(function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
     # A loop in the graph: as fast as tf.vectorized_map on all but tiny networks, in memory that does not grow
     # with k.
-    if v.shape.rank == 1:
-        return function(v)
-    return tf.transpose(tf.map_fn(function, tf.transpose(v)))
+    return function(v) if v.shape.rank == 1 else tf.map_fn(function, v)
 
 
 def _split(v: Tensor, variables: Sequence[Any]) -> list[Tensor]:

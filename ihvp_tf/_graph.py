@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import tensorflow as tf
 
 from ihvp.backend import Batch, Params, Vector
 from ihvp.errors import LossError, UnsupportedOperation
+from ihvp_tf._host import aligned_copy, share, to_tensor
 from ihvp_tf._state import UnchangedState
 
 _MODES = "reverse over reverse"
@@ -40,31 +41,27 @@ class Graph:
     The first call is traced with exact shapes. Later ones with another batch size are traced once more with
     that dimension left open, and then never again; a loss that needs exact shapes is traced for each.
 
+    All calls have the same functions and variables. The graph holds neither, so that it does not keep them
+    alive.
+
     Parameters
     ----------
     derivative : callable
         One of ``ihvp_tf._derivatives``.
-    functions : sequence of callables
-        The user's functions: the loss, or predict and loss.
-    params, variables
-        What the functions are called with, and what is differentiated by.
     """
 
-    def __init__(
-        self,
-        derivative: Callable[..., Any],
-        functions: Sequence[Callable[..., Any]],
-        params: Params,
-        variables: Sequence[Any],
-    ) -> None:
+    def __init__(self, derivative: Callable[..., Any]) -> None:
         self._second_order = derivative.__name__.endswith("_product")
         self._raised: Exception | None = None
+        self._subject: tuple[Any, ...] = ()
+        self._lock = threading.RLock()
         autograph = tf.__internal__.autograph
 
         # AutoGraph is to translate Python's `if` and `for` over tensors in the user's functions, not in ours;
         # and it changes the class of exceptions on their way out, so the original one is kept.
         def expression(context: Any, *arguments: Any) -> Any:
             self._raised = None
+            functions, params, variables = self._subject
             try:
                 converted = [autograph.tf_convert(function, context) for function in functions]
                 return derivative(converted, params, variables, *arguments)
@@ -79,10 +76,27 @@ class Graph:
 
         self._python = traced
         self._function = tf.function(traced, reduce_retracing=True)
-        self._states: WeakKeyDictionary[Any, UnchangedState] = WeakKeyDictionary()
+        self._states: dict[Any, UnchangedState] = {}
+        self._found: dict[Hashable, Any] = {}
 
-    def __call__(self, batch: Batch, v: Vector | None = None) -> Vector:
+    def __call__(
+        self,
+        functions: Sequence[Callable[..., Any]],
+        params: Params,
+        variables: Sequence[Any],
+        batch: Batch,
+        v: Vector | None = None,
+    ) -> Vector:
         """The derivative at the variables' current values, as a new numpy array.
+
+        Parameters
+        ----------
+        functions : sequence of callables
+            The user's functions: the loss, or predict and loss.
+        params, variables
+            What the functions are called with, and what is differentiated by.
+        batch, v
+            As the derivative takes them; here ``v`` is ``(P,)`` or ``(P, k)``, there a block is ``(k, P)``.
 
         Raises
         ------
@@ -91,24 +105,48 @@ class Graph:
         ihvp.errors.LossError
             The loss needs numbers while it is traced.
         """
-        batch = tf.nest.map_structure(_to_tensor, batch)
-        arguments: tuple[Any, ...] = (batch,)
-        signature: tuple[Any, ...] = (batch,)
-        if v is not None:
-            tensor = tf.convert_to_tensor(v)
-            # The number of columns is left open: solvers drop those that have converged.
-            shape = tensor.shape if tensor.shape.rank == 1 else (tensor.shape[0], None)
-            arguments, signature = (batch, tensor), (batch, tf.TensorSpec(shape, tensor.dtype))
-        concrete = self._trace(signature)
+        batch = tf.nest.map_structure(to_tensor, batch)
+        if v is None:
+            # A copy: the result belongs to the caller, who may write to it.
+            return self._run((functions, params, variables), (batch,)).numpy()
+        memory = aligned_copy(v.T)
+        result = self._run((functions, params, variables), (batch, share(memory)))
+        # Where v was lies memory that is touched already, and nobody else's.
+        np.copyto(memory, result)
+        return memory.T
+
+    def _run(self, subject: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
+        try:
+            key = tuple(map(_form, arguments))
+        except TypeError:
+            key = None
+        concrete = self._found.get(key) if key else None
+        if concrete is None:
+            concrete = self._trace(subject, arguments)
+            if key:
+                self._found[key] = concrete
         try:
             with self._states[concrete].kept():
-                # A copy: the result belongs to the caller, who may write to it.
-                return concrete(*arguments).numpy()
+                return concrete(*arguments)
         except tf.errors.OpError as error:
             explained = self._explained(error)
             raise explained from (None if explained is error else error)
 
-    def _trace(self, signature: tuple[Any, ...]) -> Any:
+    def _trace(self, subject: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
+        signature = arguments
+        if len(arguments) == 2:
+            batch, v = arguments
+            # The number of columns is left open: solvers drop those that have converged.
+            shape = v.shape if v.shape.rank == 1 else (None, v.shape[1])
+            signature = (batch, tf.TensorSpec(shape, v.dtype))
+        with self._lock:
+            self._subject = subject
+            try:
+                return self._traced(signature)
+            finally:
+                self._subject = ()
+
+    def _traced(self, signature: tuple[Any, ...]) -> Any:
         try:
             try:
                 concrete = self._function.get_concrete_function(*signature)
@@ -168,7 +206,21 @@ def _before_autograph(error: Exception) -> Exception:
     return original
 
 
-def _to_tensor(leaf: Any) -> Any:
-    if isinstance(leaf, np.generic) or (hasattr(leaf, "__array__") and not tf.is_tensor(leaf)):
-        return tf.convert_to_tensor(np.asarray(leaf))
-    return leaf
+def _form(value: Any) -> Hashable:
+    """What decides which trace serves an argument: nesting, shapes and dtypes, and the values of constants.
+
+    Raises
+    ------
+    TypeError
+        The argument has other parts than these.
+    """
+    kind = type(value)
+    if isinstance(value, dict):
+        return kind, tuple((key, _form(child)) for key, child in value.items())
+    if isinstance(value, (list, tuple)):
+        return kind, tuple(map(_form, value))
+    if isinstance(value, tf.Tensor):
+        return value.dtype, tuple(value.shape)
+    if kind in (bool, int, str, type(None)):
+        return kind, value
+    raise TypeError(f"no form for a {kind}")

@@ -54,7 +54,7 @@ def variables_of(params: Params) -> list[Any]:
     """
     leaves = _leaves(owner_of(params))
     found = [
-        f"{_name(leaf, i)} is {describe(leaf)}" for i, leaf in enumerate(leaves) if not _is_variable(leaf)
+        f"{_name(leaf, i)} is {describe(leaf)}" for i, leaf in enumerate(leaves) if not is_variable(leaf)
     ]
     if found:
         raise ParameterError(
@@ -113,7 +113,7 @@ def unflatten(vector: Vector, like: Params) -> Params:
     if _is_model(owner):
         return _remembering(ListOfValues(pieces), owner)
     packed = tf.nest.pack_sequence_as(owner, pieces)
-    if not all(map(_is_variable, leaves)):
+    if not all(map(is_variable, leaves)):
         return packed
     container = next(
         kind
@@ -152,6 +152,11 @@ def vector_dtype(leaves: Sequence[Any]) -> Any:
 def size_of(leaf: Any) -> int:
     """The number of entries of one parameter."""
     return int(np.prod(tuple(leaf.shape), dtype=np.int64))
+
+
+def is_variable(value: Any) -> bool:
+    """Whether it is a variable of TensorFlow or Keras."""
+    return isinstance(value, tf.Variable) or _is_keras(value, "Variable")
 
 
 def device_of(variables: Sequence[Any]) -> str:
@@ -205,12 +210,8 @@ def _is_model(value: Any) -> bool:
     return isinstance(value, tf.Module) or _is_keras(value, "Layer")
 
 
-def _is_variable(value: Any) -> bool:
-    return isinstance(value, tf.Variable) or _is_keras(value, "Variable")
-
-
 def _is_array(value: Any) -> bool:
-    return isinstance(value, (tf.Tensor, np.ndarray, np.floating)) or _is_variable(value)
+    return isinstance(value, (tf.Tensor, np.ndarray, np.floating)) or is_variable(value)
 
 
 def _in_form_of(leaf: Any, value: np.ndarray) -> Any:
@@ -227,4 +228,4 @@ def _dtype(leaf: Any) -> Any:
 
 
 def _name(leaf: Any, index: int) -> str:
-    return getattr(leaf, "path", None) or (leaf.name if _is_variable(leaf) else f"number {index}")
+    return getattr(leaf, "path", None) or (leaf.name if is_variable(leaf) else f"number {index}")

@@ -36,7 +36,14 @@ def ihvp_backend() -> BackendPlugin:
         factory=_factory,
         types=("tensorflow", "keras"),
         capabilities=frozenset(
-            {"per_example_grads", "gauss_newton", "value", "example_products", "input_derivatives"}
+            {
+                "uniform_batches",
+                "per_example_grads",
+                "gauss_newton",
+                "value",
+                "example_products",
+                "input_derivatives",
+            }
         ),
         dialect=_dialect,
     )

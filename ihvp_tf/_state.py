@@ -25,19 +25,23 @@ class UnchangedState:
 
     def __init__(self, concrete: Any, operations: set[str]) -> None:
         writes = any(operation.startswith(_WRITES) for operation in operations)
-        self._variables = list(concrete.variables) if writes else []
+        self._concrete = concrete if writes else None
         self._hidden: dict[int, Any] = {}
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """Runs the graph in the block."""
-        saved = [variable.read_value() for variable in self._variables]
+        if self._concrete is None:
+            yield
+            return
+        variables = self._concrete.variables
+        saved = [variable.read_value() for variable in variables]
         try:
             for index, value in self._hidden.items():
-                self._variables[index].assign(value)
+                variables[index].assign(value)
             yield
         finally:
-            for index, (variable, value) in enumerate(zip(self._variables, saved, strict=True)):
+            for index, (variable, value) in enumerate(zip(variables, saved, strict=True)):
                 if variable.dtype.is_integer:
                     self._hidden[index] = variable.read_value()
                 variable.assign(value)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ihvp.backend import Batch, Loss, Matvec, Params
 from ihvp.errors import WrongShape
 from ihvp_torch._batch import Examples, to_device
+from ihvp_torch._compile import CompiledCurvature, Compiler
 from ihvp_torch._curvature import curvature
 from ihvp_torch._derivatives import Function, flat_gradient, recording, scalar
 from ihvp_torch._example_products import example_products
@@ -21,7 +22,7 @@ from ihvp_torch._inputs import Inputs
 from ihvp_torch._linearize import Linearization
 from ihvp_torch._parameters import Parameters, parameters_of
 from ihvp_torch._per_example import per_example_gradients
-from ihvp_torch._vector import Product, join, multiply, split
+from ihvp_torch._vector import join, multiply, split
 
 
 class TorchBackend:
@@ -34,6 +35,19 @@ class TorchBackend:
 
         Of a module the parameters with ``requires_grad`` count, in the order of ``named_parameters``,
         tied ones once; the loss gets the module itself. Of containers, nested or not, every tensor counts.
+    compile : bool
+        Whether products with the Hessian are compiled, which takes seconds for each loss and shape of a batch
+        and then half the time or less. It needs a C++ compiler, or triton on a GPU.
+
+        As with ``jax.jit`` the loss is traced once: tensors are read at every product, but numbers and other
+        objects that it finds elsewhere than in parameters and batch stay as they were. Where it branches on
+        values, or leaves torch, it is not compiled, and the logger ``"ihvp"`` says so. Define it once: a new
+        function object, as a lambda in a loop, is another loss.
+
+    Raises
+    ------
+    ihvp.errors.InvalidOption
+        By the first product with ``compile=True`` where there is no compiler.
 
     Notes
     -----
@@ -58,10 +72,11 @@ class TorchBackend:
     tensor([2.2222, 9.3333])
     """
 
-    def __init__(self, params: Params = None) -> None:
+    def __init__(self, params: Params = None, *, compile: bool = False) -> None:  # noqa: A002 - torch's own word
         place = torch.empty(0) if params is None else parameters_of(params).tensors[0]
         self.device = str(place.device)
         self._hessian_ways, self._jacobian_ways = Memory(), Memory()
+        self._compiler = Compiler() if compile else None
 
     def flatten(self, params: Params) -> Tensor:
         """All parameters as a new vector ``(P,)`` of their widest dtype.
@@ -114,7 +129,8 @@ class TorchBackend:
         ihvp.errors.UnsupportedOperation
             An operation has no second derivative in any mode.
         """
-        return multiply(self._curvature(loss, params, batch), v)
+        product = self._curvature(loss, params, batch)
+        return multiply(product, v)
 
     @recording
     def linearize(self, loss: Loss, params: Params, batch: Batch) -> Matvec:
@@ -122,7 +138,7 @@ class TorchBackend:
 
         It follows parameters that are replaced or changed in place, unless through ``tensor.data``.
         """
-        return Linearization(partial(self._curvature, loss, params, batch), params)
+        return Linearization(partial(self._curvature, loss, params, batch), params, batch)
 
     @recording
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Tensor:
@@ -153,7 +169,7 @@ class TorchBackend:
         parameters = parameters_of(params)
         batch = _on_device(batch, parameters)
 
-        def output_curvature(outputs: Outputs) -> Product:
+        def output_curvature(outputs: Outputs) -> FirstThatWorks:
             function = Function(outputs.tensors, outputs.bind, lambda values: scalar(loss(values, batch)))
             return curvature(function, loss, self._hessian_ways)
 
@@ -212,12 +228,15 @@ class TorchBackend:
         torch.distributed.all_reduce(total)
         return total.T if vector.ndim == 2 else total
 
-    def _curvature(self, loss: Loss, params: Params, batch: Batch) -> FirstThatWorks[[Tensor, bool], Tensor]:
+    def _curvature(self, loss: Loss, params: Params, batch: Batch) -> FirstThatWorks | CompiledCurvature:
         parameters = parameters_of(params)
-        function = _function(loss, parameters, _on_device(batch, parameters))
-        product = curvature(function, loss, self._hessian_ways)
-        product.prepare()
-        return product
+        batch = _on_device(batch, parameters)
+        ordinary = partial(curvature, key=loss, memory=self._hessian_ways)
+        if self._compiler is not None:
+            compiled = self._compiler.curvature(loss, parameters, batch, ordinary)
+            if compiled is not None:
+                return compiled
+        return ordinary(_function(loss, parameters, batch))
 
 
 def _function(loss: Loss, parameters: Parameters, batch: Batch) -> Function:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -9,12 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import get_gradient_edge
 
 from ihvp_torch._derivatives import Function, duals, gradient
 from ihvp_torch._fallback import FirstThatWorks, Memory, unfused_kernels
+from ihvp_torch._graph import saved_tensors
 from ihvp_torch._opaque import refuse_constants, refuse_once_differentiable
-from ihvp_torch._rows import rows_at_once, together
+from ihvp_torch._rows import rows_at_once, together, widest
 from ihvp_torch._vector import Product, join, join_rows, row_by_row, split
+
+# From so many parameters on, memory counts more than the time of a call.
+_LARGE = 1 << 16
 
 
 def reverse_over_reverse(function: Function) -> Product:
@@ -33,7 +39,12 @@ def reverse_over_reverse(function: Function) -> Product:
     # Products too run inside `call`: a checkpointed forward pass is repeated during the backward pass.
     gradients = call(differentiate)
     varying = [i for i, part in enumerate(gradients) if part is not None and part.requires_grad]
-    outputs = [gradients[i] for i in varying]
+    outputs: Sequence[Any] = [gradients[i] for i in varying]
+    nodes = [output.grad_fn for output in outputs]
+    if sum(output.numel() for output in outputs) > _LARGE:
+        # The graph needs no values of the gradient; but for small ones torch is faster with them.
+        outputs = [get_gradient_edge(output) for output in outputs]
+    del gradients
 
     def backward(v: Tensor, **options: bool) -> Sequence[Tensor | None]:
         pieces = split(v, leaves)
@@ -51,8 +62,13 @@ def reverse_over_reverse(function: Function) -> Product:
         return join_rows(seconds, leaves, len(rows))
 
     if not outputs:
-        return lambda v, last: torch.zeros_like(v)
-    return together(single, several, lambda: rows_at_once(leaves, function.batch))
+        return Product(lambda v, last: torch.zeros_like(v))
+
+    @functools.cache
+    def at_once() -> int:
+        return rows_at_once(widest(leaves, saved_tensors(nodes), function.batch), leaves[0].device)
+
+    return Product(together(single, several, at_once), lambda: saved_tensors(nodes))
 
 
 def forward_over_reverse(function: Function) -> Product:
@@ -66,7 +82,7 @@ def forward_over_reverse(function: Function) -> Product:
             tangents = [None if part is None else forward_ad.unpack_dual(part).tangent for part in gradients]
             return join(tangents, leaves)
 
-    return row_by_row(product)
+    return Product(row_by_row(product))
 
 
 def unfused(way: Callable[[Function], Product]) -> Callable[[Function], Product]:
@@ -80,7 +96,7 @@ def unfused(way: Callable[[Function], Product]) -> Callable[[Function], Product]
             with unfused_kernels():
                 return inner(v, last)
 
-        return product
+        return Product(product, inner.held)
 
     return prepare
 
@@ -93,6 +109,6 @@ WAYS: dict[str, Callable[[Function], Product]] = {
 }
 
 
-def curvature(function: Function, key: Any, memory: Memory) -> FirstThatWorks[[Tensor, bool], Tensor]:
+def curvature(function: Function, key: Any, memory: Memory) -> FirstThatWorks:
     """``∇² f`` as a product; ``key`` is the user's function under which ``memory`` keeps the way."""
     return FirstThatWorks({name: partial(way, function) for name, way in WAYS.items()}, key, memory)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ihvp.errors import IhvpError, UnsupportedOperation
 from ihvp_torch._opaque import UNNAMED, unsupported_operation
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from ihvp_torch._vector import Product
 
 
 class Memory:
@@ -38,7 +37,7 @@ class Memory:
         return Memory, ()
 
 
-class FirstThatWorks(Generic[P, R]):
+class FirstThatWorks:
     """A product computed in the first way that the function's operations support.
 
     Parameters
@@ -55,25 +54,27 @@ class FirstThatWorks(Generic[P, R]):
         No way works; names the operation, and chains what torch said of the first way.
     """
 
-    def __init__(
-        self, ways: Mapping[str, Callable[[], Callable[P, R]]], function: Any, memory: Memory
-    ) -> None:
+    def __init__(self, ways: Mapping[str, Callable[[], Product]], function: Any, memory: Memory) -> None:
         first = memory[function]
         self._untried = sorted(ways, key=lambda name: name != first)
         self._ways, self._function, self._memory = ways, function, memory
-        self._product: Callable[P, R] | None = None
+        self._product: Product | None = None
         self._failures: list[RuntimeError] = []
 
     def prepare(self) -> None:
         """Do now what the products share."""
         self._attempt(lambda product: None)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        result: R = self._attempt(lambda product: product(*args, **kwargs))
+    def held(self) -> Iterable[Tensor]:
+        """The tensors that stay in memory for further products."""
+        return () if self._product is None else self._product.held()
+
+    def __call__(self, v: Tensor, last: bool) -> Tensor:
+        result: Tensor = self._attempt(lambda product: product(v, last))
         self._memory[self._function] = self._untried[0]
         return result
 
-    def _attempt(self, use: Callable[[Callable[P, R]], Any]) -> Any:
+    def _attempt(self, use: Callable[[Product], Any]) -> Any:
         # A failure holds its frames, and they the graphs of the way that failed: none is kept on return.
         try:
             while self._untried:

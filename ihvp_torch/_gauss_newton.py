@@ -19,7 +19,7 @@ from ihvp_torch._parameters import Call
 from ihvp_torch._tree import fill, named_leaves
 from ihvp_torch._vector import Product, join, row_by_row, split
 
-OutputCurvature: TypeAlias = Callable[["Outputs"], Product]
+OutputCurvature: TypeAlias = Callable[["Outputs"], Callable[[Tensor, bool], Tensor]]
 """``∇²_outputs loss`` at these outputs, as a product with flat vectors."""
 
 
@@ -45,7 +45,7 @@ class Outputs:
 
 def gauss_newton(
     predict: Function, output_curvature: OutputCurvature, key: Any, memory: Memory
-) -> FirstThatWorks[[Tensor, bool], Tensor]:
+) -> FirstThatWorks:
     """``Jᵀ (∇²_outputs loss) J`` as a product.
 
     Parameters
@@ -97,7 +97,7 @@ def double_backward(output_curvature: OutputCurvature) -> Callable[[Function], P
             )
             return _pull(call, outputs, leaves, curve(join(pushed, cotangents), False), last)
 
-        return row_by_row(product)
+        return Product(row_by_row(product))
 
     return prepare
 
@@ -121,7 +121,7 @@ def dual_numbers(output_curvature: OutputCurvature) -> Callable[[Function], Prod
         def product(v: Tensor, last: bool) -> Tensor:
             return _pull(call, outputs, leaves, curve(push(v), False), last)
 
-        return row_by_row(product)
+        return Product(row_by_row(product))
 
     return prepare
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ihvp_torch._compile import CompiledCurvature
 from ihvp_torch._derivatives import recording
 from ihvp_torch._fallback import FirstThatWorks
+from ihvp_torch._graph import storage
 from ihvp_torch._parameters import live_tensors
+from ihvp_torch._tree import named_leaves
 from ihvp_torch._vector import multiply
 
 
@@ -23,21 +27,35 @@ class Linearization:
     params : Params
         Watched: a tensor that was replaced or changed in place makes the next product prepare again.
         Writing through ``tensor.data`` escapes torch's own bookkeeping and is not noticed.
+    batch : Batch
+        The caller's own, which is in memory anyway.
     """
 
-    def __init__(self, prepare: Callable[[], FirstThatWorks[[Tensor, bool], Tensor]], params: Any) -> None:
-        self._prepare, self._params = prepare, params
+    def __init__(
+        self, prepare: Callable[[], FirstThatWorks | CompiledCurvature], params: Any, batch: Any
+    ) -> None:
+        self._prepare, self._params, self._batch = prepare, params, batch
         self._renew()
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that stays in use because of this map: without the parameters and the batch."""
+        held = (tensor for tensor in self._product.held() if tensor.layout is torch.strided)
+        sizes = {storage(tensor): tensor.untyped_storage().nbytes() for tensor in held}
+        for leaf in (*live_tensors(self._params), *(leaf for _, leaf in named_leaves(self._batch))):
+            sizes.pop(storage(leaf), None)
+        return sum(sizes.values())
 
     @recording
     def __call__(self, v: Tensor) -> Tensor:
         if _signature(self._params) != self._seen:
             self._renew()
-        return multiply(lambda rows, last: self._product(rows, False), v)
+        return multiply(self._product, v, last=False)
 
     def _renew(self) -> None:
         self._seen = _signature(self._params)
         self._product = self._prepare()
+        self._product.prepare()
 
 
 def _signature(params: Any) -> list[Any]:

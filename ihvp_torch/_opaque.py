@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, once_differentiable
 
+from ihvp_torch._graph import nodes
+
 UNNAMED = "an operation that it does not name"
 _MESSAGES = tuple(
     re.compile(pattern)
@@ -56,16 +58,9 @@ def refuse_constants(gradients: Iterable[Tensor | None], values: Sequence[Tensor
 
 def _custom_functions(values: Iterable[Tensor]) -> Iterator[type]:
     """The ``torch.autograd.Function`` classes in the graph of ``values``."""
-    todo: list[Any] = [value.grad_fn for value in values if value.grad_fn is not None]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
+    for node in nodes(value.grad_fn for value in values):
         if isinstance(node, BackwardCFunction):
             yield node._forward_cls
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                todo.append(following)
 
 
 def _is_once_differentiable(function: Any) -> bool:

@@ -41,11 +41,16 @@ class TreeParameters:
     tree: Any
     tensors: list[Tensor]
 
+    @property
+    def rest(self) -> list[Tensor]:
+        """What a loss can read through the parameters beside them: nothing."""
+        return []
+
     def assemble(self, tensors: Sequence[Tensor]) -> Any:
         """The user's structure with ``tensors`` as its leaves."""
         return fill(self.tree, tensors)
 
-    def bind(self, tensors: Sequence[Tensor]) -> Call:
+    def bind(self, tensors: Sequence[Tensor], rest: Sequence[Tensor] | None = None) -> Call:
         """Calls functions of the parameters with ``tensors`` in their place."""
         tree = self.assemble(tensors)
         return lambda function: function(tree)
@@ -60,20 +65,31 @@ class ModuleParameters:
     tensors: list[Tensor]
     slots: tuple[list[Slot], list[Slot]]
 
+    @property
+    def rest(self) -> list[Tensor]:
+        """What a loss can read through the module beside them: frozen parameters and buffers, once each."""
+        own = {id(slot.tensor) for slot in self.slots[0] if slot.name in self.names}
+        unique = {id(slot.tensor): slot.tensor for part in self.slots for slot in part}
+        return [tensor for place, tensor in unique.items() if place not in own]
+
     def assemble(self, tensors: Sequence[Tensor]) -> ModuleState:
         """The module's state with ``tensors`` as its values."""
         return ModuleState(self.module, dict(zip(self.names, tensors, strict=True)))
 
-    def bind(self, tensors: Sequence[Tensor]) -> Call:
+    def bind(self, tensors: Sequence[Tensor], rest: Sequence[Tensor] | None = None) -> Call:
         """Calls functions of the module with ``tensors`` in the place of its parameters.
 
-        Buffers are replaced by clones, because batch norm in training mode writes to them.
+        Buffers are replaced by clones, because batch norm in training mode writes to them; with ``rest``,
+        those that are in the place of :attr:`rest`.
         """
         parameters, buffers = self.slots
         own = {slot.name: slot.tensor for slot in parameters}
         # By identity, so that every place of a tied tensor gets the same one.
         substitutes = {id(own[name]): tensor for name, tensor in zip(self.names, tensors, strict=True)}
-        substitutes |= {id(slot.tensor): slot.tensor.clone() for slot in buffers}
+        if rest is not None:
+            substitutes |= {id(old): tensor for old, tensor in zip(self.rest, rest, strict=True)}
+        for slot in buffers:
+            substitutes[id(slot.tensor)] = substitutes.get(id(slot.tensor), slot.tensor).clone()
         places = [
             (slot.holder, slot.key, substitutes[id(slot.tensor)])
             for slot in (*parameters, *buffers)

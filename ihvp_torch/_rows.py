@@ -2,33 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ihvp_torch._graph import storage
 from ihvp_torch._tree import named_leaves
-from ihvp_torch._vector import Product, Tensors, row_by_row
+from ihvp_torch._vector import Tensors, row_by_row
 
 # On a processor a pass for many vectors saves calls, which is most of what a small problem costs; a larger
 # one leaves the cache, and its batched matrix products are the slower ones. Measured with networks of
-# P = 650 to 85,002 and 1 to 1,500 examples: up to five times as fast below so many numbers, slower above.
-_HOST_PROBLEM, _HOST_TILE = 1 << 15, 1 << 18
+# P = 650 to 85,002 and 50 to 1,500 examples: twice as fast and more where the largest value has half as many
+# entries, equal at twice as many, half as fast at six times as many.
+_HOST_WIDEST, _HOST_TILE = 1 << 16, 1 << 21
+# Compiled, one vector costs no calls either, and fewer vectors fit.
+_COMPILED_TILE, _FEWEST = 1 << 20, 4
 # Other devices wait for the calls at any size, so that memory alone sets the bound.
 _DEVICE_TILE = 1 << 25
 
 
-def rows_at_once(tensors: Tensors, batch: Any) -> int:
-    """How many vectors go through the graph together: a matter of the parameters' and the batch's sizes."""
-    numbers: int = sum(tensor.numel() for tensor in tensors)
-    numbers += sum(leaf.numel() for _, leaf in named_leaves(batch) if isinstance(leaf, Tensor))
-    if tensors[0].device.type != "cpu":
-        return max(1, _DEVICE_TILE // numbers)
-    return _HOST_TILE // numbers if numbers <= _HOST_PROBLEM else 1
+def widest(tensors: Tensors, saved: Iterable[Tensor], batch: Any) -> int:
+    """Entries of the largest value on the way to a product: a parameter's part, or one kept for it."""
+    data = {storage(leaf) for _, leaf in named_leaves(batch)}
+    kept = (tensor for tensor in saved if storage(tensor) not in data)
+    return max(1, *(int(tensor.numel()) for tensor in (*tensors, *kept)))
 
 
-def together(single: Product, several: Callable[[Tensor], Tensor], at_once: Callable[[], int]) -> Product:
+def rows_at_once(widest: int, device: torch.device) -> int:
+    """How many vectors go through the graph together.
+
+    Parameters
+    ----------
+    widest : int
+        Entries of the largest value on the way to one product.
+    """
+    if device.type != "cpu":
+        return max(1, _DEVICE_TILE // widest)
+    return _HOST_TILE // widest if widest <= _HOST_WIDEST else 1
+
+
+def compiled_rows(count: int, widest: int, device: torch.device) -> int:
+    """How many vectors a program takes: a power of two, so that few programs serve all counts.
+
+    Parameters
+    ----------
+    count : int
+        Vectors to multiply.
+    widest : int
+        As for :func:`rows_at_once`.
+    """
+    most = (_COMPILED_TILE if device.type == "cpu" else _DEVICE_TILE) // widest
+    if count < 2 or most < _FEWEST:
+        return 1
+    return int(min(1 << (count - 1).bit_length(), 1 << (most.bit_length() - 1)))
+
+
+def together(
+    single: Callable[[Tensor, bool], Tensor],
+    several: Callable[[Tensor], Tensor],
+    at_once: Callable[[], int],
+) -> Callable[[Tensor, bool], Tensor]:
     """``single`` for vectors; rows ``(k, P)`` by ``several`` where it is faster and torch can.
 
     ``several`` keeps the graph. ``torch.vmap``, on which it rests, does not know every operation, and asks

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 
@@ -14,6 +15,8 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
 
     Containers are mappings of any class, lists, tuples and named tuples. Everything else is a leaf.
     """
+    if isinstance(tree, Tensor):  # by far the quickest to tell
+        return function(tree)
     if isinstance(tree, Mapping):
         return _mapping_like(tree, {key: map_leaves(function, value) for key, value in tree.items()})
     if not _is_sequence(tree):
@@ -41,6 +44,15 @@ def named_leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from named_leaves(item, f"{prefix}{index}")
     else:
         yield name, tree
+
+
+def structure(tree: Any) -> Any:
+    """The containers of a tree without its leaves, hashable: equal for trees that differ in leaves only."""
+    if isinstance(tree, Mapping):
+        return type(tree), tuple((key, structure(value)) for key, value in tree.items())
+    if _is_sequence(tree):
+        return type(tree), tuple(structure(item) for item in tree)
+    return None
 
 
 def _is_sequence(tree: Any) -> bool:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Tensors = Sequence[Tensor]
-Product: TypeAlias = Callable[[Tensor, bool], Tensor]
-"""``product(v, last)`` of a vector ``(P,)`` or of rows ``(k, P)``; after the last, graphs may be freed."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A linear map of vectors ``(P,)`` and of rows ``(k, P)``.
+
+    Parameters
+    ----------
+    apply : callable
+        ``apply(v, last)``; after the last, graphs may be freed.
+    held : callable, optional
+        ``held()``: the tensors that stay in memory for further products.
+    """
+
+    apply: Callable[[Tensor, bool], Tensor]
+    held: Callable[[], Iterable[Tensor]] = tuple
+
+    def __call__(self, v: Tensor, last: bool) -> Tensor:
+        return self.apply(v, last)
 
 
 def join(tensors: Sequence[Tensor | None], like: Tensors) -> Tensor:
@@ -45,16 +62,16 @@ def split(vector: Tensor, like: Tensors) -> list[Tensor]:
     ]
 
 
-def multiply(product: Product, v: Tensor) -> Tensor:
+def multiply(product: Callable[[Tensor, bool], Tensor], v: Tensor, last: bool = True) -> Tensor:
     """``product`` of a vector ``(P,)``, or of the columns of a block ``(P, k)``.
 
     The columns of a block result are contiguous, so that a block which comes back as the next ``v`` is
     not copied.
     """
-    return product(v, True) if v.ndim == 1 else product(v.T.contiguous(), True).T
+    return product(v, last) if v.ndim == 1 else product(v.T.contiguous(), last).T
 
 
-def row_by_row(product: Product) -> Product:
+def row_by_row(product: Callable[[Tensor, bool], Tensor]) -> Callable[[Tensor, bool], Tensor]:
     """A product of vectors, made one of rows ``(k, P)`` too."""
 
     def of_each(v: Tensor, last: bool) -> Tensor:

@@ -85,7 +85,9 @@ def train(objective: ihvp.Objective, start: Any, factor: np.ndarray | None = Non
 
     z = factor.T @ np.asarray(backend.flatten(start))
     options = {"maxiter": 5000, "maxfun": 10_000, "maxcor": 30, "ftol": 0, "gtol": 1e-9}
-    return at(scipy.optimize.minimize(value_and_gradient, z, jac=True, options=options, method="L-BFGS-B").x).params
+    return at(
+        scipy.optimize.minimize(value_and_gradient, z, jac=True, options=options, method="L-BFGS-B").x
+    ).params
 
 
 def measure(framework: str, removals: int = 100, examples: int = 1500) -> tuple[LeaveOneOut, str]:

@@ -91,7 +91,9 @@ def main() -> None:
         pairs = [measure(examples, decay, seed) for seed in range(options.seeds)]
         found[name] = [mean(list(curves)) for curves in zip(*pairs, strict=True)]
         for by, curve in zip(("self-influence", "loss"), found[name], strict=True):
-            parts = ", ".join(f"{curve.at(part):.1%} in the first {part:.0%}" for part in (0.05, 0.1, 0.15, 0.2))
+            parts = ", ".join(
+                f"{curve.at(part):.1%} in the first {part:.0%}" for part in (0.05, 0.1, 0.15, 0.2)
+            )
             print(f"{name}, by {by}: {parts}")
     if options.picture:
         draw(found)

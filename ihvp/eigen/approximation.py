@@ -32,7 +32,8 @@ class Products:
     def __call__(self, v: Vector) -> Vector:
         self.count += 1 if v.ndim == 1 else v.shape[1]
         image = self.operator.apply(self.space.xp.astype(v, self.space.dtype, copy=False))
-        return self.checked(image)
+        # A compiled identity hands its argument back, and products are written to.
+        return self.checked(algebra.copy(image) if image is v else image)
 
     def dense(self) -> Vector:
         """The matrix, by P products."""

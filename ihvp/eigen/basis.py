@@ -18,7 +18,7 @@ _MOST_PASSES = 4
 
 
 class GrowingBasis:
-    """Orthonormal vectors as the columns of one block that is allocated once.
+    """Orthonormal vectors as the rows of one array that is allocated once.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class GrowingBasis:
     capacity : int
         The most vectors.
     dtype
-        Of the block.
+        Of the array.
 
     Attributes
     ----------
@@ -36,62 +36,96 @@ class GrowingBasis:
     """
 
     def __init__(self, space: VectorSpace, capacity: int, dtype: Any) -> None:
-        # One contiguous vector after another.
-        self._block = space.xp.zeros((capacity, space.size), dtype=dtype, device=space.device).T
+        self._rows = space.xp.zeros((capacity, space.size), dtype=dtype, device=space.device)
         self.size = 0
 
     def append(self, v: Vector) -> None:
         """Take in a unit vector that is orthogonal to the others."""
-        if array_api_compat.is_writeable_array(self._block):
-            self._block[:, self.size] = v
-        else:
-            xp = array_api_compat.array_namespace(v)
-            places = xp.arange(self._block.shape[1], device=array_api_compat.device(v))
-            self._block = xp.where(places == self.size, v[:, None], self._block)
+        self._rows = _write(self._rows, self.size, v)
         self.size += 1
 
-    def orthogonalise(self, w: Vector) -> tuple[Vector, NDArray[np.float64], float]:
+    def orthogonalise(
+        self, w: Vector, norm: float, *, since: int = 0
+    ) -> tuple[Vector, NDArray[np.float64], float]:
         """What of ``w`` is orthogonal to the basis, the coefficients of the rest, and the norm of the first.
 
         Classical Gram–Schmidt, repeated where a pass has cancelled digits: twice is enough unless ``w`` lies
-        in the span (Daniel, Gragg, Kaufman and Stewart, Mathematics of Computation 30, 1976). ``w`` is given
-        up.
+        in the span (Daniel, Gragg, Kaufman and Stewart, Mathematics of Computation 30, 1976).
+
+        Parameters
+        ----------
+        w : Vector
+            Given up.
+        norm : float
+            ``‖w‖``.
+        since : int
+            What lies along the basis is known to lie, but for rounding, along the vectors from this one on.
+            They alone take part in the first pass.
         """
-        coefficients, norm = np.zeros(self.size), float(algebra.norms(w))
-        for _ in range(_MOST_PASSES):
+        coefficients = np.zeros(self.size)
+        for first in [since] * (since > 0) + [0] * _MOST_PASSES:
             before = norm
-            block, used = w[:, None], self._used()
-            projections = algebra.gram(used, block)
-            w = algebra.add_product(block, used, -projections)[:, 0]
-            coefficients += projections[: self.size, 0]
-            norm = float(algebra.norms(w))
-            if norm >= _CANCELLED * before:
+            w, projections, squares = _clear(w, self._from(first))
+            coefficients[first:] += algebra.to_numpy(projections)[: self.size - first]
+            norm = float(algebra.norms(w, squares))
+            if first == 0 and norm >= _CANCELLED * before:
                 break
         return w, coefficients, norm
 
     def combinations(self, matrix: NDArray[np.float64]) -> Vector:
         """The basis times ``matrix`` ``(size, k)``, as a new block ``(P, k)``."""
-        return combinations(self._used(), self._padded(matrix))
+        if array_api_compat.is_writeable_array(self._rows):
+            return combinations(self._rows[: self.size].T, matrix)
+        return _mixed(self._rows, self._padded(matrix)).T
 
     def rotate(self, matrix: NDArray[np.float64]) -> None:
         """Replace the basis by its product with ``matrix`` ``(size, m)``, of orthonormal columns."""
-        self.size, padded = matrix.shape[1], self._padded(matrix)
-        if array_api_compat.is_writeable_array(self._block):
-            algebra.multiply(self._block[:, : matrix.shape[0]], matrix)
-        else:
-            unused = np.zeros((padded.shape[0], padded.shape[0] - self.size))
-            self._block = algebra.multiply(self._block, np.hstack([padded, unused]))
+        before, self.size = matrix.shape
+        if array_api_compat.is_writeable_array(self._rows):
+            algebra.multiply(self._rows[:before].T, matrix)
+            return
+        # A square matrix, so that no other shape has to be compiled, clears the rest of the rows.
+        unused = np.zeros((before, self._rows.shape[0] - self.size))
+        self._rows = _mixed(self._rows, self._padded(np.hstack([matrix, unused])))
 
-    def _used(self) -> Vector:
-        """The vectors, and where each new shape would cost a compilation, the zeros after them."""
-        if array_api_compat.is_writeable_array(self._block):
-            return self._block[:, : self.size]
-        return self._block
+    def _from(self, first: int) -> Vector:
+        """The vectors from this one on, and zeros after them where each new shape would be compiled."""
+        if array_api_compat.is_writeable_array(self._rows):
+            return self._rows[first : self.size]
+        if first == 0:
+            return self._rows
+        return algebra.take(self._rows, np.arange(first, self.size), axis=0)
 
-    def _padded(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        if array_api_compat.is_writeable_array(self._block):
-            return matrix
-        return np.vstack([matrix, np.zeros((self._block.shape[1] - matrix.shape[0], matrix.shape[1]))])
+    def _padded(self, matrix: NDArray[np.float64]) -> Any:
+        """The transpose of a matrix ``(size, m)``, with zeros for the rows that hold no vector."""
+        padded = np.zeros((matrix.shape[1], self._rows.shape[0]))
+        padded[:, : matrix.shape[0]] = matrix.T
+        return algebra.small(padded, self._rows)
+
+
+@algebra.fused(0)
+def _write(rows: Vector, place: int, v: Vector) -> Vector:
+    if not array_api_compat.is_writeable_array(rows):
+        return rows.at[place].set(v)
+    rows[place] = v
+    return rows
+
+
+@algebra.fused(0)
+def _clear(w: Vector, rows: Vector) -> tuple[Vector, Vector, Any]:
+    """``w`` without its projections on the rows, these, and the parts of what the norm of the first sums."""
+    projections = sum(algebra.matmul(rows[:, part], w[part]) for part in algebra.summed(w))
+    if not array_api_compat.is_writeable_array(w):
+        w = w - algebra.matmul(projections, rows)
+    else:
+        for part in algebra.slices(w):
+            w[part] -= projections @ rows[:, part]
+    return w, projections, algebra.dot_parts(w, w)
+
+
+@algebra.fused()
+def _mixed(rows: Vector, matrix: Any) -> Vector:
+    return algebra.matmul(matrix, rows)
 
 
 def combinations(block: Vector, matrix: NDArray[np.float64]) -> Vector:

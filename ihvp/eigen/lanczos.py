@@ -140,8 +140,11 @@ class Lanczos:
         self._basis.append(self._next)
         size = self._basis.size
         image = self.product(self._next)
-        self._size = max(self._size, float(algebra.norms(image)))
-        rest, projections, norm = self._basis.orthogonalise(image)
+        norm = float(algebra.norms(image))
+        self._size = max(self._size, norm)
+        coupled = np.flatnonzero(self._couplings)
+        since = int(coupled[0]) if coupled.size else size - 1
+        rest, projections, norm = self._basis.orthogonalise(image, norm, since=since)
         # By symmetry all but the last projection are known. Noise in them would hide convergence.
         column = np.append(self._couplings, projections[-1])
         self._projected[:size, size - 1] = self._projected[size - 1, :size] = column
@@ -221,7 +224,7 @@ class Lanczos:
         space = self.product.space
         entries = self._random.standard_normal(space.size)
         v = space.xp.asarray(entries, dtype=self.product.dtype, device=space.device)
-        v, _, norm = self._basis.orthogonalise(v)
+        v, _, norm = self._basis.orthogonalise(v, float(algebra.norms(v)))
         return algebra.scale(v, 1 / norm)
 
     def _step(self, ritz: Ritz, pending: int) -> Step:

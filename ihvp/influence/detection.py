@@ -79,6 +79,8 @@ def detection_curve(scores: ArrayLike, mislabelled: ArrayLike) -> DetectionCurve
             f"booleans of shape {values.shape}, one for each score, at least one true",
         )
     if np.isnan(values).any():
-        raise InvalidOption("scores", f"NaN at {int(np.isnan(values).argmax())}", "numbers, which have an order")
+        raise InvalidOption(
+            "scores", f"NaN at {int(np.isnan(values).argmax())}", "numbers, which have an order"
+        )
     found = np.cumsum(wrong[np.argsort(-values, kind="stable")]) / np.count_nonzero(wrong)
     return DetectionCurve(np.linspace(0, 1, len(values) + 1), np.concatenate([[0.0], found]))

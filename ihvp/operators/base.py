@@ -244,7 +244,8 @@ class Shifted(LinearOperator):
 
     def apply(self, v: Vector) -> Vector:
         product = self.operator.apply(v)
-        return algebra.axpy(product, self.shift, v) if self.shift else product
+        # A compiled identity hands its argument back, and products are written to.
+        return algebra.axpy(product, self.shift, v) if self.shift or product is v else product
 
     def verify(self) -> None:
         self.operator.verify()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -33,12 +34,19 @@ class CurvatureOperator(LinearOperator):
     def batch_product(self, batch: Batch, v: Vector) -> Vector:
         """The mean (or sum, by the objective's reduction) of ``M_n v`` over a batch, freshly allocated."""
 
+    def terms(self, v: Vector) -> Iterator[tuple[Vector, int]] | None:
+        """What :meth:`batch_product` gives over all the data, each with its number of examples.
+
+        None where the products of single batches are the fastest way to it.
+        """
+        return None
+
     def verify(self) -> None:
         self.objective.verify()
 
     def apply(self, v: Vector) -> Vector:
         try:
-            return self.objective.mean(lambda batch: self.batch_product(batch, v), self._what)
+            return self.objective.mean(lambda batch: self.batch_product(batch, v), self._what, self.terms(v))
         except NonFinite as error:
             if not algebra.all_finite(v):
                 raise VectorError("v holds NaN or infinite entries; expected finite ones.") from error

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from ihvp.backend import Batch, Matvec, SupportsLinearize, SupportsProductError, Vector
+from collections.abc import Iterator
+
+import numpy as np
+
+from ihvp.backend import Batch, SupportsLinearize, SupportsProductError, SupportsUniformBatches, Vector
+from ihvp.errors import InvalidOption
 from ihvp.objective import Objective
 from ihvp.operators.curvature import CurvatureOperator
+from ihvp.operators.passes import Passes
 
 
 class Hessian(CurvatureOperator):
@@ -19,6 +25,20 @@ class Hessian(CurvatureOperator):
     ----------
     objective : Objective
         C.
+    memory_budget : int, optional
+        The bytes that batches may take which stay linearised for the next products: by default half of what
+        is free on the device at the first product; 0 keeps nothing. It matters for data that is the same at
+        every pass (one batch in memory, cut or not, or a list of batches) on backends that can linearise.
+
+    Raises
+    ------
+    InvalidOption
+        The budget is no number of bytes.
+
+    Notes
+    -----
+    Linearised batches follow parameters that change in place, or that are replaced on the objective. The
+    arrays of the data must not change while an operator is in use.
 
     Examples
     --------
@@ -32,19 +52,33 @@ class Hessian(CurvatureOperator):
     True
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, memory_budget: int | None = None) -> None:
         super().__init__(objective)
-        self._linearised: Matvec | None = None
+        if memory_budget is not None and (
+            not isinstance(memory_budget, (int, np.integer)) or memory_budget < 0
+        ):
+            raise InvalidOption("memory_budget", memory_budget, "a number of bytes, or None")
+        self._budget = memory_budget
+        self._passes: Passes | None = None
 
     def batch_product(self, batch: Batch, v: Vector) -> Vector:
-        objective, backend = self.objective, self.objective.backend
-        # Batches that come from an iterable may be others at the next pass, and all of them linearised at
-        # once may not fit in memory: only data that is one batch in memory is linearised once.
-        if batch is objective.batches.data and isinstance(backend, SupportsLinearize):
-            if self._linearised is None:
-                self._linearised = backend.linearize(objective.loss, objective.params, batch)
-            return self._linearised(v)
-        return backend.hvp(objective.loss, objective.params, batch, v)
+        return self.objective.backend.hvp(self.objective.loss, self.objective.params, batch, v)
+
+    def terms(self, v: Vector) -> Iterator[tuple[Vector, int]] | None:
+        backend = self.objective.backend
+        # Batches that come from another iterable may be others at the next pass.
+        if self.objective.batches.lasting and isinstance(
+            backend, (SupportsLinearize, SupportsUniformBatches)
+        ):
+            return self._terms(v)
+        return None
+
+    def _terms(self, v: Vector) -> Iterator[tuple[Vector, int]]:
+        if self._passes is None or not self._passes.belong_to(self.objective):
+            # What is kept goes before its memory is counted.
+            self._passes = None
+            self._passes = Passes(self.objective, self._budget)
+        yield from self._passes.terms(v)
 
     def product_error(self, v: Vector) -> float:
         objective, backend = self.objective, self.objective.backend

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,11 +42,12 @@ class Conjugate(Sweep):
         self.flat = np.zeros(numbers.shape)
 
     def run(self, operator: CountedOperator, limit: int, log: Log) -> None:
-        self.park(np.atleast_1d(algebra.norms(self.r)) <= self.targets, "reached")
+        norms = np.atleast_1d(algebra.norms(self.r))
+        reached = norms <= self.targets
+        self.park(reached, "reached")
         if not self.places.size:
             return
-        z = precondition(self.preconditioner, self.r)
-        rz = _inner(self.r, z)
+        z, rz = self._preconditioned(norms[~reached])
         self.p = algebra.copy(z)
         del z
         while self.places.size and log.iterations < limit:
@@ -67,19 +70,31 @@ class Conjugate(Sweep):
                 rz = rz[~indefinite]
                 continue
             step = algebra.coefficients(rz / curvature, self.p)
-            self.r = algebra.axpy(self.r, -step, product)
+            self.x, self.r, squares = _advance(self.x, self.r, self.p, product, step)
             del product
-            self.x = algebra.axpy(self.x, step, self.p)
-            norms = np.atleast_1d(algebra.norms(self.r))
+            norms = np.atleast_1d(algebra.norms(self.r, squares))
             log.step(self.numbers[self.places], norms)
             reached = norms <= self.targets[self.places]
             self.park(reached, "reached")
             if not self.places.size:
                 return
-            rz = rz[~reached]
-            z = precondition(self.preconditioner, self.r)
-            rz, before = _inner(self.r, z), rz
+            before = rz[~reached]
+            z, rz = self._preconditioned(norms[~reached])
             self.p = algebra.xpay(self.p, algebra.coefficients(rz / before, self.p), z)
+
+    def _preconditioned(self, norms: NDArray[np.float64]) -> tuple[Vector, NDArray[np.float64]]:
+        """``z = M r`` and ``rᵀ z``, for residuals of these norms."""
+        z = precondition(self.preconditioner, self.r)
+        if z is self.r:
+            return z, norms**2
+        rz = np.atleast_1d(algebra.dots(self.r, z))
+        if np.any(rz <= 0):
+            raise InvalidOption(
+                "preconditioner",
+                f"an operator with rᵀ M r = {rz.min():.1e} for a residual r",
+                "a symmetric positive definite approximation of (A + λI)⁻¹",
+            )
+        return z, rz
 
     def narrow(self, stay: NDArray[np.bool_]) -> None:
         self.r = algebra.keep(self.r, stay)
@@ -96,12 +111,8 @@ def precondition(preconditioner: object, r: Vector) -> Vector:
     return preconditioner(r)
 
 
-def _inner(r: Vector, z: Vector) -> NDArray[np.float64]:
-    rz = np.atleast_1d(algebra.dots(r, z))
-    if np.any(rz <= 0):
-        raise InvalidOption(
-            "preconditioner",
-            f"an operator with rᵀ M r = {rz.min():.1e} for a residual r",
-            "a symmetric positive definite approximation of (A + λI)⁻¹",
-        )
-    return rz
+@algebra.fused(0, 1)
+def _advance(x: Vector, r: Vector, p: Vector, product: Vector, step: Any) -> tuple[Vector, Vector, Any]:
+    """``x + step p`` and ``r − step product``, with the parts of what the new residual's norm sums up."""
+    x, r = algebra.axpy(x, step, p), algebra.axpy(r, -step, product)
+    return x, r, algebra.dot_parts(r, r)

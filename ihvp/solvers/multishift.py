@@ -58,7 +58,7 @@ class Shift:
         self.sigma = sizes.copy()
         self._step, self._omega, self._flat = np.ones(sizes.size), np.zeros(sizes.size), np.zeros(sizes.size)
         self._places = np.arange(sizes.size)
-        self._x, self._p = v * 0, v * 0
+        self._x, self._p = algebra.zeros_like(v), algebra.zeros_like(v)
         self._parked: list[tuple[NDArray[np.intp], Vector]] = []
 
     def advance(
@@ -147,7 +147,7 @@ def shifted_iterates(
     """
     sizes, monitor = shifts[0].log.sizes, shifts[0].log.monitor
     places, iterations = np.arange(sizes.size), 0
-    current, following, beta = v * 0, algebra.copy(v), sizes
+    current, following, beta = algebra.zeros_like(v), algebra.copy(v), sizes
     while True:
         stay = np.any([shift.open[places] for shift in shifts], axis=0)
         for shift in shifts:

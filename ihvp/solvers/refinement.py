@@ -168,7 +168,8 @@ class Refinement:
         monitor: Monitor,
         log: Log | None = None,
     ) -> None:
-        sizes = column_sizes(v)
+        r = algebra.copy(v) if x0 is None else None
+        sizes = column_sizes(v if r is None else r)
         self.system, self.operator = operator, CountedOperator(operator)
         self.v, self.rtol = v, rtol
         self.targets = np.maximum(rtol * sizes, atol)
@@ -179,7 +180,7 @@ class Refinement:
         self._settled: list[tuple[NDArray[np.intp], Vector]] = []
         norms = sizes
         if x0 is None:
-            self._x, self._r = v * 0, algebra.copy(v)
+            self._x, self._r = algebra.zeros_like(r), r
         else:
             # No step reaches the solution 0 of v = 0 exactly from elsewhere.
             x = algebra.scale(algebra.copy(x0), algebra.coefficients((sizes > 0).astype(np.float64), v))

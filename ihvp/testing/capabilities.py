@@ -41,6 +41,21 @@ class CapabilityContract(Contract):
             self.close(case, matvec(case.native(block[:, 0])), problem.hessian() @ block[:, 0])
             self.close(case, matvec(case.native(block)), problem.hessian() @ block)
 
+    @each_dtype
+    @each_problem
+    def test_hvp_sum_is_the_sum_of_the_products_of_whole_pieces(self, problem: Problem, dtype: str) -> None:
+        self.require("uniform_batches")
+        case = self.case(problem, dtype)
+        block = np.random.default_rng(19).standard_normal((problem.size, 3))
+        for size in {1, min(2, problem.rows), problem.rows}:
+            pieces = (slice(i * size, (i + 1) * size) for i in range(problem.rows // size))
+            total = np.sum([problem.hessian(rows) for rows in pieces], axis=0)
+            for v in (block[:, 0], block):
+                product = case.backend.hvp_sum(  # type: ignore[attr-defined]
+                    case.loss, case.params, case.batch, case.native(v), size
+                )
+                self.close(case, product, total @ v)
+
     @each_problem
     def test_per_example_gradients_are_the_gradients_of_single_examples(self, problem: Problem) -> None:
         case = self.case(problem)

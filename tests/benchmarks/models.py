@@ -73,6 +73,20 @@ class TorchModel(Model):
         return torch.autograd.grad(self.loss(self.module, self.batch), self.weights)
 
 
+class CompiledTorchModel(TorchModel):
+    """The same with a backend that compiles."""
+
+    def __init__(self, problem: Network, device: str = "cpu") -> None:
+        from ihvp_torch import TorchBackend
+
+        super().__init__(problem, device)
+        self._backend = TorchBackend(self.params, compile=True)
+
+    def objective(self, batch: Any = None) -> ihvp.Objective:
+        data = self.batch if batch is None else batch
+        return ihvp.Objective(self.loss, self.params, data, backend=self._backend)
+
+
 class JaxModel(Model):
     """A list of arrays with optax-style cross-entropy."""
 
@@ -146,6 +160,7 @@ class NumdiffModel(Model):
 
 MODELS: dict[str, type[Model]] = {
     "torch": TorchModel,
+    "torch-compiled": CompiledTorchModel,
     "jax": JaxModel,
     "tf": TensorFlowModel,
     "numdiff": NumdiffModel,

@@ -15,7 +15,7 @@ import numpy as np
 
 import ihvp
 from tests.benchmarks import peers
-from tests.benchmarks.models import MODELS, Model
+from tests.benchmarks.models import MODELS, Model, TorchModel
 from tests.benchmarks.problems import Network, digits
 from tests.benchmarks.rows import Case, Row, seconds
 from tests.benchmarks.timing import in_turns
@@ -24,7 +24,7 @@ _DAMPING, _RESIDUAL, _COLUMNS = 0.02, 1e-3, 16
 _TOLERANCES = [1.4e-3 * 2 ** (-j / 2) for j in range(12)]
 _ITERATIONS = range(10, 200, 5)
 _BY_ITERATIONS = ("pyDVL CG", "dattri CG")
-_BARS = {"torch": 1 / 3, "jax": 1 / 2}
+_BARS = {"torch": 1 / 3, "torch-compiled": 1 / 3, "jax": 1 / 2}
 
 
 def measure(framework: str, device: str) -> list[Row]:
@@ -69,7 +69,7 @@ def _on(problem: Network, framework: str, device: str) -> list[Row]:
 
 
 def _peers(framework: str, model: Model, rhs: Any) -> dict[str, peers.Solve]:
-    if framework == "torch":
+    if isinstance(model, TorchModel):
         scipy = peers.scipy_solve(model, rhs, _DAMPING)
         return {**peers.torch_solves(model, rhs, _DAMPING), "scipy CG": scipy}
     if framework == "jax":
@@ -95,4 +95,4 @@ def _numpy(x: Any) -> np.ndarray:
     return x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
 
 
-CASE = Case("solves", {framework: partial(measure, framework) for framework in ("torch", "jax", "tf")})
+CASE = Case("solves", {framework: partial(measure, framework) for framework in (*_BARS, "tf")})

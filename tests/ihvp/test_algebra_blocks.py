@@ -55,7 +55,7 @@ def test_products_with_read_only_blocks_are_new_blocks(rng):
 
 def test_blocks_by_columns_hold_one_contiguous_vector_after_another(rng):
     x = rng.normal(size=(6, 3))
-    copy = algebra.by_columns(x)
+    copy = algebra.copy(x)
     assert copy.T.flags.c_contiguous
     assert not np.shares_memory(copy, x)
     np.testing.assert_array_equal(copy, x)

@@ -218,3 +218,38 @@ def test_structure_names_containers_and_dimensions():
     assert describe_structure((np.zeros((2, 2)), {"b": None, "a": np.zeros(1)})) == (
         "[2-d array, {'a': 1-d array, 'b': None}]"
     )
+
+
+def test_pieces_are_the_batches_before_they_are_cut():
+    x = np.arange(14.0).reshape(7, 2)
+    batches = Batches((x,), batch_size=3)
+    pieces = list(batches.pieces())
+    assert [(piece.start, piece.stop, piece.count) for piece in pieces] == [(0, 3, 3), (3, 6, 3), (6, 7, 1)]
+    for piece, (batch, _) in zip(pieces, batches, strict=True):
+        assert piece.batch is batches.data
+        np.testing.assert_array_equal(piece.take()[0], batch[0])
+
+
+def test_pieces_are_the_same_if_they_are_the_same_rows_of_one_object():
+    data = (np.zeros(4),)
+    one, two = Batches(data, batch_size=2).pieces()
+    again, _ = Batches(data, batch_size=2).pieces()
+    other, _ = Batches((np.zeros(4),), batch_size=2).pieces()
+    assert one.is_same(again)
+    assert not one.is_same(two)
+    assert not one.is_same(other)
+
+
+@pytest.mark.parametrize(
+    ("data", "lasting"),
+    [
+        ((np.zeros(4),), True),
+        ({"x": np.zeros(4)}, True),
+        (None, True),
+        ([(np.zeros(4),)], True),
+        (Loader([(np.zeros(4),)]), False),
+    ],
+    ids=["tuple", "dict", "None", "list", "loader"],
+)
+def test_arrays_in_memory_last_and_those_of_a_loader_need_not(data, lasting):
+    assert Batches(data).lasting is lasting

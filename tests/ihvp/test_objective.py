@@ -377,3 +377,63 @@ def test_gradient_over_processes_is_the_mean_over_all_examples():
     backend = _TwoProcesses((X[2:], Y[2:]))
     result = objective(data=(X[:2], Y[:2]), backend=backend)
     np.testing.assert_allclose(result.gradient(), EXACT, rtol=1e-14)
+
+
+# Cutting
+
+
+def squares(transform=lambda x: x):
+    """The gradient of ``mean (t(x) w)² / 2``."""
+    return lambda w, x: transform(x).T @ (transform(x) @ w) / len(x)
+
+
+def test_examples_of_a_mean_add_up(rng):
+    objective = ihvp.Objective(params=np.ones(3), data=rng.normal(size=(7, 3)), grad=squares())
+    assert objective.adds_up(3)
+
+
+def test_examples_of_a_mean_add_up_at_an_optimum(rng):
+    x = rng.normal(size=(7, 3))
+    mean = x.mean(axis=0)
+    objective = ihvp.Objective(params=mean, data=x, grad=lambda w, x: w - x.mean(axis=0))
+    assert np.linalg.norm(objective.gradient()) < 1e-15
+    assert objective.adds_up(2)
+
+
+def test_examples_of_a_sum_add_up_if_it_is_said_to_be_one(rng):
+    x = rng.normal(size=(7, 3))
+    options = {"params": np.ones(3), "data": x, "grad": lambda w, x: x.T @ (x @ w)}
+    assert ihvp.Objective(**options, reduction="sum").adds_up(3)
+    assert not ihvp.Objective(**options).adds_up(3)
+
+
+def test_examples_that_are_compared_with_each_other_do_not_add_up(rng):
+    gradient = squares(lambda x: x - x.mean(axis=0))
+    objective = ihvp.Objective(params=np.ones(3), data=rng.normal(size=(7, 3)), grad=gradient)
+    assert not objective.adds_up(3)
+
+
+def test_a_mean_over_some_of_the_examples_does_not_add_up():
+    x = np.array([1.0, 2.0, 3.0, np.nan])[:, None]
+
+    def gradient(w, x):
+        known = x[~np.isnan(x[:, 0])]
+        return known.T @ (known @ w) / len(known)
+
+    assert not ihvp.Objective(params=np.ones(1), data=x, grad=gradient).adds_up(3)
+
+
+def test_rows_that_the_loss_cannot_take_alone_do_not_add_up(rng):
+    matrix = rng.normal(size=(3, 3))
+    objective = ihvp.Objective(params=np.ones(3), data=matrix, grad=lambda w, A: np.linalg.solve(A, w))
+    assert not objective.adds_up(2)
+
+
+def test_the_comparison_is_made_once(regression, rows):
+    objective = ihvp.Objective(regression.loss, np.ones(3), rows, backend=regression)
+    objective.adds_up(3)
+    before = regression.gradients
+    objective.adds_up(3)
+    assert regression.gradients == before
+    assert objective.on(rows).adds_up(3)
+    assert regression.gradients > before

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import jax
@@ -204,6 +205,33 @@ def test_linearize_notices_that_a_numpy_leaf_changed(backend: JaxBackend) -> Non
     product = backend.linearize(toy, w, None)
     w[:] = [1.0, 0.5]
     np.testing.assert_allclose(product(jnp.ones(2)), [6.0, 12.0], rtol=1e-14)
+
+
+def alive() -> int:
+    """The bytes of all arrays."""
+    gc.collect()
+    return sum(array.nbytes for array in jax.live_arrays())
+
+
+def test_the_bytes_of_a_linearisation_are_those_that_it_keeps(backend: JaxBackend) -> None:
+    params = {"w1": jnp.ones((4, 5)), "b1": np.ones(5), "w2": jnp.ones((5, 3))}
+    batch = (jnp.ones((1000, 4)), jnp.ones((1000, 3)))
+    backend.linearize(tanh_mlp, params, batch)  # constants of compiled functions stay
+    before = alive()
+    linear = backend.linearize(tanh_mlp, params, batch)
+    copy_of_numpy_leaf = 5 * 8
+    assert linear.nbytes == alive() - before + copy_of_numpy_leaf  # type: ignore[attr-defined]
+    assert linear.nbytes > 1000 * 5 * 8  # type: ignore[attr-defined]
+
+
+def test_dropped_linearisations_leave_nothing(backend: JaxBackend) -> None:
+    params = {"w1": jnp.ones((4, 5)), "b1": jnp.ones(5), "w2": jnp.ones((5, 3))}
+    batch, v = (jnp.ones((1000, 4)), jnp.ones((1000, 3))), jnp.ones(40)
+    backend.linearize(tanh_mlp, params, batch)(v)
+    before = alive()
+    for _ in range(100):
+        backend.linearize(tanh_mlp, params, batch)(v)
+    assert alive() == before
 
 
 @jax.custom_vjp

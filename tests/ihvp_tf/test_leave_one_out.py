@@ -33,7 +33,9 @@ def problem(request):
     """An objective at its optimum, and what trains it again."""
     weight = optimum([])[:, None]
     if request.param == "model":
-        params = keras.Sequential([keras.Input((3,), dtype="float64"), keras.layers.Dense(1, use_bias=False, dtype="float64")])
+        params = keras.Sequential(
+            [keras.Input((3,), dtype="float64"), keras.layers.Dense(1, use_bias=False, dtype="float64")]
+        )
         params.set_weights([weight])
     else:
         params = [tf.Variable(weight)]

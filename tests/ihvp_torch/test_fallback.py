@@ -226,3 +226,9 @@ def test_compiled_function_falls_back_to_eager(backend):
     compiled = torch.compile(lambda w: (w**3).sum(), backend="aot_eager")
     product = backend.hvp(lambda p, _: compiled(p[0]), [torch.tensor([1.0, 2.0])], None, torch.ones(2))
     assert product.tolist() == [6.0, 12.0]
+
+
+def test_forward_mode_keeps_nothing(backend):
+    product = backend.linearize(lambda p, _: OnceWithForwardMode.apply(p[0]).sum(), [torch.ones(2)], None)
+    assert product(torch.ones(2)).tolist() == [6.0, 6.0]
+    assert product.nbytes == 0

@@ -23,7 +23,6 @@ def loss_at(w):
     return np.mean((TEST[0] @ w - TEST[1]) ** 2) / 2
 
 
-
 @pytest.fixture(params=["module", "dict"])
 def problem(request):
     """An objective at its optimum, and what trains it again."""

@@ -4,6 +4,7 @@ import gc
 import weakref
 from contextlib import contextmanager, suppress
 
+import numpy as np
 import pytest
 import torch
 
@@ -179,3 +180,33 @@ def test_graphs_are_freed_after_an_unsupported_operation(backend):
             backend.hvp(loss, [torch.ones(2)], None, torch.ones(2))
         assert loss.calls >= 1
         assert loss.alive == 0
+
+
+def test_size_is_that_of_the_saved_tensors(backend, net, square_loss, batch, vector):
+    x, y = (torch.from_numpy(array) for array in batch)
+    own = {t.untyped_storage().data_ptr() for t in (*net.parameters(), x, y)}
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        value = square_loss(net, (x, y))
+        torch.autograd.grad(value, list(net.parameters()), value * 0 + 1, create_graph=True)
+    expected = sum(storage.nbytes() for place, storage in saved.items() if place not in own)
+    product = backend.linearize(square_loss, net, batch)
+    before = product.nbytes
+    assert isinstance(before, int)
+    assert abs(before - expected) <= 16  # the factor of the gradient
+    product(vector)
+    assert product.nbytes == before
+
+
+def test_size_is_without_the_parameters_and_the_batch(backend):
+    x = np.random.default_rng(0).standard_normal((200, 300))
+    product = backend.linearize(
+        lambda p, batch: (batch @ p["w"]).square().sum(), {"w": torch.ones(300, dtype=torch.float64)}, x
+    )
+    assert 200 * 8 <= product.nbytes <= 3 * 200 * 8

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import ihvp
 import ihvp_torch
 from ihvp.backend import CurvatureBackend, capabilities_of
 from ihvp_torch import _plugin
@@ -75,3 +76,12 @@ class TestDialect:
         params = dialect.parameters({"x": np.array([[1.0, 2.0], [3.0, 4.0]])})
         gradient = backend.grad(lambda p, _: function(dialect.xp, p["x"]), params, None)
         np.testing.assert_allclose(gradient.reshape(2, 2), expected, rtol=1e-12)
+
+
+def test_compilation_is_an_option_of_use():
+    import torch
+
+    with ihvp.use("torch", compile=True):
+        objective = ihvp.Objective(lambda p, _: p[0].sum(), [torch.ones(2)])
+    assert objective.backend._compiler is not None
+    assert ihvp.Objective(lambda p, _: p[0].sum(), [torch.ones(2)]).backend._compiler is None

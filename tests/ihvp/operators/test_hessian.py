@@ -138,38 +138,3 @@ def test_product_error_bounds_that_of_finite_differences(rows):
     error = np.linalg.norm(matrix @ v - true)
     assert 0 < matrix.product_error(v) < 1e-6
     assert error <= 10 * matrix.product_error(v)
-
-
-# Linearising once
-
-
-@pytest.fixture
-def linearizing(regression):
-    """The same backend, which can also linearise, and counts how often it does."""
-
-    class Linearizing(type(regression)):
-        linearized = 0
-
-        def linearize(self, loss, params, batch):
-            self.linearized += 1
-            return lambda v: super(Linearizing, self).hvp(loss, params, batch, v)
-
-        def hvp(self, loss, params, batch, v):
-            raise AssertionError("linearize should have been used")
-
-    backend = Linearizing()
-    backend.loss = regression.loss
-    return backend
-
-
-def test_one_batch_in_memory_is_linearised_once(linearizing, rows):
-    matrix = hessian(linearizing, rows)
-    for _ in range(3):
-        np.testing.assert_allclose(matrix @ W, exact(rows) @ W, rtol=1e-13)
-    assert linearizing.linearized == 1
-
-
-def test_batches_of_an_iterable_are_not_kept_linearised(linearizing, rows):
-    with pytest.raises(AssertionError, match="linearize should"):
-        hessian(linearizing, ragged(rows)) @ W
-    assert linearizing.linearized == 0

@@ -1,0 +1,82 @@
+"""Vector algebra on the device: dot products, updates in place, norms.
+
+Vectors are ``(P,)``, blocks ``(P, k)``. Scalars come to the host as float64 (one number a column): there are
+few of them, and recurrences on them should not suffer from the vectors' precision.
+
+Operations write where the array type allows. JAX's arrays are immutable; their memory is given up to the
+result instead, so that an operand which is written to is gone afterwards, on every framework alike.
+"""
+
+from __future__ import annotations
+
+from ihvp.algebra._arrays import (
+    all_finite,
+    by_columns,
+    column,
+    columns,
+    concatenate,
+    copy,
+    fused,
+    join,
+    keep,
+    slices,
+    summed,
+    take,
+    to_numpy,
+    wide,
+    zeros_like,
+)
+from ihvp.algebra._blocks import (
+    add_product,
+    gram,
+    gram_parts,
+    matmul,
+    multiply,
+    plus_product,
+    small,
+    total,
+)
+from ihvp.algebra._vectors import (
+    axpy,
+    coefficients,
+    dot_parts,
+    dots,
+    norms,
+    scale,
+    subtract_from,
+    xpay,
+)
+
+__all__ = [
+    "add_product",
+    "all_finite",
+    "axpy",
+    "by_columns",
+    "coefficients",
+    "column",
+    "columns",
+    "concatenate",
+    "copy",
+    "dot_parts",
+    "dots",
+    "fused",
+    "gram",
+    "gram_parts",
+    "join",
+    "keep",
+    "matmul",
+    "multiply",
+    "norms",
+    "plus_product",
+    "scale",
+    "slices",
+    "small",
+    "subtract_from",
+    "summed",
+    "take",
+    "to_numpy",
+    "total",
+    "wide",
+    "xpay",
+    "zeros_like",
+]

@@ -1,0 +1,178 @@
+"""Arrays of any framework: their values, parts and precision, and functions of them compiled as one."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.backend import Vector
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Updates go through slices of this many rows: the product a·x then needs no third vector of length P, and
+# stays in the processor's cache. On other devices a launch costs more than a cache miss.
+_HOST_SLICE, _DEVICE_SLICE = 1 << 16, 1 << 24
+# Sums of slices of this many products keep the digits that one sum in float32 would lose.
+_SUMMED = 1 << 20
+
+
+def to_numpy(array: Any) -> NDArray[Any]:
+    """A numpy array with the values of ``array``, from any device."""
+    if isinstance(array, np.ndarray):
+        return array
+    # JAX copies to the host by itself and takes no device by name; torch is the other way round.
+    return np.asarray(
+        array if array_api_compat.is_jax_array(array) else array_api_compat.to_device(array, "cpu")
+    )
+
+
+def fused(*overwritten: int) -> Callable[[Function], Function]:
+    """Decorates a function of arrays: where the first is JAX's, it is compiled as one.
+
+    JAX charges each operation by itself; other frameworks run the function as it is written.
+
+    Parameters
+    ----------
+    overwritten : int
+        Which arguments the function writes to where their type allows. Those of JAX give their memory up to
+        results of the same shape, unless the same array is passed for another argument too.
+    """
+
+    def decorate(function: Function) -> Function:
+        @functools.cache
+        def compiled(given_up: tuple[int, ...]) -> Callable[..., Any]:
+            # The core imports no framework; the one that an array belongs to is loaded.
+            return sys.modules["jax"].jit(function, donate_argnums=given_up)  # type: ignore[no-any-return]
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            if not array_api_compat.is_jax_array(arguments[0]):
+                return function(*arguments)
+            identities = [id(argument) for argument in arguments]
+            return compiled(tuple(i for i in overwritten if identities.count(identities[i]) == 1))(*arguments)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def on_host(array: Vector) -> bool:
+    """Whether an array is in the host's memory."""
+    return isinstance(array, np.ndarray) or str(array_api_compat.device(array)) == "cpu"
+
+
+def slices(array: Vector, size: int | None = None) -> Iterator[slice]:
+    """Rows of an array, so many at once; by default as many as an update takes."""
+    size = size or (_HOST_SLICE if on_host(array) else _DEVICE_SLICE)
+    return (slice(start, start + size) for start in range(0, array.shape[0], size))
+
+
+def summed(array: Vector) -> Iterator[slice]:
+    """Rows of an array, as many as one sum of products takes."""
+    return slices(array, _SUMMED)
+
+
+def wide(array: Vector) -> Vector:
+    """Half-precision arrays in float32: sums of products overflow or drown in 11 bits."""
+    dtype = wide_dtype(array)
+    return array if dtype == array.dtype else array_api_compat.array_namespace(array).astype(array, dtype)
+
+
+def wide_dtype(array: Vector) -> Any:
+    """The dtype of :func:`wide`."""
+    xp = array_api_compat.array_namespace(array)
+    return xp.float32 if xp.finfo(array.dtype).bits < 32 else array.dtype
+
+
+def copy(x: Vector) -> Vector:
+    """The same values in memory of their own, of a block :func:`by_columns`."""
+    xp = array_api_compat.array_namespace(x)
+    if x.ndim == 1 or array_api_compat.is_jax_array(x):
+        return xp.asarray(x, copy=True)
+    rows = xp.empty((x.shape[1], x.shape[0]), dtype=x.dtype, device=array_api_compat.device(x))
+    # In slices that fit in the cache, a transposition takes a third of the time.
+    for part in slices(x, 1 << 14):
+        rows[:, part] = x[part].T
+    return rows.T
+
+
+def by_columns(x: Vector) -> Vector:
+    """A block that holds one contiguous vector after another, which may be ``x``; JAX lays arrays out itself.
+
+    So do the results of all functions here.
+    """
+    if isinstance(x, np.ndarray):
+        return x if x.flags.f_contiguous else copy(x)
+    if array_api_compat.is_torch_array(x) and not x.T.is_contiguous():
+        return copy(x)
+    return x
+
+
+@fused()
+def zeros_like(x: Vector) -> Vector:
+    """Zeros of the same shape and dtype on the same device."""
+    xp = array_api_compat.array_namespace(x)
+    return xp.zeros_like(x) if x.ndim == 1 or array_api_compat.is_jax_array(x) else xp.zeros_like(x.T).T
+
+
+def all_finite(x: Vector) -> bool:
+    """Whether no entry is NaN or infinite."""
+    # One pass without a temporary; only a sum that overflows needs the second look.
+    with np.errstate(all="ignore"):
+        if math.isfinite(float(_sum(x))):
+            return True
+    xp = array_api_compat.array_namespace(x)
+    return bool(xp.all(xp.isfinite(x)))
+
+
+@fused()
+def _sum(x: Vector) -> Any:
+    return x.sum()
+
+
+def columns(x: Vector, keep: NDArray[np.intp]) -> Vector:
+    """The columns ``keep`` of a block, as a new block."""
+    return take(x, keep, axis=1) if array_api_compat.is_jax_array(x) else take(x.T, keep, axis=0).T
+
+
+def take(x: Any, numbers: NDArray[np.intp], axis: int) -> Any:
+    """The rows or columns of these numbers, in this order, as a new array."""
+    xp = array_api_compat.array_namespace(x)
+    if array_api_compat.is_jax_array(x):
+        return xp.take(x, numbers, axis=axis)  # they go to the device with what they index, and fast
+    return xp.take(x, xp.asarray(numbers, device=array_api_compat.device(x)), axis=axis)
+
+
+def concatenate(blocks: list[Vector]) -> Vector:
+    """Blocks side by side, as one block."""
+    xp = array_api_compat.array_namespace(blocks[0])
+    if array_api_compat.is_jax_array(blocks[0]):
+        return xp.concat(blocks, axis=1)
+    return xp.concat([block.T for block in blocks], axis=0).T
+
+
+def column(block: Vector, place: int) -> Vector:
+    """One column of a block; a vector is its only column."""
+    return block if block.ndim == 1 else block[:, place]
+
+
+def keep(block: Vector, mask: NDArray[np.bool_]) -> Vector:
+    """The columns where ``mask`` holds: a new block, unless that is all of them or a vector."""
+    if block.ndim == 1 or np.all(mask):
+        return block
+    return columns(block, np.flatnonzero(mask))
+
+
+def join(parts: list[tuple[NDArray[np.intp], Vector]]) -> Vector:
+    """Parts of a block by their column numbers, as one block in order."""
+    if len(parts) == 1:
+        return parts[0][1]
+    numbers = np.concatenate([numbers for numbers, _ in parts])
+    return columns(concatenate([part for _, part in parts]), np.argsort(numbers))

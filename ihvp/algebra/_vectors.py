@@ -1,0 +1,132 @@
+"""Dot products and updates of vectors, and of blocks column by column."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.algebra._arrays import fused, on_host, slices, summed, to_numpy, wide, wide_dtype
+from ihvp.backend import Vector
+
+
+def dots(x: Vector, y: Vector, parts: Any = None) -> NDArray[np.float64]:
+    """``xᵀ y`` of two vectors, shape ``()``, or column by column of two blocks, shape ``(k,)``.
+
+    Large and tiny entries are scaled first where their products would leave the range of the dtype.
+
+    Parameters
+    ----------
+    parts : optional
+        The :func:`dot_parts` of x and y, where they are known.
+    """
+    products = _total(dot_parts(x, y) if parts is None else parts)
+    if _in_range(products, x):
+        return products
+    (scale_x, x), (scale_y, y) = _scaled(x), _scaled(y)
+    with np.errstate(all="ignore"):
+        return np.asarray(scale_x * scale_y * _total(dot_parts(x, y)))
+
+
+def norms(x: Vector, parts: Any = None) -> NDArray[np.float64]:
+    """``‖x‖₂`` of a vector, shape ``()``, or of each column, shape ``(k,)``, over the dtype's whole range.
+
+    ``parts`` are the :func:`dot_parts` of x with itself, where they are known.
+    """
+    squares = _total(dot_parts(x, x) if parts is None else parts)
+    if _in_range(squares, x):
+        return np.asarray(np.sqrt(squares))
+    scale, x = _scaled(x)
+    return np.asarray(scale * np.sqrt(_total(dot_parts(x, x))))
+
+
+@fused()
+def dot_parts(x: Vector, y: Vector) -> Any:
+    """The sums of products of each slice, ``(slices,)`` or ``(slices, k)``, on the device.
+
+    They are summed up in float64, by :func:`dots` or :func:`norms`, so that rounding does not grow with P.
+    A function that is :func:`fused` returns them with what else it computes.
+    """
+    xp = array_api_compat.array_namespace(x)
+    x, y = wide(x), wide(y)
+    if array_api_compat.is_jax_array(x):
+        return xp.stack([xp.sum(x[rows] * y[rows], axis=0) for rows in summed(x)])
+    with np.errstate(all="ignore"):
+        if x.ndim == 1 and on_host(x):
+            # The host's libraries add up in the vectors' own precision.
+            return np.asarray([float(x[rows] @ y[rows]) for rows in summed(x)])
+        if x.ndim == 1:
+            return (x @ y)[None]
+        return xp.stack([xp.linalg.vecdot(x[rows], y[rows], axis=0) for rows in summed(x)])
+
+
+def _total(parts: Any) -> NDArray[np.float64]:
+    with np.errstate(all="ignore"):
+        return np.asarray(np.sum(to_numpy(parts), axis=0, dtype=np.float64))
+
+
+def _in_range(products: NDArray[np.float64], like: Vector) -> bool:
+    """Whether sums of products neither overflowed nor lost digits to underflow; exact zeros are in doubt."""
+    info = array_api_compat.array_namespace(like).finfo(wide_dtype(like))
+    lowest = float(info.smallest_normal) / float(info.eps)
+    return bool(np.all(np.isfinite(products) & (np.abs(products) >= lowest)))
+
+
+def _scaled(x: Vector) -> tuple[NDArray[np.float64], Vector]:
+    """The largest magnitude of each column, 1 where that is 0 or not finite, and ``x`` divided by it."""
+    x = wide(x)
+    xp = array_api_compat.array_namespace(x)
+    largest = np.asarray(to_numpy(xp.max(xp.abs(x), axis=0)), dtype=np.float64)
+    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+    return scale, x / coefficients(scale, x)
+
+
+def coefficients(values: NDArray[np.float64], like: Vector) -> Any:
+    """Host scalars in a form that multiplies ``like``: a float for a vector, ``(k,)`` for a block."""
+    if like.ndim == 1:
+        return float(values.item())
+    if array_api_compat.is_jax_array(like):
+        return np.asarray(values, dtype=like.dtype)  # goes to the device with what it multiplies
+    xp = array_api_compat.array_namespace(like)
+    return xp.asarray(values, dtype=like.dtype, device=array_api_compat.device(like))
+
+
+@fused(0)
+def axpy(y: Vector, a: Any, x: Vector) -> Vector:
+    """``y + a x``, written into ``y`` where its type allows; use the result, never ``y`` again.
+
+    ``a`` is a float, or the :func:`coefficients` of a block.
+    """
+    if array_api_compat.is_torch_array(y):
+        return y.addcmul_(x, a) if array_api_compat.is_torch_array(a) else y.add_(x, alpha=a)
+    if not array_api_compat.is_writeable_array(y):
+        return y + a * x
+    for rows in slices(y):
+        y[rows] += a * x[rows]
+    return y
+
+
+@fused(0)
+def xpay(y: Vector, a: Any, x: Vector) -> Vector:
+    """``a y + x``, written into ``y`` where its type allows; use the result, never ``y`` again."""
+    if not array_api_compat.is_writeable_array(y):
+        return a * y + x
+    y *= a
+    y += x
+    return y
+
+
+@fused(0)
+def scale(y: Vector, a: Any) -> Vector:
+    """``a y``, written into ``y`` where its type allows; use the result, never ``y`` again."""
+    if not array_api_compat.is_writeable_array(y):
+        return a * y
+    y *= a
+    return y
+
+
+def subtract_from(v: Vector, y: Vector) -> Vector:
+    """``v − y``, written into ``y`` where its type allows; use the result, never ``y`` again."""
+    return xpay(y, -1.0, v)

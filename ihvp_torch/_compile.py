@@ -1,0 +1,215 @@
+"""Curvature products by torch's compiler, traced once for a loss and the shapes that it meets."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ihvp.backend import Batch, Loss
+from ihvp_torch._derivatives import Function, scalar
+from ihvp_torch._fallback import FirstThatWorks
+from ihvp_torch._parameters import ModuleParameters, Parameters
+from ihvp_torch._program import CannotCompile, Program
+from ihvp_torch._rows import compiled_rows
+from ihvp_torch._trace import trace
+from ihvp_torch._tree import fill, named_leaves, structure
+from ihvp_torch._vector import row_by_row
+
+_log = logging.getLogger("ihvp")
+
+# A program takes seconds to compile. A loss that meets ever other shapes is better off without.
+_MOST = 16
+# What a trace may take from a batch as it is. An object of another class could change, or hold tensors.
+_CONSTANTS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
+
+Ordinary: TypeAlias = Callable[[Function], FirstThatWorks]
+"""The product with the second derivative of a function, without compilation."""
+Programs: TypeAlias = dict[Hashable, Program | None]
+"""By the number of vectors and their dtype; None where compilation failed."""
+
+
+class Compiler:
+    """The programs of a backend, which live as long as their losses and modules do."""
+
+    def __init__(self) -> None:
+        self._shelves: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def curvature(
+        self, loss: Loss, parameters: Parameters, batch: Batch, ordinary: Ordinary
+    ) -> CompiledCurvature | None:
+        """The product ``∇² loss · v``, to be compiled when it is used; None where it cannot be."""
+        try:
+            programs = self._programs(loss, parameters, batch)
+        except TypeError:
+            return None
+        return CompiledCurvature(programs, loss, parameters, batch, ordinary)
+
+    def _programs(self, loss: Loss, parameters: Parameters, batch: Batch) -> Programs:
+        # A method is a new object at each access; what it belongs to stays.
+        holder = getattr(loss, "__self__", loss)
+        owner = parameters.module if isinstance(parameters, ModuleParameters) else holder
+        shelf: dict[Hashable, Programs]
+        shelf = self._shelves.setdefault(holder, weakref.WeakKeyDictionary()).setdefault(owner, {})
+        code = getattr(loss, "__func__", None)
+        key = (code, _surroundings(), _parameters_key(parameters), _batch_key(batch))
+        if key not in shelf and len(shelf) >= _MOST:
+            raise TypeError(f"{loss!r} has met {_MOST} kinds of data.")
+        return shelf.setdefault(key, {})
+
+
+class CompiledCurvature:
+    """The product ``∇² loss · v`` at some parameters and a batch, by programs where they can be had.
+
+    Parameters
+    ----------
+    programs : dict
+        Those for such parameters and such a batch; others are added.
+    loss, parameters, batch
+        The point.
+    ordinary : callable
+        What is traced, and what is used where there is no program.
+    """
+
+    def __init__(
+        self, programs: Programs, loss: Loss, parameters: Parameters, batch: Batch, ordinary: Ordinary
+    ) -> None:
+        self._programs, self._loss, self._ordinary = programs, loss, ordinary
+        self._parameters, self._batch, self._rest = parameters, batch, parameters.rest
+        self._inputs = [t.detach() for t in (*parameters.tensors, *self._rest, *_tensors(batch))]
+        self._shared: dict[Hashable, list[Tensor]] = {}
+        self._without: FirstThatWorks | None = None
+
+    def prepare(self) -> None:
+        """Trace the product with one vector, so that the loss is known to have one."""
+        tensors = self._parameters.tensors
+        size = sum(tensor.numel() for tensor in tensors)
+        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+        if self._program(tensors[0].new_empty(size, dtype=dtype)) is None:
+            self._uncompiled()
+
+    def held(self) -> Iterable[Tensor]:
+        """The tensors that stay in memory for further products."""
+        kept = () if self._without is None else self._without.held()
+        return itertools.chain(kept, *self._shared.values())
+
+    def __call__(self, v: Tensor, last: bool) -> Tensor:
+        v = v.detach().contiguous()
+        if v.ndim == 1:
+            return self._multiply(v) if self._ready(v) else self._uncompiled()(v, last)
+        program = self._program(v.new_empty(v.shape[1]))
+        if program is None:
+            return self._uncompiled()(v, last)
+        width = compiled_rows(len(v), program.widest, v.device)
+        # torch.vmap, on which programs for several vectors rest, does not know every operation.
+        if width > 1 and self._ready(v.new_empty(width, v.shape[1])):
+            return self._in_tiles(v, width)
+        return row_by_row(self)(v, last)
+
+    def _in_tiles(self, rows: Tensor, width: int) -> Tensor:
+        if len(rows) == width:
+            return self._multiply(rows)
+        filling = rows.new_zeros(-len(rows) % width, rows.shape[1])
+        tiles = torch.cat([rows, filling]).split(width)
+        return torch.cat([self._multiply(tile) for tile in tiles])[: len(rows)]
+
+    def _multiply(self, v: Tensor) -> Tensor:
+        kind = _kind(v)
+        program = self._programs[kind]
+        assert program is not None
+        return program.multiply(self._shared[kind], v)
+
+    def _ready(self, v: Tensor) -> bool:
+        """Whether there is a program for vectors like ``v``; then what its products share is computed."""
+        kind = _kind(v)
+        if kind not in self._shared and (program := self._program(v)) is not None:
+            try:
+                self._shared[kind] = program.share(self._inputs, v)
+            except CannotCompile as error:
+                self._give_up(kind, error)
+        return kind in self._shared
+
+    def _program(self, v: Tensor) -> Program | None:
+        kind = _kind(v)
+        if kind not in self._programs:
+            try:
+                self._programs[kind] = Program(trace(self._product, [*self._inputs, v]))
+            except Exception as error:
+                self._give_up(kind, error)
+        return self._programs[kind]
+
+    def _give_up(self, kind: Hashable, error: Exception) -> None:
+        self._programs[kind] = None
+        _log.warning("Products of %r are not compiled for %s: %r", self._loss, kind, error.__cause__ or error)
+
+    def _uncompiled(self) -> FirstThatWorks:
+        if self._without is None:
+            self._without = self._ordinary(self._function(self._parameters.tensors, self._batch))
+            self._without.prepare()
+        return self._without
+
+    def _product(self, *inputs: Tensor) -> Tensor:
+        """What is traced: the ordinary product, with all tensors that it reads as inputs."""
+        following = iter(inputs)
+        tensors = list(itertools.islice(following, len(self._parameters.tensors)))
+        rest = list(itertools.islice(following, len(self._rest)))
+        leaves = [leaf for _, leaf in named_leaves(self._batch)]
+        batch = fill(self._batch, (next(following) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+        product = self._ordinary(self._function(tensors, batch, rest))
+        product.prepare()
+        v = next(following)
+        if v.ndim == 1:
+            return product(v, False)
+        rows: Tensor = torch.func.vmap(lambda row: product(row, False))(v)
+        return rows
+
+    def _function(self, tensors: list[Tensor], batch: Batch, rest: list[Tensor] | None = None) -> Function:
+        bind = functools.partial(self._parameters.bind, rest=rest)
+        return Function(tensors, bind, lambda at: scalar(self._loss(at, batch)), batch)
+
+
+def _kind(v: Tensor) -> Hashable:
+    return "one vector" if v.ndim == 1 else f"{len(v)} vectors", v.dtype
+
+
+def _surroundings() -> Hashable:
+    """What changes the operations of one and the same code."""
+    kinds = ("cpu", "cuda")
+    casts = tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
+    return casts, torch.get_default_dtype()
+
+
+def _parameters_key(parameters: Parameters) -> Hashable:
+    layouts = tuple(_layout(tensor) for tensor in (*parameters.tensors, *parameters.rest))
+    if not isinstance(parameters, ModuleParameters):
+        return structure(parameters.tree), layouts
+    places = [(slot.name, id(slot.tensor)) for part in parameters.slots for slot in part]
+    order = {place: i for i, place in enumerate(dict.fromkeys(place for _, place in places))}
+    tied = tuple((name, order[place]) for name, place in places)
+    modes = tuple(part.training for part in parameters.module.modules())
+    return tuple(parameters.names), tied, modes, layouts
+
+
+def _batch_key(batch: Batch) -> Hashable:
+    leaves = [leaf for _, leaf in named_leaves(batch)]
+    if wrong := [leaf for leaf in leaves if not isinstance(leaf, (Tensor, *_CONSTANTS))]:
+        raise TypeError(f"Unknown to a trace: {type(wrong[0])}.")
+    entries = (_layout(leaf) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves)
+    return structure(batch), tuple(entries)
+
+
+def _layout(tensor: Tensor) -> Hashable:
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    if not plain or tensor.is_inference():
+        raise TypeError(f"Unknown to a trace: {type(tensor)}, {tensor.layout}.")
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
+
+
+def _tensors(batch: Batch) -> Iterator[Tensor]:
+    return (leaf for _, leaf in named_leaves(batch) if isinstance(leaf, Tensor))
