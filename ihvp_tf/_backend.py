@@ -134,7 +134,8 @@ class TensorFlowBackend:
             As :meth:`per_example_grads`.
         """
         beside = (batch, _rows(v, params))
-        return self._run(_derivatives.example_product, (loss,), params, beside).T
+        products = self._run(_derivatives.example_product, (loss,), params, beside)
+        return products[0] if v.ndim == 1 else products.T
 
     def input_derivatives(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Batch:
         """The derivatives of ``∇ loss(params, batch) · v`` by the batch's floating arrays; None for the rest.
@@ -146,9 +147,10 @@ class TensorFlowBackend:
         ihvp.errors.UnsupportedOperation
             As :meth:`hvp`.
         """
-        beside = (batch, _rows(v, params))
-        products = self._run(_derivatives.input_product, (loss,), params, beside) if inputs(batch) else None
-        return in_place_of_inputs(products, batch)
+        if not inputs(batch):
+            return in_place_of_inputs(np.empty(0), batch)
+        products = self._run(_derivatives.input_product, (loss,), params, (batch, _rows(v, params)))
+        return in_place_of_inputs(products[0] if v.ndim == 1 else products, batch)
 
     def _run(
         self,
@@ -190,6 +192,6 @@ class TensorFlowBackend:
 
 
 def _rows(v: Vector, params: Params) -> np.ndarray:
-    """A vector, or the columns of a block as rows, in the dtype of the parameters."""
+    """The columns of a block, or a vector, as rows in the dtype of the parameters."""
     dtype = _parameters.vector_dtype(_parameters.variables_of(params)).as_numpy_dtype
-    return np.ascontiguousarray(np.asarray(v, dtype=dtype).T)
+    return np.ascontiguousarray(np.atleast_2d(np.asarray(v, dtype=dtype).T))

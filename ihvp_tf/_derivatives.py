@@ -103,12 +103,11 @@ def per_example_gradients(
 def example_product(
     functions: Functions, params: Params, variables: Sequence[Any], batch: tuple[Batch, Tensor]
 ) -> Tensor:
-    """``∇C_i · v`` for every example, ``(B,)`` for ``(P,)``, ``(k, B)`` for rows ``(k, P)``.
+    """``∇C_i · v`` for every example and every row of the vectors ``(k, P)`` beside the batch, ``(k, B)``.
 
-    It is ``J v`` of the single losses, as above. Vectors come beside the batch: they are not what a product
-    is as large as.
+    It is ``J v`` of the single losses, as for the Gauss–Newton matrix.
     """
-    (loss,), (examples, v) = functions, batch
+    (loss,), (examples, vectors) = functions, batch
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as transposed:
         with _watching(variables) as forward:
             losses = _losses(loss, params, variables, examples)
@@ -121,20 +120,20 @@ def example_product(
         (pushed,) = _apply(transposed, pulled, _split(row, variables), [cotangents])
         return pushed
 
-    return _of_each(product, v)
+    return tf.map_fn(product, vectors)
 
 
 def input_product(
     functions: Functions, params: Params, variables: Sequence[Any], batch: tuple[Batch, Tensor]
 ) -> Tensor:
-    """The derivative of ``∇ loss · v`` by all inputs as one vector, ``(n,)``, or ``(k, n)`` for ``(k, P)``."""
-    (loss,), (data, v) = functions, batch
+    """The derivative of ``∇ loss · v`` by all inputs for every row of the vectors beside the batch, ``(k, n)``."""
+    (loss,), (data, vectors) = functions, batch
     sources = inputs(data)
     with _watching(sources) as outer:
         with _watching(variables) as inner:
             value = _scalar(loss(params, data))
         first = _gradients(inner, value, variables, "no gradient reaches any of them")
-    return _of_each(lambda row: _pull_back(outer, first, _split(row, variables), sources), v)
+    return tf.map_fn(lambda row: _pull_back(outer, first, _split(row, variables), sources), vectors)
 
 
 def _losses(loss: Callable[..., Any], params: Params, variables: Sequence[Any], batch: Batch) -> Tensor:
@@ -174,10 +173,6 @@ def _by_example(function: Callable[[Batch], Tensor], batch: Batch, signature: An
         raise
     except Exception:  # the converter has no one class for "this operation cannot be vectorised"
         return tf.map_fn(one, stacked, fn_output_signature=signature)
-
-
-def _of_each(function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
-    return function(v) if v.shape.rank == 1 else tf.map_fn(function, v)
 
 
 @contextmanager

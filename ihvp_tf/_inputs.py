@@ -15,10 +15,8 @@ def inputs(batch: Batch) -> list[Any]:
     return [leaf for leaf in tf.nest.flatten(batch) if _is_input(leaf)]
 
 
-def in_place_of_inputs(rows: np.ndarray | None, batch: Batch) -> Batch:
+def in_place_of_inputs(rows: np.ndarray, batch: Batch) -> Batch:
     """The batch with the parts of ``rows``, ``(n,)`` or ``(k, n)``, as its inputs, and None for the rest."""
-    if rows is None:
-        return tf.nest.map_structure(lambda _: None, batch)
     ends = np.cumsum([int(np.prod(tuple(leaf.shape))) for leaf in inputs(batch)])
     pieces = iter(np.split(rows, ends[:-1], axis=-1))
 

@@ -1,4 +1,4 @@
-"""Formulas become MathML when the site is built: browsers show it without a script or a font from elsewhere."""
+"""Formulas become MathML when the site is built: no script or font from elsewhere is needed to read them."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ihvp.errors import IhvpError
 from ihvp.experiments import EXPERIMENTS, Finding, run
 
 
@@ -19,12 +20,23 @@ def show(console: Console) -> None:
     console.print("\nRun one with `ihvp experiment NAME`, or all with `ihvp experiment all`.")
 
 
-def run_and_print(console: Console, name: str, backend: str | None, out: Path, *, full: bool) -> None:
-    """Run one experiment, or ``all``, and print each finding when it is there."""
-    for each in EXPERIMENTS if name == "all" else [name]:
-        # Of all, only those that have a long form run it; one asked for by name refuses what it lacks.
-        long = full and (name != "all" or EXPERIMENTS[each].has_full)
-        _print(console, each, run(each, out, backend, full=long))
+def run_and_print(console: Console, name: str, backend: str | None, out: Path, *, full: bool) -> bool:
+    """Run one experiment, or ``all``, and print each finding when it is there.
+
+    Of all, those with a long form run it if ``full``, and one that cannot run does not stop the others; then
+    the answer is False.
+    """
+    if name != "all":
+        _print(console, name, run(name, out, backend, full=full))
+        return True
+    complete = True
+    for each, experiment in EXPERIMENTS.items():
+        try:
+            _print(console, each, run(each, out, backend, full=full and experiment.has_full))
+        except IhvpError as error:
+            complete = False
+            console.print(f"{each}: not run.", str(error), style="red", markup=False, soft_wrap=True)
+    return complete
 
 
 def _print(console: Console, name: str, finding: Finding) -> None:

@@ -207,5 +207,5 @@ def experiment(
     """
     if name is None:
         experiment_command.show(Console())
-    else:
-        experiment_command.run_and_print(Console(), name, backend, out, full=full)
+    elif not experiment_command.run_and_print(Console(), name, backend, out, full=full):
+        raise typer.Exit(1)

@@ -26,17 +26,16 @@ def _torch(loss: Any, params: Any, batch: Any, v: Any) -> Callable[[], Any]:
 def _jax(loss: Any, params: Any, batch: Any, v: Any) -> Callable[[], Any]:
     jax: Any = import_module("jax")
 
-    @jax.jit
     def product(w: Any, batch: Any, v: Any) -> Any:
         return jax.vjp(lambda w: jax.grad(loss)(w, batch), w)[1](v)[0]
 
-    return lambda: jax.block_until_ready(product(params, batch, v))
+    compiled = jax.jit(product)
+    return lambda: jax.block_until_ready(compiled(params, batch, v))
 
 
 def _tf(loss: Any, params: Any, batch: Any, v: Any) -> Callable[[], Any]:
     tf: Any = import_module("tensorflow")
 
-    @tf.function
     def product(batch: Any, v: Any) -> Any:
         with tf.autodiff.ForwardAccumulator(list(params.values()), list(v.values())) as accumulator:
             with tf.GradientTape() as tape:
@@ -44,7 +43,8 @@ def _tf(loss: Any, params: Any, batch: Any, v: Any) -> Callable[[], Any]:
             gradient = tape.gradient(value, params)
         return {name: accumulator.jvp(part) for name, part in gradient.items()}
 
-    return lambda: product(batch, v)
+    compiled = tf.function(product)
+    return lambda: compiled(batch, v)
 
 
 _FORWARD, _REVERSE = "forward over reverse", "reverse over reverse"

@@ -44,8 +44,8 @@ def panels(columns: int, rows: int = 1, height: float = 3.8, **options: Any) -> 
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=11)
-        ax.xaxis.label.set_size(12)
-        ax.yaxis.label.set_size(12)
+        ax.xaxis.label.set_fontsize(12)
+        ax.yaxis.label.set_fontsize(12)
     return figure, axes
 
 

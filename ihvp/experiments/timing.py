@@ -8,18 +8,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def medians(calls: Mapping[str, Callable[[], Any]], budget: float, most: int = 101) -> dict[str, float]:
+def medians(
+    calls: Mapping[str, Callable[[], Any]], budget: float, least: int = 3, most: int = 101
+) -> dict[str, float]:
     """The median seconds of each call.
 
     Each is made once to warm up (compilation, first allocations) and then A B A B …, so that a slow moment
-    of the machine meets all of them: three rounds at least, ``most`` at most, ``budget`` seconds in all.
+    of the machine meets all of them: ``least`` rounds or more, for ``budget`` seconds, but ``most`` at most.
     """
     for call in calls.values():
         finish(call())
     times: dict[str, list[float]] = {name: [] for name in calls}
     stop = time.perf_counter() + budget
     for done in range(most):
-        if done >= 3 and time.perf_counter() > stop:
+        if done >= least and time.perf_counter() > stop:
             break
         for name, call in calls.items():
             start = time.perf_counter()

@@ -42,6 +42,14 @@ class LinearOperator(ABC):
     ----------
     space : VectorSpace
         Where the operator's vectors live.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> A = 2 * ihvp.Dense(np.diag([1.0, 3.0])) + 0.5
+    >>> A @ np.ones(2), A.shape
+    (array([2.5, 6.5]), (2, 2))
     """
 
     # numpy must leave `array @ A` and `scalar * A` to this class instead of looping over it.
@@ -236,6 +244,13 @@ class Shifted(LinearOperator):
         A.
     shift : float
         λ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> (ihvp.Dense(np.diag([1.0, 3.0])) + 0.5) @ np.ones(2)
+    array([1.5, 3.5])
     """
 
     def __init__(self, operator: LinearOperator, shift: float) -> None:
@@ -267,6 +282,13 @@ class Scaled(LinearOperator):
         A.
     factor : float
         c.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> (2 * ihvp.Dense(np.diag([1.0, 3.0]))) @ np.ones(2)
+    array([2., 6.])
     """
 
     def __init__(self, operator: LinearOperator, factor: float) -> None:
@@ -294,6 +316,13 @@ class Sum(LinearOperator):
     ------
     VectorError
         The operators' vectors differ in length, dtype, device or framework.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> (ihvp.Dense(np.eye(2)) + ihvp.Dense(np.ones((2, 2)))) @ np.array([1.0, 0.0])
+    array([2., 1.])
     """
 
     def __init__(self, left: LinearOperator, right: LinearOperator) -> None:

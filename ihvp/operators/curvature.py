@@ -24,6 +24,20 @@ class CurvatureOperator(LinearOperator):
     ----------
     objective : Objective
         The loss, its parameters and its data.
+
+    Examples
+    --------
+    The second moment of the data, which does not depend on the parameters:
+
+    >>> import numpy as np
+    >>> import ihvp
+    >>> class SecondMoment(ihvp.operators.CurvatureOperator):
+    ...     def batch_product(self, x, v):
+    ...         return x.T @ (x @ v) / len(x)
+    >>> x = np.array([[1.0, 0.0], [1.0, 2.0]])
+    >>> objective = ihvp.Objective(params=np.zeros(2), data=x, grad=lambda w, x: x.mean(axis=0) + w)
+    >>> SecondMoment(objective) @ np.array([1.0, 1.0])
+    array([2., 3.])
     """
 
     def __init__(self, objective: Objective) -> None:

@@ -32,8 +32,23 @@ class GaussNewton(CurvatureOperator):
 
     Examples
     --------
-    ``GaussNewton(Objective(loss, model, data, predict=predict))`` with ``predict(model, batch)``, the
-    outputs, and ``loss(outputs, batch)``, a scalar.
+    ``predict(params, batch)`` gives the outputs, and ``loss(outputs, batch)`` a scalar:
+
+    >>> import ihvp
+    >>> def curvature(model, data, predict, loss):
+    ...     return ihvp.GaussNewton(ihvp.Objective(loss, model, data, predict=predict))
+
+    Finite differences have none:
+
+    >>> import numpy as np
+    >>> objective = ihvp.Objective(
+    ...     lambda f, batch: f @ f, np.ones(2), predict=lambda w, batch: w, grad=lambda w, batch: 2 * w
+    ... )
+    >>> try:
+    ...     curvature = ihvp.GaussNewton(objective)
+    ... except ihvp.errors.MissingCapability as error:
+    ...     print(str(error).partition(",")[0])
+    The backend 'NumdiffBackend' does not implement 'gauss_newton'
     """
 
     def __init__(self, objective: Objective) -> None:

@@ -23,6 +23,12 @@ class Solver(ABC):
 
     A solve is split in two, so that many right-hand sides share what depends on the operator alone: a
     factorisation, a preconditioner, a scale.
+
+    Examples
+    --------
+    >>> import ihvp
+    >>> isinstance(ihvp.CG(rtol=1e-8), ihvp.Solver)
+    True
     """
 
     @abstractmethod

@@ -46,6 +46,14 @@ class ClosedForm(Solver):
     ------
     InvalidOption
         A tolerance is out of range; when the operator is known, it has no closed form.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> F = ihvp.FullRank.of([4.0, 3.0], np.eye(3, 2), tail=2.0)
+    >>> ihvp.solve(F, np.ones(3), solver=ihvp.ClosedForm()).x.round(6)
+    array([0.25    , 0.333333, 0.5     ])
     """
 
     rtol: float | None = None

@@ -181,7 +181,16 @@ def inverse(
 
 
 class Inverse(LinearOperator):
-    """``(A + λI)⁻¹``; made by :func:`inverse`. A product that misses its tolerance raises ``SolverError``."""
+    """``(A + λI)⁻¹``; made by :func:`inverse`. A product that misses its tolerance raises ``SolverError``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> inverse = ihvp.inverse(ihvp.Dense(np.diag([1.0, 3.0])), damping=1.0)
+    >>> inverse.solve(np.array([2.0, 2.0])).residual < 1e-5
+    True
+    """
 
     def __init__(self, operator: LinearOperator, damping: float, solver: Solver) -> None:
         super().__init__(operator.space)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.benchmarks import (
     blocks,
     eigenpairs,
+    influence,
     lissa,
     memory,
     outside,
@@ -15,6 +16,6 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.rows import Case
 
-_MODULES = (products, blocks, solves, lissa, eigenpairs, per_example, outside, scaling, memory)
+_MODULES = (products, blocks, solves, lissa, eigenpairs, per_example, influence, outside, scaling, memory)
 
 CASES: dict[str, Case] = {module.CASE.name: module.CASE for module in _MODULES}

@@ -71,17 +71,26 @@ def _dropped_operators(framework: str) -> Row:
     )
 
 
+def peak_of(call: Callable[[], Any]) -> int:
+    """The most bytes that the process held at a time during a call."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    call()
+    return _status("VmHWM")
+
+
 def _peak(framework: str, size: int) -> Row:
     """CG on a quadratic with four distinct curvatures, which takes four products."""
     objective, v = _QUADRATICS[framework](size)
     before = _resident()
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    solution = ihvp.solve(ihvp.Hessian(objective), v(), solver=ihvp.CG(rtol=1e-4))
-    peak = _peak_resident()
+    solutions: list[ihvp.Solution] = []
+    peak = peak_of(
+        lambda: solutions.append(ihvp.solve(ihvp.Hessian(objective), v(), solver=ihvp.CG(rtol=1e-4)))
+    )
     vectors = (peak - before) / (4 * size)
     return Row(
         what=f"peak of CG beyond the parameters, P = {size:.0e}, in P-vectors",
-        ours=f"{vectors:.1f} vectors, {solution.matvecs} products, {peak / 2**30:.1f} GiB in all",
+        ours=f"{vectors:.1f} vectors, {solutions[0].matvecs} products, {peak / 2**30:.1f} GiB in all",
         peer="v, x, r, p, H p",
         beside="5 vectors",
         value=vectors,
@@ -134,10 +143,6 @@ def _numdiff(size: int) -> tuple[ihvp.Objective, Callable[[], Any]]:
 def _resident() -> int:
     gc.collect()
     return _status("VmRSS")
-
-
-def _peak_resident() -> int:
-    return _status("VmHWM")
 
 
 def _status(field: str) -> int:

@@ -89,6 +89,13 @@ class Network:
         return float(np.max(rest) / np.max(np.abs(values)))
 
 
+def example_gradients(problem: Network, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
+    """The gradients of single examples, ``(n, P)``, in float64."""
+    weights = [array.astype(np.float64) for array in problem.weights]
+    singles = (slice(i, i + 1) for i in range(len(y)))
+    return np.stack([_flat(gradient(weights, (x[i].astype(np.float64), y[i]))) for i in singles])
+
+
 def gradient(weights: Weights, batch: tuple[NDArray[Any], NDArray[Any]]) -> Weights:
     """The gradient of the mean cross-entropy, in the weights' structure; also at complex weights."""
     x, y = batch
