@@ -24,7 +24,8 @@ class TensorFlowBackend:
     Vectors are numpy arrays on the host, wherever the variables are: TensorFlow's tensors do not follow the
     Python Array API. Losses are compiled: traced once for each structure, dtype and rank of the batch, and
     once more when a dimension of the batch changes. Python values that a loss closes over are constants of
-    the trace. The graphs belong to the backend and go with it.
+    the trace. The graphs go with their backend, unless other backends can use them: those of a plain function
+    over a list, tuple or dict of variables, while both live and nothing that the function sees has changed.
 
     Parameters
     ----------
