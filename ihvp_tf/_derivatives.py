@@ -126,7 +126,7 @@ def example_product(
 def input_product(
     functions: Functions, params: Params, variables: Sequence[Any], batch: tuple[Batch, Tensor]
 ) -> Tensor:
-    """The derivative of ``∇ loss · v`` by all inputs for every row of the vectors beside the batch, ``(k, n)``."""
+    """The derivative of ``∇ loss · v`` by all inputs, ``(k, n)``, for every row of the vectors."""
     (loss,), (data, vectors) = functions, batch
     sources = inputs(data)
     with _watching(sources) as outer:

@@ -124,8 +124,8 @@ def measure(framework: str, removals: int = 100, examples: int = 1500) -> tuple[
         objective, without, top, test, data_loss, solver=ihvp.CG(rtol=1e-6), train_loss=data_loss
     )
     return found, (
-        f"P = {objective.num_params}, weight decay {DECAY}, damping 0, CG to 1e-6; test loss {max(values):.2f}; "
-        f"gradient {norms[0]:.1e}, after the removals at most {max(norms):.1e}"
+        f"P = {objective.num_params}, weight decay {DECAY}, damping 0, CG to 1e-6; "
+        f"test loss {max(values):.2f}; gradient {norms[0]:.1e}, after the removals at most {max(norms):.1e}"
     )
 
 

@@ -144,11 +144,11 @@ def _warnings_as_lines() -> Iterator[None]:
     with warnings.catch_warnings():
         plain = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        def show(message: Warning | str, category: type[Warning], *place: Any, **where: Any) -> None:
             if issubclass(category, NotAtOptimum):
                 Console(stderr=True).print("Warning:", str(message), style="yellow", markup=False)
             else:
-                plain(message, category, *place)
+                plain(message, category, *place, **where)
 
         warnings.showwarning = show
         yield
