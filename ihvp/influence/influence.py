@@ -19,7 +19,7 @@ from ihvp.influence.group import Removal, groups_of
 from ihvp.influence.inputs import influence_on_inputs
 from ihvp.influence.optimum import warn_unless_optimal
 from ihvp.influence.order import check_order, counted_blocks
-from ihvp.influence.points import Points, Solved, Unsolved, rows_of
+from ihvp.influence.points import Points, Solved, Unsolved, rows_of, solve_columns
 from ihvp.influence.products import InverseProducts
 from ihvp.influence.scores import Scores, check_k
 from ihvp.influence.store import Store
@@ -246,10 +246,9 @@ class Influence:
             # A solve holds several blocks of the size of the gradients.
             for block in counted_blocks(training, max(1, self._rows // 8)):
                 columns = gradients(training, block, "training").T
-                solution = self.inverse.solve(columns, progress=False)
-                products = algebra.dots(columns, solution.x) / self._total
-                values[block.first : block.first + block.count] = products
-                residual = max(residual, float(np.max(solution.residual)))
+                x, largest = solve_columns(self.inverse, columns, progress=False)
+                values[block.first : block.first + block.count] = algebra.dots(columns, x) / self._total
+                residual = max(residual, largest)
                 advance(block.count)
         return Scores(values, ("train",), residual)
 

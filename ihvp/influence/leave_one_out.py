@@ -232,8 +232,8 @@ def _loss_elsewhere(
     if str(question.space.dtype) != dtype:
         raise ParameterError(
             f"The parameters are {dtype} and become {question.space.dtype} in another process; expected "
-            "one precision. For JAX set the environment variable JAX_ENABLE_X64=1 before Python starts, which "
-            "processes inherit, in place of jax.config.update. Or take n_jobs=1."
+            "one precision. For JAX set the environment variable JAX_ENABLE_X64=1 before Python starts, "
+            "which processes inherit, in place of jax.config.update. Or take n_jobs=1."
         )
     return _loss_without(group, train_fn, question)
 

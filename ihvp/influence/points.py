@@ -19,6 +19,10 @@ from ihvp.objective import Objective
 from ihvp.solvers.solve import Inverse
 from ihvp.space import VectorSpace
 
+# With more columns at once, a block solve spends more on its small matrices than it saves in products; and it
+# holds several blocks of that width.
+_COLUMNS = 64
+
 
 class Points(Protocol):
     """Where inverse products come from.
@@ -65,8 +69,7 @@ class Unsolved:
             kept = None if store is None else store.products(block.first, block.count)
             if kept is None:
                 columns = gradients(self._question, block, "test").T
-                solution = self._inverse.solve(columns, progress=self._progress)
-                x, residual = solution.x, float(np.max(solution.residual))
+                x, residual = solve_columns(self._inverse, columns, self._progress)
                 if store is not None:
                     kept = rows_of(x), residual
                     store.keep_products(block.first, *kept)
@@ -97,6 +100,16 @@ class Solved:
 
     def fingerprints(self) -> dict[str, str]:
         return {"inverse products": fingerprint.of_array(self._products.vectors)}
+
+
+def solve_columns(inverse: Inverse, columns: Vector, progress: bool | None) -> tuple[Vector, float]:
+    """``(H + λI)⁻¹`` times a block ``(P, k)`` of any width, and the largest recomputed residual."""
+    parts = [
+        inverse.solve(columns[:, first : first + _COLUMNS], progress=progress)
+        for first in range(0, columns.shape[1], _COLUMNS)
+    ]
+    residual = max(float(np.max(part.residual)) for part in parts)
+    return (parts[0].x if len(parts) == 1 else algebra.concatenate([part.x for part in parts])), residual
 
 
 def rows_of(x: Vector) -> NDArray[Any]:
