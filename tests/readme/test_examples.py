@@ -10,6 +10,11 @@ import pytest
 
 README = Path(__file__).parents[2] / "README.md"
 EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```python\n(.*?)```", README.read_text(), re.DOTALL))
+CONTINUED = dict(re.findall(r"<!-- continued: (\w+) -->\n```python\n(.*?)```", README.read_text(), re.DOTALL))
+
+
+def test_every_block_of_python_is_run():
+    assert len(EXAMPLES) + len(CONTINUED) == README.read_text().count("```python")
 
 
 def test_each_framework_has_an_example():
@@ -25,7 +30,7 @@ def test_example_is_short(framework):
 def test_example_runs(framework):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
-        [sys.executable, "-c", EXAMPLES[framework]],
+        [sys.executable, "-c", EXAMPLES[framework] + CONTINUED.get(framework, "")],
         capture_output=True,
         text=True,
         env=environment,
