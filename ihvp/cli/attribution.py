@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ihvp.algebra import to_numpy
 from ihvp.backend import BackendPlugin
-from ihvp.cli.digits import Digits, Problem, cross_entropy, probabilities
 from ihvp.cli.newton import Optimum, minimise
+from ihvp.experiments.digits import Digits, Problem, cross_entropy, probabilities
 from ihvp.influence import Influence, Scores
 from ihvp.solvers import CG
 

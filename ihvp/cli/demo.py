@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ihvp._registry import usable_plugin
-from ihvp.cli import digits, picture
+from ihvp.cli import picture
 from ihvp.cli.attribution import Attribution, Proof, Setting, attribute, prove, train, worst_mistake
+from ihvp.experiments import digits
 
 T = TypeVar("T")
 

@@ -35,7 +35,9 @@ EXPERIMENTS = {
     "damping": Experiment("ihvp.experiments.damping", "LiSSA's path in the plane for four dampings."),
     "step": Experiment("ihvp.experiments.step", "The error of finite differences against their step."),
     "modes": Experiment("ihvp.experiments.modes", "Four ways to H v: their time and memory."),
-    "hessian": Experiment("ihvp.experiments.hessian", "H and G of a small network, and low-rank inverses."),
+    "hessian": Experiment(
+        "ihvp.experiments.hessian", "H and G of a small network, and K eigenpairs in their place."
+    ),
     "loo": Experiment("ihvp.experiments.loo", "Predicted against actual change of the loss, by retraining."),
 }
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import ihvp._registry as registry
+from ihvp._problems import Problem
 from ihvp.backend import BackendPlugin, Dialect
 from ihvp.errors import MissingCapability
+from ihvp.objective import Objective
 
 
 def plugins(backend: str | None) -> list[BackendPlugin]:
@@ -33,3 +37,18 @@ def dialect(plugin: BackendPlugin) -> Dialect:
     if plugin.dialect is None:
         raise MissingCapability(plugin.name, "dialect")
     return plugin.dialect()
+
+
+def objective(problem: Problem, backend: str) -> Objective:
+    """The problem's loss over its batch, on one backend.
+
+    Raises
+    ------
+    UnknownBackend, BackendNotInstalled, BrokenBackend, MissingCapability
+    """
+    (plugin,) = plugins(backend)
+    written = dialect(plugin)
+    params = written.parameters(problem.params)
+    if plugin.differentiates == "gradient":
+        return Objective(params=params, data=problem.batch, backend=backend, grad=problem.gradient)
+    return Objective(partial(problem.loss, written.xp), params, problem.batch, backend=backend)

@@ -18,7 +18,7 @@ pytest.register_assert_rewrite(
     *(f"ihvp.testing.{part}" for part in ("case", "capabilities", "derivatives", "failures", "operators"))
 )
 
+from ihvp._problems import PROBLEMS, Problem  # noqa: E402
 from ihvp.testing.contract import BackendContract  # noqa: E402 - after its asserts are registered
-from ihvp.testing.problems import PROBLEMS, Problem  # noqa: E402
 
 __all__ = ["PROBLEMS", "BackendContract", "Problem"]

@@ -11,10 +11,10 @@ import pytest
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
+from ihvp._problems import PROBLEMS, PredictingProblem, Problem
 from ihvp.algebra import to_numpy
 from ihvp.backend import CurvatureBackend, capabilities_of
 from ihvp.testing.case import NETWORK, TOY, Case, Contract, each_dtype, each_problem
-from ihvp.testing.problems import PROBLEMS, PredictingProblem, Problem
 
 PREDICTING = tuple(problem for problem in PROBLEMS if isinstance(problem, PredictingProblem))
 

@@ -13,11 +13,11 @@ from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
 import ihvp
+from ihvp._problems import PROBLEMS, Problem, SeedToy, SoftmaxRegression, TanhMLP
 from ihvp._registry import usable_plugin
 from ihvp.algebra import to_numpy
 from ihvp.backend import BackendPlugin, CurvatureBackend, GradientFunction, SupportsProductError
 from ihvp.space import VectorSpace
-from ihvp.testing.problems import PROBLEMS, Problem, SeedToy, SoftmaxRegression, TanhMLP
 
 TOY = next(problem for problem in PROBLEMS if isinstance(problem, SeedToy))
 NETWORK = next(problem for problem in PROBLEMS if isinstance(problem, TanhMLP))

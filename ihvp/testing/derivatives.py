@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from ihvp._problems import Problem
 from ihvp.algebra import to_numpy
 from ihvp.errors import (
     ParameterError,
 )
 from ihvp.space import VectorSpace
 from ihvp.testing.case import NETWORK, SOFTMAX, TOY, Contract, each_dtype, each_problem
-from ihvp.testing.problems import Problem
 
 
 class DerivativeContract(Contract):

@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import ihvp
+from ihvp._problems import Problem
 from ihvp.backend import GradientFunction, SupportsProductError
 from ihvp.errors import (
     VectorError,
@@ -17,7 +18,6 @@ from ihvp.errors import (
 )
 from ihvp.space import VectorSpace
 from ihvp.testing.case import NETWORK, SOFTMAX, TOY, Contract, each_problem
-from ihvp.testing.problems import Problem
 
 
 class OperatorContract(Contract):

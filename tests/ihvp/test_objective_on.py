@@ -4,8 +4,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 import ihvp
+from ihvp._problems import TanhMLP
 from ihvp.errors import NotReiterable
-from ihvp.testing.problems import TanhMLP
 
 NETWORK = TanhMLP()
 

@@ -7,9 +7,9 @@ import pytest
 from numpy.testing import assert_allclose
 
 import ihvp
+from ihvp._problems import TanhMLP
 from ihvp._registry import usable_plugin
 from ihvp.algebra import to_numpy
-from ihvp.testing.problems import TanhMLP
 
 NETWORK = TanhMLP()
 

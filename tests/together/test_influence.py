@@ -9,8 +9,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 import ihvp
+from ihvp._problems import TanhMLP
 from ihvp._registry import usable_plugin
-from ihvp.testing.problems import TanhMLP
 
 TRAIN, TEST = TanhMLP(rows=9), TanhMLP(rows=9)
 TEST.batch = tuple(array[::-1][:4].copy() for array in TRAIN.batch)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import ihvp
+from ihvp._problems import TanhMLP
 from ihvp._registry import usable_plugin
-from ihvp.cli.digits import Problem, load, probabilities
 from ihvp.errors import DataError, NonFinite, OrderChanges
+from ihvp.experiments.digits import Problem, load, probabilities
 from ihvp.influence import fingerprint
 from ihvp.influence import influence as module
 from ihvp.influence.store import Store
-from ihvp.testing.problems import TanhMLP
 
 EXACT = ("torch", "tf", "jax")
 every_backend = pytest.mark.parametrize("backend", [*EXACT, "numdiff"])

@@ -9,10 +9,10 @@ import pytest
 from numpy.testing import assert_allclose
 
 import ihvp
+from ihvp._problems import SoftmaxRegression
 from ihvp._registry import usable_plugin
 from ihvp.algebra import to_numpy
 from ihvp.solvers.lissa import LiSSA
-from ihvp.testing.problems import SoftmaxRegression
 
 PROBLEM = SoftmaxRegression()
 V = np.random.default_rng(0).standard_normal((PROBLEM.size, 2))

@@ -8,9 +8,9 @@ import pytest
 from numpy.testing import assert_array_less
 
 import ihvp
+from ihvp._problems import TanhMLP
 from ihvp._registry import usable_plugin
 from ihvp.algebra import to_numpy
-from ihvp.testing.problems import TanhMLP
 
 NETWORK = TanhMLP(inputs=30, hidden=50, classes=10, rows=200)
 EXACT = ("torch", "tf", "jax")

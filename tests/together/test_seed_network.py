@@ -11,13 +11,13 @@ import pytest
 from numpy.testing import assert_allclose
 
 import ihvp
+from ihvp._problems import SeedNetwork
 from ihvp._registry import usable_plugin
 from ihvp.algebra import to_numpy
 from ihvp.eigen.opg import opg_eigenpairs
 from ihvp.errors import MissingCapability
 from ihvp.operators.gauss_newton import GaussNewton
 from ihvp.operators.opg import OPG
-from ihvp.testing.problems import SeedNetwork
 
 NETWORK = SeedNetwork()
 EXACT = ("torch", "tf", "jax")

@@ -4,8 +4,9 @@ from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
 from ihvp._registry import usable_plugin
-from ihvp.cli import app, digits
+from ihvp.cli import app
 from ihvp.cli.attribution import attribute, prove, train, worst_mistake
+from ihvp.experiments import digits
 
 
 @pytest.fixture(scope="module")

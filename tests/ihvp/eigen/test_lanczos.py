@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 import ihvp
+from ihvp._problems import TanhMLP
 from ihvp.errors import EigenpairsNotConverged, InvalidOption, NonFinite, NotSymmetric, VectorError
-from ihvp.testing.problems import TanhMLP
 
 KEYS = {"LA": lambda values: values, "SA": lambda values: -values, "LM": np.abs}
 

@@ -4,10 +4,10 @@ from numpy.testing import assert_allclose
 from sklearn.decomposition import IncrementalPCA
 
 import ihvp
+from ihvp._problems import SeedNetwork, TanhMLP
 from ihvp.eigen.opg import opg_eigenpairs
 from ihvp.errors import InvalidOption
 from ihvp.operators.opg import OPG
-from ihvp.testing.problems import SeedNetwork, TanhMLP
 
 NETWORK = SeedNetwork()
 NETWORK.batch = tuple(array[:150] for array in NETWORK.batch)

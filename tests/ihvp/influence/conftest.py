@@ -164,7 +164,7 @@ def small():
 @pytest.fixture(scope="session")
 def digits():
     """The handwritten digits: P = 650, 1,500 for training, 297 test points."""
-    from ihvp.cli.digits import load
+    from ihvp.experiments.digits import load
 
     train, test = ((digits.images, digits.labels) for digits in load())
     loss = CrossEntropy(decay=0.01)

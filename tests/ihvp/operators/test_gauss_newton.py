@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 import ihvp
+from ihvp._problems import TanhMLP
 from ihvp.errors import InvalidOption, MissingCapability
 from ihvp.operators.gauss_newton import GaussNewton
-from ihvp.testing.problems import TanhMLP
 
 NETWORK = TanhMLP()
 

@@ -5,8 +5,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 import ihvp
+from ihvp._problems import SeedNetwork
 from ihvp.errors import InvalidOption, VectorError
-from ihvp.testing.problems import SeedNetwork
 
 P = 40
 

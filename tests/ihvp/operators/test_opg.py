@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 import ihvp
+from ihvp._problems import SoftmaxRegression, TanhMLP
 from ihvp.errors import NonFinite, VectorError
 from ihvp.operators.opg import OPG
-from ihvp.testing.problems import SoftmaxRegression, TanhMLP
 
 NETWORK = TanhMLP()
 SOFTMAX = SoftmaxRegression()

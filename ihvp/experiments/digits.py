@@ -1,4 +1,4 @@
-r"""The demo's problem: softmax regression on scikit-learn's handwritten digits.
+r"""The problem of the demo and of ``loo``: softmax regression on scikit-learn's handwritten digits.
 
 For weights W ``(65, 10)``, pixels :math:`x_n` and label :math:`y_n`, a digit's loss is the cross-entropy
 
@@ -57,7 +57,7 @@ def load() -> tuple[Digits, Digits]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise PackageNotInstalled("ihvp demo", "scikit-learn", "pip install 'ihvp[demo]'") from error
+        raise PackageNotInstalled("load_digits", "scikit-learn", "pip install 'ihvp[demo]'") from error
     pixels, labels = load_digits(return_X_y=True)
     images = np.column_stack([pixels / 16, np.ones(len(pixels))])
     first, rest = slice(TRAINING_DIGITS), slice(TRAINING_DIGITS, None)

@@ -1,0 +1,155 @@
+"""LiSSA's path in the plane of the notebooks' toy, for several settings beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ihvp
+from ihvp._problems import SeedToy
+from ihvp.algebra import to_numpy
+from ihvp.errors import Diverged
+from ihvp.experiments import choice, figure, table
+
+COLUMNS = ("scale", "damping", "step", "x1", "x2")
+DEPTH = 100
+V = np.ones(2)
+
+# The notebooks' products are central differences with this fixed step.
+SEED_STEP = 1e-2
+# Of an end point, which is about 1 in size. The notebooks' own rounding, of float32, is 2e-6.
+AGREEMENT = 1e-5
+
+_NUMBERED = (0, 1, 2, 3, 5, 10, 20, 50, 100)
+_WINDOW = ((0.0, 1.4), (-0.15, 0.25))
+# Points of a path that diverges: each step is several times as long as the last.
+_FIRST = 4
+
+
+@dataclass(frozen=True)
+class Path2D:
+    """The iterates ``s_j / σ`` of one setting, as far as they are finite, and the answer beside them.
+
+    Attributes
+    ----------
+    scale, damping : float
+        σ and λ.
+    points : ndarray (n, 2)
+        From ``v / σ`` on.
+    exact : ndarray (2,)
+        ``(H + λI)⁻¹ v``.
+    """
+
+    scale: float
+    damping: float
+    points: NDArray[np.float64]
+    exact: NDArray[np.float64]
+
+    def rows(self) -> list[tuple[float, float, int, float, float]]:
+        """What the table says of it."""
+        return [
+            (self.scale, self.damping, step, float(x1), float(x2))
+            for step, (x1, x2) in enumerate(self.points)
+        ]
+
+
+def toy(backend: str | None = None, step: float | None = None) -> ihvp.Hessian:
+    """The Hessian of the toy, by differences of the given ``step`` or as the backend differentiates best."""
+    problem: Any = SeedToy()
+    if step is not None:
+        factory: Any = choice.plugins("numdiff")[0].factory
+        by_differences = factory(step=step)
+        return ihvp.Hessian(
+            ihvp.Objective(
+                params=problem.params, data=problem.batch, backend=by_differences, grad=problem.gradient
+            )
+        )
+    return ihvp.Hessian(choice.objective(problem, backend or "numdiff"))
+
+
+def follow(H: ihvp.Hessian, scale: float, damping: float = 0.0) -> Path2D:
+    """The recursion step by step, for :data:`DEPTH` steps or until it leaves the plane."""
+    s, points = V, [V / scale]
+    for _ in range(DEPTH):
+        s = V + (1 - damping / scale) * s - to_numpy(H @ s) / scale
+        # Where the recursion diverges, a dozen steps leave nothing to draw.
+        if np.linalg.norm(s) > 1e6:
+            break
+        points.append(s / scale)
+    exact = np.linalg.solve(SeedToy().hessian() + damping * np.eye(2), V)
+    return Path2D(scale, damping, np.array(points), np.asarray(exact, dtype=np.float64))
+
+
+def end(H: ihvp.Hessian, scale: float, damping: float = 0.0) -> NDArray[np.float64]:
+    """The answer of :class:`~ihvp.LiSSA` after :data:`DEPTH` steps, whatever its residual.
+
+    Raises
+    ------
+    Diverged
+        The scale is too small.
+    """
+    solver = ihvp.LiSSA(scale=scale, recursion_depth=DEPTH, rtol=None)
+    return np.asarray(to_numpy(ihvp.solve(H, V, damping, solver).x), dtype=np.float64)
+
+
+def divergence(H: ihvp.Hessian, scale: float) -> Diverged | None:
+    """The error that :class:`~ihvp.LiSSA` raises for this scale, if it does."""
+    try:
+        end(H, scale)
+    except Diverged as error:
+        return error
+    return None
+
+
+def deviation(
+    H: ihvp.Hessian, expected: dict[tuple[float, float], tuple[float, float]]
+) -> tuple[float, dict[tuple[float, float], NDArray[np.float64]]]:
+    """How far the end points are from the expected ones at most, and the end points, by scale and damping."""
+    ends = {setting: end(H, *setting) for setting in expected}
+    return max(float(np.abs(ends[setting] - expected[setting]).max()) for setting in expected), ends
+
+
+def write(paths: Sequence[Path2D], path: Path) -> Path:
+    """All points of all paths."""
+    return table.write(path, COLUMNS, [row for each in paths for row in each.rows()])
+
+
+def draw(paths: Sequence[Path2D], titles: Sequence[str], path: Path) -> Path:
+    """A panel for each path: its points, some of them numbered, and the exact answer.
+
+    All have the same axes, but for a path that diverges.
+    """
+    canvas, axes = figure.panels(2, 2, height=3.2)
+    for ax, each, title in zip(axes.flat, paths, titles, strict=True):
+        points = each.points
+        if len(points) > DEPTH:
+            ax.set_xlim(*_WINDOW[0])
+            ax.set_ylim(*_WINDOW[1])
+        else:
+            points = points[:_FIRST]
+        ax.plot(*points.T, "-", color=figure.NEUTRAL, linewidth=0.7)
+        ax.plot(*points.T, ".", color=figure.HELPS, markersize=6, label="after j steps")
+        ax.plot(*each.exact, "*", color=figure.HARMS, markersize=13, label="exact", zorder=1)
+        _number(ax, points)
+        ax.set_title(title, fontsize=12)
+    for ax in axes[-1]:
+        ax.set_xlabel("x₁")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("x₂")
+    axes[0, 0].legend(loc="lower left", frameon=False, fontsize=10)
+    return figure.save(canvas, path)
+
+
+def _number(ax: Any, points: NDArray[np.float64]) -> None:
+    """Write the step beside a point, unless the last one that was written is in the way."""
+    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    extent, last = np.array([right - left, high - low]), np.full(2, np.inf)
+    for step in _NUMBERED:
+        if step < len(points) and np.linalg.norm((points[step] - last) / extent) > 0.05:
+            ax.annotate(str(step), points[step], xytext=(3, 5), textcoords="offset points", fontsize=9)
+            last = points[step]
