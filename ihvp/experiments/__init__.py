@@ -31,12 +31,8 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS = {
     "complexity": Experiment("ihvp.experiments.complexity", "The time of H v grows linearly in p.", True),
-    "scale": Experiment("ihvp.experiments.scale", "LiSSA's path in the plane for four scales."),
-    "damping": Experiment("ihvp.experiments.damping", "LiSSA's path in the plane for four dampings."),
     "step": Experiment("ihvp.experiments.step", "The error of finite differences against their step."),
     "modes": Experiment("ihvp.experiments.modes", "Four ways to H v: their time and memory."),
-    "hessian": Experiment("ihvp.experiments.hessian", "H and G of a small network, and low-rank inverses."),
-    "loo": Experiment("ihvp.experiments.loo", "Predicted against actual change of the loss, by retraining."),
 }
 
 
