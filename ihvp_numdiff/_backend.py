@@ -145,9 +145,7 @@ class NumdiffBackend:
             return self._product(near, v, *self._step(near, v))
         xp: Any = array_namespace(v)
         columns = (v[:, k] for k in range(v.shape[1]))
-        return xp.stack(
-            [self._product(near, column, *self._step(near, column)) for column in columns], axis=1
-        )
+        return xp.stack([self._product(near, column, *self._step(near, column)) for column in columns]).T
 
     def product_error(self, loss: Loss | GradientFunction, params: Params, batch: Batch, v: Vector) -> float:
         """An estimate of ``‖computed product − exact product‖`` for ``v`` of shape ``(P,)``.

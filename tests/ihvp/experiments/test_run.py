@@ -35,7 +35,7 @@ def invoke(*arguments):
     return CliRunner().invoke(app, ["experiment", *map(str, arguments)], env={"COLUMNS": "150"})
 
 
-def test_the_seven_are_known():
+def test_every_experiment_is_listed():
     assert set(EXPERIMENTS) == {"complexity", "scale", "damping", "step", "modes", "hessian", "loo"}
 
 
