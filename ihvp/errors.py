@@ -382,6 +382,29 @@ class EigenpairsNotConverged(IhvpError, ArithmeticError):
         super().__init__(message)
 
 
+# Pictures
+
+
+class NothingToDraw(IhvpError, ValueError):
+    """A picture was asked of an empty result."""
+
+    def __init__(self, picture: str, found: str, expected: str) -> None:
+        super().__init__(f"plot.{picture} found {found}; expected {expected}.")
+
+
+class NotImages(IhvpError, ValueError):
+    """Inputs are not images of one size, or fewer than are asked for."""
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(
+            f"Found {found}; expected images as (N, height, width), or with 1, 3 or 4 channels as "
+            f"(N, height, width, channels) or (N, channels, height, width). {advice}".rstrip()
+        )
+
+
+# The command line
+
+
 class ImportedObject(IhvpError, ImportError):
     """The command line names an object of a module that is not there, or is of another kind."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ihvp.errors import IhvpError
@@ -20,29 +22,47 @@ def show(console: Console) -> None:
     console.print("\nRun one with `ihvp experiment NAME`, or all with `ihvp experiment all`.")
 
 
-def run_and_print(console: Console, name: str, backend: str | None, out: Path, *, full: bool) -> bool:
-    """Run one experiment, or ``all``, and print each finding when it is there.
+def run_one(console: Console, name: str, backend: str | None, out: Path, *, full: bool) -> None:
+    """Run one experiment and print its finding."""
+    _print(console, name, run(name, out, backend, full=full))
 
-    Of all, those with a long form run it if ``full``, and one that cannot run does not stop the others; then
-    the answer is False.
+
+def run_all(console: Console, backend: str | None, out: Path, *, full: bool) -> bool:
+    """Run all experiments, print each finding when it is there, and a table of them at the end.
+
+    Those with a long form run it if ``full``, and those about one backend run on it. One that fails does not
+    stop the others; then the answer is False.
     """
-    if name != "all":
-        _print(console, name, run(name, out, backend, full=full))
-        return True
+    table = Table("experiment", "finding", "claim", "seconds", box=None, header_style="bold", pad_edge=False)
+    table.columns[-1].justify = "right"
     complete = True
-    for each, experiment in EXPERIMENTS.items():
+    for name, experiment in EXPERIMENTS.items():
+        start = time.perf_counter()
         try:
-            _print(console, each, run(each, out, backend, full=full and experiment.has_full))
-        except IhvpError as error:
+            finding = run(name, out, experiment.only or backend, full=full and experiment.has_full)
+        except (
+            Exception
+        ) as error:  # a framework may fail in any way, and the other experiments are still wanted
             complete = False
-            console.print(f"{each}: not run.", str(error), style="red", markup=False, soft_wrap=True)
+            text = str(error) if isinstance(error, IhvpError) else f"{type(error).__name__}: {error}"
+            console.print(f"{name}: failed.", text, style="red", markup=False, soft_wrap=True)
+            brief, verdict = text.partition(".")[0], "[red]failed[/]"
+        else:
+            _print(console, name, finding)
+            brief, verdict = finding.brief, _verdict(finding)
+        table.add_row(name, escape(brief), verdict, f"{time.perf_counter() - start:.1f}")
+    console.print()
+    console.print(table)
     return complete
 
 
 def _print(console: Console, name: str, finding: Finding) -> None:
-    verdict = "[bold green]held[/]" if finding.held else "[bold red]did not hold[/]"
-    console.print(f"[bold]{name}[/]: the claim {verdict}")
+    console.print(f"[bold]{name}[/]: the claim {_verdict(finding)}")
     for label, text in (("claim", finding.claim), ("found", finding.found)):
         console.print(f"  {label}:", text, markup=False, highlight=False, soft_wrap=True)
     for path in finding.files:
         console.print(" ", str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+def _verdict(finding: Finding) -> str:
+    return "[bold green]held[/]" if finding.held else "[bold red]did not hold[/]"

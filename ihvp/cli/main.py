@@ -207,5 +207,7 @@ def experiment(
     """
     if name is None:
         experiment_command.show(Console())
-    elif not experiment_command.run_and_print(Console(), name, backend, out, full=full):
+    elif name != "all":
+        experiment_command.run_one(Console(), name, backend, out, full=full)
+    elif not experiment_command.run_all(Console(), backend, out, full=full):
         raise typer.Exit(1)

@@ -22,18 +22,24 @@ __all__ = ["EXPERIMENTS", "Experiment", "Finding", "run"]
 
 
 class Experiment(NamedTuple):
-    """Where an experiment lives, what it shows, and whether ``run`` takes ``full=True``."""
+    """Where an experiment lives, what it shows, whether ``run`` takes ``full=True``, and its one backend.
+
+    With ``only=None`` it runs on every backend.
+    """
 
     module: str
     about: str
     has_full: bool = False
+    only: str | None = None
 
 
 EXPERIMENTS = {
     "complexity": Experiment("ihvp.experiments.complexity", "The time of H v grows linearly in p.", True),
     "scale": Experiment("ihvp.experiments.scale", "LiSSA's path in the plane for four scales."),
     "damping": Experiment("ihvp.experiments.damping", "LiSSA's path in the plane for four dampings."),
-    "step": Experiment("ihvp.experiments.step", "The error of finite differences against their step."),
+    "step": Experiment(
+        "ihvp.experiments.step", "The error of finite differences against their step.", only="numdiff"
+    ),
     "modes": Experiment("ihvp.experiments.modes", "Four ways to H v: their time and memory."),
     "hessian": Experiment(
         "ihvp.experiments.hessian", "H and G of a small network, and K eigenpairs in their place."
@@ -61,7 +67,7 @@ def run(name: str, out: Path, backend: str | None = None, *, full: bool = False)
     UnknownExperiment
         There is none of this name.
     InvalidOption
-        ``full`` was asked of an experiment without a long form.
+        ``full`` was asked of an experiment without a long form, or a backend of one that runs on another.
     PackageNotInstalled
         matplotlib is missing; found before any work.
     """
@@ -71,6 +77,10 @@ def run(name: str, out: Path, backend: str | None = None, *, full: bool = False)
     if full and not experiment.has_full:
         long = ", ".join(name for name, other in EXPERIMENTS.items() if other.has_full)
         raise InvalidOption("full", full, f"False for {name!r}; a long form has: {long}")
+    if experiment.only is not None and backend not in (None, experiment.only):
+        raise InvalidOption(
+            "backend", backend, f"{experiment.only!r}, the one backend that {name!r} is about"
+        )
     require_matplotlib()
     out.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"full": True} if full else {}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
+
 import ihvp._registry as registry
 from ihvp._problems import Problem
 from ihvp.backend import BackendPlugin, Dialect
 from ihvp.errors import MissingCapability
 from ihvp.objective import Objective
+from ihvp.space import VectorSpace
 
 
 def plugins(backend: str | None) -> list[BackendPlugin]:
@@ -37,6 +40,18 @@ def dialect(plugin: BackendPlugin) -> Dialect:
     if plugin.dialect is None:
         raise MissingCapability(plugin.name, "dialect")
     return plugin.dialect()
+
+
+def eps(backend: str) -> float:
+    """The machine epsilon of what the backend makes of float64 parameters: JAX's are float32 by default.
+
+    Raises
+    ------
+    UnknownBackend, BackendNotInstalled, BrokenBackend, MissingCapability
+    """
+    (plugin,) = plugins(backend)
+    params = dialect(plugin).parameters({"w": np.zeros(1)})
+    return VectorSpace.of(plugin.factory(params).flatten(params)).eps
 
 
 def objective(problem: Problem, backend: str) -> Objective:

@@ -44,6 +44,7 @@ def run(out: Path, backend: str | None = None) -> Finding:
         CLAIM,
         f"With exact products 100 steps end at {listed}. With the notebook's differences of "
         f"r = 10⁻², within {off_printed:.0e} of the printed numbers.",
+        f"end points as printed to {off_printed:.0e}",
         max(off_exact, off_printed) < lissa_path.AGREEMENT,
         (
             lissa_path.write(paths, out / "damping.csv"),

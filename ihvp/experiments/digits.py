@@ -41,9 +41,14 @@ class Digits:
         """The digits as the loss takes them; every mass is 1 by default."""
         return self.images, np.eye(10)[self.labels], np.ones(len(self.labels)) if masses is None else masses
 
+    @property
+    def pictures(self) -> NDArray[np.float64]:
+        """The pixels of all digits, ``(n, 8, 8)``."""
+        return self.images[:, :64].reshape(-1, 8, 8)
+
     def picture(self, index: int) -> NDArray[np.float64]:
         """The pixels of one digit, ``(8, 8)``."""
-        return self.images[index, :64].reshape(8, 8)
+        return np.asarray(self.pictures[index])
 
 
 def load() -> tuple[Digits, Digits]:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from ihvp.errors import PackageNotInstalled
-from ihvp.plot import HARMS, HELPS, NEUTRAL
+from ihvp.plot.style import HARMS, HELPS, NEUTRAL, curves
 
 __all__ = ["HARMS", "HELPS", "NEUTRAL", "panels", "require_matplotlib", "save", "styles"]
-
-# Okabe and Ito's palette; the markers tell the curves apart where they run together, or in print.
-_STYLES = ((HELPS, "o", "-"), (HARMS, "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
 
 
 def require_matplotlib() -> None:
@@ -51,8 +47,8 @@ def panels(columns: int, rows: int = 1, height: float = 3.8, **options: Any) -> 
 
 def styles() -> Iterator[dict[str, Any]]:
     """What ``Axes.plot`` takes to tell one curve from the next, without end."""
-    for color, marker, line in cycle(_STYLES):
-        yield {"color": color, "marker": marker, "linestyle": line, "markersize": 4, "linewidth": 1.5}
+    for color, dashes, marker in curves():
+        yield {"color": color, "marker": marker, "linestyle": dashes, "markersize": 4, "linewidth": 1.5}
 
 
 def save(figure: Any, path: Path) -> Path:

@@ -16,6 +16,8 @@ class Finding:
         The claim of the earlier notebook, in a sentence.
     found : str
         What this run measured, with its numbers.
+    brief : str
+        The same in a few words, for a table.
     held : bool
         Whether the claim held in this run.
     files : tuple of Path
@@ -24,5 +26,6 @@ class Finding:
 
     claim: str
     found: str
+    brief: str
     held: bool
     files: tuple[Path, ...]

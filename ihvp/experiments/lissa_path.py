@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ihvp
+from ihvp import plot
 from ihvp._problems import SeedToy
 from ihvp.algebra import to_numpy
 from ihvp.errors import Diverged
@@ -25,10 +26,7 @@ SEED_STEP = 1e-2
 # Of an end point, which is about 1 in size. The notebooks' own rounding, of float32, is 2e-6.
 AGREEMENT = 1e-5
 
-_NUMBERED = (0, 1, 2, 3, 5, 10, 20, 50, 100)
-_WINDOW = ((0.0, 1.4), (-0.15, 0.25))
-# Points of a path that diverges: each step is several times as long as the last.
-_FIRST = 4
+_WINDOW = ((-0.05, 1.4), (-0.15, 0.25))
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def follow(H: ihvp.Hessian, scale: float, damping: float = 0.0) -> Path2D:
     """The recursion step by step, for :data:`DEPTH` steps or until it leaves the plane."""
     s, points = V, [V / scale]
     for _ in range(DEPTH):
-        s = V + (1 - damping / scale) * s - to_numpy(H @ s) / scale
+        s = V + (1 - damping / scale) * s - to_numpy(H @ H.space.asarray(s)) / scale
         # Where the recursion diverges, a dozen steps leave nothing to draw.
         if np.linalg.norm(s) > 1e6:
             break
@@ -94,7 +92,7 @@ def end(H: ihvp.Hessian, scale: float, damping: float = 0.0) -> NDArray[np.float
         The scale is too small.
     """
     solver = ihvp.LiSSA(scale=scale, recursion_depth=DEPTH, rtol=None)
-    return np.asarray(to_numpy(ihvp.solve(H, V, damping, solver).x), dtype=np.float64)
+    return np.asarray(to_numpy(ihvp.solve(H, H.space.asarray(V), damping, solver).x), dtype=np.float64)
 
 
 def divergence(H: ihvp.Hessian, scale: float) -> Diverged | None:
@@ -120,36 +118,11 @@ def write(paths: Sequence[Path2D], path: Path) -> Path:
 
 
 def draw(paths: Sequence[Path2D], titles: Sequence[str], path: Path) -> Path:
-    """A panel for each path: its points, some of them numbered, and the exact answer.
-
-    All have the same axes, but for a path that diverges.
-    """
-    canvas, axes = figure.panels(2, 2, height=3.2)
+    """A panel for each path, in the same window, but for a path that diverges."""
+    canvas, axes = figure.panels(2, 2, height=3.4)
     for ax, each, title in zip(axes.flat, paths, titles, strict=True):
-        points = each.points
-        if len(points) > DEPTH:
-            ax.set_xlim(*_WINDOW[0])
-            ax.set_ylim(*_WINDOW[1])
-        else:
-            points = points[:_FIRST]
-        ax.plot(*points.T, "-", color=figure.NEUTRAL, linewidth=0.7)
-        ax.plot(*points.T, ".", color=figure.HELPS, markersize=6, label="after j steps")
-        ax.plot(*each.exact, "*", color=figure.HARMS, markersize=13, label="exact", zorder=1)
-        _number(ax, points)
-        ax.set_title(title, fontsize=12)
-    for ax in axes[-1]:
-        ax.set_xlabel("x₁")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("x₂")
-    axes[0, 0].legend(loc="lower left", frameon=False, fontsize=10)
+        plot.lissa_path(each.points, each.exact, ax, xlim=_WINDOW[0], ylim=_WINDOW[1])
+        ax.set_title(f"{title}, {ax.get_title()}".removesuffix(", "), fontsize=12)
+        if ax is not axes.flat[0]:
+            ax.get_legend().remove()
     return figure.save(canvas, path)
-
-
-def _number(ax: Any, points: NDArray[np.float64]) -> None:
-    """Write the step beside a point, unless the last one that was written is in the way."""
-    (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
-    extent, last = np.array([right - left, high - low]), np.full(2, np.inf)
-    for step in _NUMBERED:
-        if step < len(points) and np.linalg.norm((points[step] - last) / extent) > 0.05:
-            ax.annotate(str(step), points[step], xytext=(3, 5), textcoords="offset points", fontsize=9)
-            last = points[step]

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from ihvp._registry import usable_plugin
 from ihvp.backend import GradientFunction
-from ihvp.errors import InvalidOption
 from ihvp.experiments import figure, network, table
 from ihvp.experiments.finding import Finding
 
@@ -92,15 +91,7 @@ def _toy_gradient(w: Any, batch: Any) -> Any:
 
 
 def run(out: Path, backend: str | None = None) -> Finding:
-    """Sweep the step on three problems, and mark the automatic one.
-
-    Raises
-    ------
-    InvalidOption
-        Another backend than numdiff, the one that takes differences.
-    """
-    if backend not in (None, "numdiff"):
-        raise InvalidOption("backend", backend, "'numdiff', the one that takes finite differences")
+    """Sweep the step of numdiff, whatever ``backend`` says, on three problems, and mark the automatic one."""
     rows = list(_rows())
     csv = table.write(out / "step.csv", COLUMNS, rows)
     png = _draw(rows, out / "step.png")
@@ -120,6 +111,7 @@ def run(out: Path, backend: str | None = None) -> Finding:
         f"r = 10⁻² gives ({chain[0]:.8f}, {chain[1]:.8f}) and ({toy[0]:.5f}, {toy[1]:.5f}). On the network "
         f"its error is {fixed['float32']:.1e} in float32 and {fixed['float64']:.1e} in float64; that of the "
         f"automatic step is: {chosen}.",
+        f"r = 10⁻² is off by {fixed['float32']:.0e} on a network, as printed on the toys",
         bool(held),
         (csv, png),
     )

@@ -15,8 +15,16 @@ DIRECTIVES = {
     for page in DOCS.glob("*.md")
     for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)
 }
-LISTED = ["ihvp", "ihvp.influence", "ihvp.operators", "ihvp.solvers", "ihvp.testing", "ihvp_numdiff"]
-WHOLE = ["ihvp.errors", "ihvp.backend", "ihvp.plot"]
+LISTED = [
+    "ihvp",
+    "ihvp.influence",
+    "ihvp.operators",
+    "ihvp.plot",
+    "ihvp.solvers",
+    "ihvp.testing",
+    "ihvp_numdiff",
+]
+WHOLE = ["ihvp.errors", "ihvp.backend"]
 """Modules that the reference takes as a whole."""
 
 NAMES = sorted(f"{module}.{name}" for module in LISTED for name in importlib.import_module(module).__all__)

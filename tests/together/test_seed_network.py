@@ -67,6 +67,17 @@ def test_the_hessian_is_the_oracles(backend, part):
 
 
 @every_backend
+def test_the_hessian_is_indefinite_and_blind_to_what_shifts_both_logits(backend):
+    # Both columns of w3 and both biases: 4 + 1 directions, in which no other eigenvalue is near 0.
+    values = np.linalg.eigvalsh(to_numpy(ihvp.Hessian(restricted(backend, "full")).to_dense()))
+    assert [int(np.sum(some)) for some in (values > 1e-5, np.abs(values) < 1e-8, values < -1e-5)] == [
+        30,
+        5,
+        31,
+    ]
+
+
+@every_backend
 @each_part
 def test_the_opg_is_the_oracles(backend, part):
     G = OPG(restricted(backend, part)).to_dense()
@@ -155,7 +166,7 @@ def test_the_low_rank_form_of_all_eigenpairs_is_the_hessian(backend):
 
 @every_backend
 def test_the_full_rank_form_of_ten_eigenpairs_is_equation_16(backend):
-    # The indefinite Hessian has ten positive eigenvalues, of which the tenth becomes all the others.
+    # The ten largest of the Hessian's thirty positive eigenvalues, of which the tenth becomes all the others.
     eig = ihvp.eigsh(ihvp.Hessian(objective(backend)), k=10)
     q, tail = to_numpy(eig.vectors), eig.values[-1]
     expected = q @ np.diag(eig.values) @ q.T + tail * (np.eye(66) - q @ q.T)

@@ -3,6 +3,7 @@ import csv
 import numpy as np
 import pytest
 
+from ihvp import experiments
 from ihvp.errors import BackendNotInstalled, UnknownBackend
 from ihvp.experiments import choice, complexity
 
@@ -48,6 +49,32 @@ def test_every_size_has_a_row(few, tmp_path):
     assert all(float(row["product_seconds"]) > 0 and float(row["gradient_seconds"]) > 0 for row in rows)
     assert finding.files == (tmp_path / "complexity.csv", tmp_path / "complexity.png")
     assert (tmp_path / "complexity.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_long_form_measures_every_size_on_every_backend_and_says_how_far_it_is(
+    tmp_path, monkeypatch, capsys
+):
+    measured = []
+
+    def times(plugin, p, budget):
+        measured.append((plugin.name, p, budget))
+        return 1e-9 * p, 5e-10 * p
+
+    monkeypatch.setattr(complexity, "_times", times)
+    monkeypatch.setattr("ihvp._registry._installed", lambda plugin: plugin.name in ("numdiff", "torch"))
+    assert complexity.run(tmp_path, full=True).held
+    grid = complexity.sizes(full=True)
+    assert [each[:2] for each in measured] == [(name, p) for name in ("numdiff", "torch") for p in grid]
+    # A minute for a backend, but for what takes longer than its part even so.
+    assert sum(budget for *_, budget in measured) == pytest.approx(2 * 60)
+    shown = capsys.readouterr().err
+    assert "complexity, numdiff" in shown
+    assert "complexity, torch" in shown
+    assert "/199" in shown
+
+
+def test_the_long_form_runs_end_to_end_on_a_short_grid(few, tmp_path):
+    assert experiments.run("complexity", tmp_path, "numdiff", full=True).files[1].stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(("exponent", "held"), [(1.0, True), (1.4, True), (2.0, False)])

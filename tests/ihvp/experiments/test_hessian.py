@@ -31,6 +31,11 @@ def test_an_eigenvalue_below_zero_stands_for_no_others(spectrum):
     assert np.isnan(spectrum.errors(4)[1])
 
 
+@pytest.mark.parametrize(("smallest", "refused"), [(1e-10, True), (1e-6, False)])
+def test_an_eigenvalue_that_is_zero_but_for_noise_stands_for_no_others(smallest, refused):
+    assert np.isnan(Spectrum(np.diag([3.0, smallest])).errors(2)[1]) == refused
+
+
 @pytest.fixture(scope="module")
 def finding(tmp_path_factory):
     return hessian.run(tmp_path_factory.mktemp("hessian"))
@@ -46,6 +51,12 @@ def test_each_matrix_has_a_row_for_every_number_of_eigenpairs(finding):
     assert tuple(rows[0]) == hessian.COLUMNS
     assert len(rows) == 2 * 3 * 66
     assert finding.files[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_full_rank_form_of_h_ends_with_its_thirty_positive_eigenvalues(finding):
+    with finding.files[0].open() as file:
+        rows = [row for row in csv.DictReader(file) if (row["matrix"], row["examples"]) == ("H", "all 1,000")]
+    assert [int(row["k"]) for row in rows if np.isfinite(float(row["full_rank_error"]))] == list(range(1, 31))
 
 
 def test_one_example_has_an_outer_product_of_rank_one(finding):

@@ -21,7 +21,8 @@ def fake(monkeypatch):
         @staticmethod
         def run(out, backend=None, **options):
             calls.append((out, backend, options))
-            return Finding("It rains.", "It [rains].", bool(options) or backend is None, (out / "rain.csv",))
+            held = bool(options) or backend is None
+            return Finding("It rains.", "It [rains].", "some [rain]", held, (out / "rain.csv",))
 
     monkeypatch.setitem(sys.modules, FAKE, Module)
     monkeypatch.setattr(experiments, "EXPERIMENTS", known := {})
@@ -73,19 +74,64 @@ def test_all_runs_every_one_and_the_long_form_where_there_is_one(fake, tmp_path)
     assert fake == [(tmp_path, None, {}), (tmp_path, None, {"full": True})]
 
 
-def test_all_goes_on_after_one_that_cannot_run_and_then_fails(fake, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (InvalidOption("backend", None, "clouds"), "backend is None; expected clouds."),
+        (RuntimeError("out of [clouds]"), "RuntimeError: out of [clouds]"),
+    ],
+)
+def test_all_goes_on_after_one_that_fails_and_then_fails(fake, tmp_path, monkeypatch, error, text):
     experiments.EXPERIMENTS["rain"] = Experiment("tests_dry_experiment", "Whether it rains.")
 
     class Dry:
         @staticmethod
         def run(out, backend=None):
-            raise InvalidOption("backend", backend, "clouds")
+            raise error
 
     monkeypatch.setitem(sys.modules, "tests_dry_experiment", Dry)
     result = invoke("all", "--out", tmp_path)
     assert result.exit_code == 1
-    assert "rain: not run. backend is None; expected clouds." in result.output
+    assert f"rain: failed. {text}" in result.output
     assert "snow: the claim held" in result.output
+    assert [row[0] for row in summary(result)] == ["rain", "snow"]
+    assert "failed" in summary(result)[0]
+
+
+def summary(result):
+    """The rows of the table at the end, in words."""
+    lines = result.output.rstrip().splitlines()
+    (head,) = (
+        i for i, line in enumerate(lines) if line.split() == ["experiment", "finding", "claim", "seconds"]
+    )
+    return [line.split() for line in lines[head + 1 :]]
+
+
+def test_all_ends_with_a_table_of_findings_verdicts_and_seconds(fake, tmp_path):
+    rain, snow = summary(invoke("all", "--backend", "numdiff", "--full", "--out", tmp_path))
+    assert rain[:-1] == ["rain", "some", "[rain]", "did", "not", "hold"]
+    assert snow[:-1] == ["snow", "some", "[rain]", "held"]
+    assert all(0 <= float(row[-1]) < 10 for row in (rain, snow))
+
+
+def test_a_claim_that_did_not_hold_is_no_failure(fake, tmp_path):
+    assert invoke("all", "--backend", "numdiff", "--out", tmp_path).exit_code == 0
+
+
+def test_an_experiment_about_one_backend_refuses_others(fake, tmp_path):
+    experiments.EXPERIMENTS["rain"] = Experiment(FAKE, "Whether it rains.", only="numdiff")
+    with pytest.raises(
+        InvalidOption, match="'torch'; expected 'numdiff', the one backend that 'rain' is about"
+    ):
+        experiments.run("rain", tmp_path, "torch")
+    assert not fake
+    experiments.run("rain", tmp_path, "numdiff")
+
+
+def test_all_runs_an_experiment_about_one_backend_on_that_one(fake, tmp_path):
+    experiments.EXPERIMENTS["rain"] = Experiment(FAKE, "Whether it rains.", only="numdiff")
+    assert invoke("all", "--backend", "torch", "--out", tmp_path).exit_code == 0
+    assert [backend for _, backend, _ in fake] == ["numdiff", "torch"]
 
 
 def test_the_long_form_is_refused_where_there_is_none(fake, tmp_path):
@@ -109,4 +155,4 @@ def test_without_matplotlib_nothing_is_run(fake, tmp_path, monkeypatch):
 
 def test_a_finding_is_constant():
     with pytest.raises(FrozenInstanceError):
-        Finding("", "", True, ()).held = False
+        Finding("", "", "", True, ()).held = False

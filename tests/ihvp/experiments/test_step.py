@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from ihvp.errors import InvalidOption
 from ihvp.experiments import step
 
 
@@ -73,8 +72,3 @@ def test_the_table_has_every_problem_dtype_order_and_step(tmp_path, monkeypatch)
     assert sum(row["chosen"] == "True" for row in rows) == 12
     assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
     assert finding.held
-
-
-def test_another_backend_is_refused(tmp_path):
-    with pytest.raises(InvalidOption, match="numdiff"):
-        step.run(tmp_path, "torch")

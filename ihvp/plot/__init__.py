@@ -1,0 +1,25 @@
+"""Pictures of results, by matplotlib: every function draws into ``ax`` and returns it.
+
+Without ``ax`` it makes a figure, which matplotlib shows as it shows others. :func:`influence_panels` fills a
+figure, or a part of one. The colours are of Okabe and Ito's palette, which every kind of colour vision tells
+apart; dashes and markers tell curves apart in print.
+"""
+
+from ihvp.plot.eigenvalues import spectrum
+from ihvp.plot.images import influence_panels
+from ihvp.plot.iterates import lissa_path
+from ihvp.plot.mislabelled import detection
+from ihvp.plot.ranking import scores, top_k
+from ihvp.plot.removals import leave_one_out
+from ihvp.plot.residuals import convergence
+
+__all__ = [
+    "convergence",
+    "detection",
+    "influence_panels",
+    "leave_one_out",
+    "lissa_path",
+    "scores",
+    "spectrum",
+    "top_k",
+]

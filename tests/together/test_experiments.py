@@ -1,0 +1,46 @@
+"""The experiments on every backend; JAX computes in float32 where nobody asked for more."""
+
+import csv
+
+import jax
+import pytest
+
+from ihvp import experiments
+from ihvp.experiments import choice, loo
+
+BACKENDS = ("numdiff", "torch", "jax", "tf")
+
+
+@pytest.fixture(params=[*BACKENDS, "jax in float32"])
+def backend(request):
+    if request.param != "jax in float32":
+        yield request.param
+        return
+    with jax.enable_x64(False):
+        yield "jax"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return loo.Model()
+
+
+@pytest.mark.parametrize("name", ["scale", "damping", "hessian"])
+def test_the_claim_holds(name, backend, tmp_path):
+    finding = experiments.run(name, tmp_path, backend)
+    assert finding.held, finding.found
+    assert all(path.stat().st_size for path in finding.files)
+
+
+def test_removals_are_predicted(backend, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(loo, "Model", lambda: model)
+    monkeypatch.setattr(loo, "REMOVALS", 12)
+    finding = experiments.run("loo", tmp_path, backend)
+    assert finding.held, finding.found
+    with finding.files[0].open() as file:
+        assert len(list(csv.DictReader(file))) == 12
+
+
+def test_the_precision_is_that_of_the_backend(backend):
+    expected = 2.0**-52 if jax.config.jax_enable_x64 or backend != "jax" else 2.0**-23
+    assert choice.eps(backend) == expected
