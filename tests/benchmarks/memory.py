@@ -98,16 +98,19 @@ def _peak(framework: str, size: int) -> Row:
     )
 
 
-def _torch(size: int) -> tuple[ihvp.Objective, Callable[[], Any]]:
+def _torch(size: int, *, compiled: bool = False) -> tuple[ihvp.Objective, Callable[[], Any]]:
     import torch
+
+    from ihvp_torch import TorchBackend
 
     scales = torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None]
 
     def loss(w: Any, batch: Any) -> Any:
         return (w["x"].square().sum(dim=1, keepdim=True) * scales).sum()
 
-    x = torch.ones(4, size // 4)
-    return ihvp.Objective(loss, {"x": x}), lambda: torch.ones(size)
+    params = {"x": torch.ones(4, size // 4)}
+    backend = TorchBackend(params, compile=compiled)
+    return ihvp.Objective(loss, params, backend=backend), lambda: torch.ones(size)
 
 
 def _jax(size: int) -> tuple[ihvp.Objective, Callable[[], Any]]:
@@ -152,6 +155,7 @@ def _status(field: str) -> int:
 
 _QUADRATICS: dict[str, Callable[[int], tuple[ihvp.Objective, Callable[[], Any]]]] = {
     "torch": _torch,
+    "torch-compiled": partial(_torch, compiled=True),
     "jax": _jax,
     "tf": _tf,
     "numdiff": _numdiff,
