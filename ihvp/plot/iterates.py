@@ -98,7 +98,8 @@ def _make_room(ax: Any, path: NDArray[np.float64], near: float) -> None:
         getattr(ax, f"set_{name}scale")("symlog", linthresh=near)
         first = int(np.ceil(np.log10(near)))
         last = max(first, int(np.floor(np.log10(max(extent, near)))))
-        ticks = 10.0 ** np.unique([(first + last + 1) // 2, last])
+        # Labels of neighbouring decades would touch.
+        ticks = 10.0 ** np.array([(first + last) // 2, last] if last - first > 2 else [last])
         getattr(ax, f"set_{name}ticks")([*-ticks[::-1], 0.0, *ticks])
 
 
