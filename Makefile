@@ -25,7 +25,7 @@ bench: $(ENVS)/bench/.ready ## Measure beside other libraries and write docs/per
 
 docs: $(ENVS)/docs/.ready ## Build the documentation into build/site; a warning is an error
 	@$(ENVS)/docs/bin/python -m doctest docs/_hooks/roles.py
-	@NO_MKDOCS_2_WARNING=1 $(ENVS)/docs/bin/mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 TF_CPP_MIN_LOG_LEVEL=3 MPLBACKEND=agg $(ENVS)/docs/bin/mkdocs build --strict
 
 lint: $(ENVS)/lint/.ready ## Check style, types and import rules
 	@$(ENVS)/lint/bin/ruff check

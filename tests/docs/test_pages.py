@@ -5,7 +5,7 @@
   none. Such a page runs once for each of them.
 - A ``text`` block right after a block holds what that prints.
 - A block that is included from a file by a snippet is tested where that file is.
-- A block with ``exec=`` runs when the pages are built, which fails where it does.
+- A block with ``exec=`` runs when the pages are built, which fails where it does. All of the tutorials' do.
 """
 
 from __future__ import annotations
@@ -60,8 +60,12 @@ def blocks_of(page: str) -> list[Block]:
     ]
 
 
+def runs_in_the_build(block: Block) -> bool:
+    return 'exec="true"' in block.options
+
+
 def runs_here(block: Block) -> bool:
-    return "exec=" not in block.options and not _SNIPPET.fullmatch(block.code)
+    return not runs_in_the_build(block) and not _SNIPPET.fullmatch(block.code)
 
 
 def runs() -> list[tuple[str, str]]:
@@ -100,9 +104,34 @@ def test_included_code_is_that_of_tested_files():
     for page in PAGES:
         for block in blocks_of(page):
             included = _SNIPPET.fullmatch(block.code)
-            if included:
+            if included and not runs_in_the_build(block):
                 assert (ROOT / included[1]).is_file(), f"docs/{page}, line {block.line}"
                 assert included[1].startswith("tests/"), f"docs/{page}, line {block.line}"
+
+
+TUTORIALS = [page for page in PAGES if page.startswith("tutorials/") and blocks_of(page)]
+
+
+@pytest.mark.parametrize("page", TUTORIALS)
+def test_tutorial_runs_whole_when_it_is_built(page):
+    """All of its blocks, and in a session of its own: the pages are built in one process."""
+    for block in blocks_of(page):
+        assert runs_in_the_build(block), f"docs/{page}, line {block.line}"
+        assert f'session="{Path(page).stem}"' in block.options, f"docs/{page}, line {block.line}"
+
+
+def test_every_framework_has_a_tutorial():
+    assert {Path(page).stem for page in TUTORIALS} == {"torch", "jax", "tensorflow", "numdiff"}
+
+
+@pytest.mark.parametrize("page", TUTORIALS)
+def test_tutorial_shows_what_it_prints(page):
+    """A block without ``source`` is unseen; only what prepares the page may be."""
+    for block in blocks_of(page):
+        if "source=" in block.options:
+            assert 'result="text"' in block.options or 'html="true"' in block.options, f"line {block.line}"
+        else:
+            assert "print(" not in block.code, f"docs/{page}, line {block.line}"
 
 
 def run(page: str, need: str) -> None:
