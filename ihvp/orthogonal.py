@@ -81,7 +81,7 @@ def orthonormal(
            [4., 8.],
            [0., 0.]]))
     """
-    eps = float(array_api_compat.array_namespace(block).finfo(algebra.wide(block[:0]).dtype).eps)
+    eps = float(array_api_compat.array_namespace(block).finfo(algebra.wide_dtype(block)).eps)
     columns = block.shape[1]
     zero = _ZERO * eps * columns**0.5
     deviation = zero if deviation is None else deviation

@@ -20,6 +20,7 @@ from ihvp.errors import LossIndependentOfParameters, LossNotScalar, UnequalBatch
 from ihvp_jax._modes import first_usable, forward, pull, reverse
 from ihvp_jax._parameters import found, is_floating, ravel, require_floating, size, unravel
 from ihvp_jax._static import Static, release_constants
+from ihvp_jax._zeros import without_zeros
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -65,10 +66,12 @@ def linearize(loss: Static, params: Params, batch: Batch) -> Any:
     """``t ↦ ∇² loss · t`` on pytrees, as a pytree of the values that ``apply`` computes with."""
     require_floating(params)
     gradient = _gradient_at(loss, params, batch)
-    return first_usable(
-        params,
-        lambda: jax.linearize(gradient, params)[1],
-        lambda: jax.tree_util.Partial(pull, jax.vjp(gradient, params)[1]),
+    return without_zeros(
+        lambda: first_usable(
+            params,
+            lambda: jax.linearize(gradient, params)[1],
+            lambda: jax.tree_util.Partial(pull, jax.vjp(gradient, params)[1]),
+        )
     )
 
 

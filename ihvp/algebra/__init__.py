@@ -24,6 +24,7 @@ from ihvp.algebra._arrays import (
     take,
     to_numpy,
     wide,
+    wide_dtype,
     zeros_like,
 )
 from ihvp.algebra._blocks import (
@@ -77,6 +78,7 @@ __all__ = [
     "to_numpy",
     "total",
     "wide",
+    "wide_dtype",
     "xpay",
     "zeros_like",
 ]

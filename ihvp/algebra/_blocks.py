@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from ihvp.algebra._arrays import fused, slices, summed, to_numpy, wide, wide_dtype
 from ihvp.backend import Vector
 
-# XLA makes one pass of a sum of so many multiples; a matrix product is written to memory before it is added.
-_TERMS = 32
+# XLA makes one pass of a sum of so many multiples; a matrix product is written to memory before it is added,
+# which costs less than the terms where it stays in the cache: up to so many entries.
+_TERMS, _CACHED = 32, 1 << 16
 
 
 def gram(x: Vector, y: Vector) -> NDArray[np.float64]:
@@ -94,7 +95,7 @@ def _product(x: Vector, matrix: Any) -> Vector:
         count = x.shape[1]
         product = (
             sum(terms[:, i, None] * matrix[i] for i in range(count))
-            if count <= _TERMS
+            if count <= _TERMS and x.size > _CACHED
             else matmul(terms, matrix)
         )
         return xp.astype(product, x.dtype)

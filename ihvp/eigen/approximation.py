@@ -30,25 +30,30 @@ class Products:
         self.dtype = algebra.wide(self.space.zeros(1)[:0]).dtype
 
     def __call__(self, v: Vector) -> Vector:
+        return self.measured(v)[0]
+
+    def measured(self, v: Vector) -> tuple[Vector, NDArray[np.float64]]:
+        """A product, and the norm of each of its columns, by which it is checked."""
         self.count += 1 if v.ndim == 1 else v.shape[1]
         image = self.operator.apply(self.space.xp.astype(v, self.space.dtype, copy=False))
         # A compiled identity hands its argument back, and products are written to.
-        return self.checked(algebra.copy(image) if image is v else image)
+        image = algebra.wide(algebra.copy(image) if image is v else image)
+        norms = algebra.norms(image)
+        if not np.all(np.isfinite(norms)):
+            raise NonFinite("A product with the operator")
+        return image, norms
 
     def dense(self) -> Vector:
         """The matrix, by P products."""
         self.count += self.space.size
-        return self.checked(self.operator.to_dense())
+        matrix = self.operator.to_dense()
+        if not algebra.all_finite(matrix):
+            raise NonFinite("A product with the operator")
+        return algebra.wide(matrix)
 
     def error(self, v: Vector) -> float:
         """What the operator says of the error of its product."""
         return self.operator.product_error(self.space.xp.astype(v, self.space.dtype, copy=False))
-
-    def checked(self, image: Vector) -> Vector:
-        """A computed product, widened."""
-        if not algebra.all_finite(image):
-            raise NonFinite("A product with the operator")
-        return algebra.wide(image)
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,13 +114,21 @@ def _write(rows: Vector, place: int, v: Vector) -> Vector:
 @algebra.fused(0)
 def _clear(w: Vector, rows: Vector) -> tuple[Vector, Vector, Any]:
     """``w`` without its projections on the rows, these, and the parts of what the norm of the first sums."""
-    projections = sum(algebra.matmul(rows[:, part], w[part]) for part in algebra.summed(w))
+    projections = _projections(rows, w)
     if not array_api_compat.is_writeable_array(w):
         w = w - algebra.matmul(projections, rows)
     else:
         for part in algebra.slices(w):
             w[part] -= projections @ rows[:, part]
     return w, projections, algebra.dot_parts(w, w)
+
+
+def _projections(rows: Vector, w: Vector) -> Vector:
+    parts = list(algebra.summed(w))
+    if len(parts) > 1 and array_api_compat.is_jax_array(w):
+        # XLA would copy each part of the rows, and a product of them all loses digits.
+        return array_api_compat.array_namespace(w).sum(rows * w, axis=1)
+    return sum(algebra.matmul(rows[:, part], w[part]) for part in parts)
 
 
 @algebra.fused()

@@ -139,8 +139,8 @@ class Lanczos:
         """Multiply the next direction and make what is new in the product the next one."""
         self._basis.append(self._next)
         size = self._basis.size
-        image = self.product(self._next)
-        norm = float(algebra.norms(image))
+        image, norms = self.product.measured(self._next)
+        norm = float(norms)
         self._size = max(self._size, norm)
         coupled = np.flatnonzero(self._couplings)
         since = int(coupled[0]) if coupled.size else size - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 import pytest
 
 from ihvp_jax._backend import JaxBackend
@@ -14,6 +15,11 @@ from ihvp_jax._backend import JaxBackend
 def double_precision() -> Iterator[None]:
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
 
 
 @pytest.fixture

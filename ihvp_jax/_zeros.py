@@ -1,0 +1,56 @@
+"""Linear maps without the arrays of zeros that they would keep.
+
+JAX adds an array of zeros to a tangent where the cotangent beside it does not depend on the parameters, as at
+the scores of every cross-entropy. In a map that is compiled by itself it looks like any other array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal, jaxpr_as_fun
+
+from ihvp_jax._static import Static
+
+_CALLS = ("jit", "pjit")
+
+
+def without_zeros(make: Callable[[], Any]) -> Any:
+    """The linear map that ``make`` gives, a pytree; arrays that are zero by construction are constants of it.
+
+    To be called while JAX traces, where that can be told.
+    """
+    trace, shapes = jax.make_jaxpr(make, return_shape=True)()
+    leaves, structure = jax.tree.flatten(shapes)
+    constant = [
+        (leaf.shape, leaf.dtype) if zero else None
+        for leaf, zero in zip(leaves, _zero_outputs(trace.jaxpr), strict=True)
+    ]
+    values = jaxpr_as_fun(trace)()
+    kept = [value for value, zeros in zip(values, constant, strict=True) if zeros is None]
+    return jax.tree_util.Partial(_apply, Static((structure, tuple(constant))), kept)
+
+
+def _apply(form: Static, kept: list[jax.Array], tangent: Any) -> Any:
+    structure, constant = form.value
+    values = iter(kept)
+    leaves = [next(values) if zeros is None else jnp.zeros(*zeros) for zeros in constant]
+    return structure.unflatten(leaves)(tangent)
+
+
+def _zero_outputs(trace: Any) -> list[bool]:
+    """Which outputs of a trace are zero whatever goes in, as far as its last operations tell."""
+    zeros = set()
+    for equation in trace.eqns:
+        name, inputs = equation.primitive.name, equation.invars
+        if name == "broadcast_in_dim" and isinstance(inputs[0], Literal):
+            found = [inputs[0].val == 0]
+        elif name in _CALLS:
+            found = _zero_outputs(equation.params["jaxpr"].jaxpr)
+        else:
+            continue
+        zeros |= {output for output, zero in zip(equation.outvars, found, strict=True) if zero}
+    return [not isinstance(output, Literal) and output in zeros for output in trace.outvars]
