@@ -19,6 +19,9 @@ from ihvp.data import Batches, describe_structure
 from ihvp.objective import Objective
 from ihvp.operators import LinearOperator
 
+# Containers deeper within others and within functions do not enter: they may refer to anything.
+_DEPTH = 16
+
 
 def of_array(array: Any) -> str:
     """Of an array of any framework: its dtype, shape and every bit."""
@@ -45,14 +48,17 @@ def of_data(batches: Batches) -> str:
 
 
 def of_function(function: Any) -> str:
-    """Of a loss: its code, and the numbers, arrays and functions of its module that it refers to.
+    """Of a loss: its code, and the numbers, arrays, containers and functions of its module that it refers to.
 
-    Lists, dicts and other objects do not enter: they may change while it runs.
+    Objects of other kinds enter by their type only: they may change while it runs.
 
     >>> of_function(lambda w, batch: w) == of_function(lambda w, batch: w + 1)
     False
     >>> margins = [lambda w, batch, label=label: w[label] for label in (0, 1)]
     >>> of_function(margins[0]) == of_function(margins[1])
+    False
+    >>> weighted = [lambda w, batch, weights={"decay": decay}: weights["decay"] * w for decay in (0.1, 0.2)]
+    >>> of_function(weighted[0]) == of_function(weighted[1])
     False
     """
     state = _state()
@@ -145,23 +151,36 @@ def _bytes(array: NDArray[Any]) -> Any:
 
 
 def _feed_value(state: Any, value: Any, within: list[Any]) -> None:
-    """Whatever a function may refer to; ``within`` are the functions around it, which may be recursive."""
+    """Whatever a function may refer to; ``within`` are the functions and containers around it.
+
+    Both may refer to themselves.
+    """
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         state.update(repr(value).encode())
     elif isinstance(value, (tuple, frozenset)):
-        items = sorted(value, key=repr) if isinstance(value, frozenset) else value
-        state.update(f"{type(value).__name__}{len(value)}".encode())
-        for item in items:
-            _feed_value(state, item, within)
+        _feed_items(state, value, within)
+    elif isinstance(value, (list, dict, set)) and len(within) < _DEPTH and not _is_among(value, within):
+        _feed_items(state, value, [*within, value])
     elif isinstance(value, CodeType):
         state.update(value.co_code + repr(value.co_names).encode())
         _feed_value(state, value.co_consts, within)
     elif hasattr(value, "shape") and hasattr(value, "dtype") and not callable(value):
         _feed_array(state, value)
-    elif callable(value) and not any(value is function for function in within):
+    elif callable(value) and not _is_among(value, within):
         _feed_function(state, value, [*within, value])
     else:
         state.update(type(value).__qualname__.encode())
+
+
+def _feed_items(state: Any, container: Any, within: list[Any]) -> None:
+    state.update(f"{type(container).__name__}{len(container)}".encode())
+    items = container.items() if isinstance(container, dict) else container
+    for item in sorted(items, key=repr) if isinstance(container, (set, frozenset)) else items:
+        _feed_value(state, item, within)
+
+
+def _is_among(value: Any, others: list[Any]) -> bool:
+    return any(value is other for other in others)
 
 
 def _feed_function(state: Any, function: Any, within: list[Any]) -> None:

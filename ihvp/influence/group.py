@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.data import Examples
 from ihvp.errors import InvalidOption
+from ihvp.influence.blocks import counted_blocks
+from ihvp.influence.gradients import gradients
+from ihvp.influence.scores import Scores
+from ihvp.influence.trained import TrainedModel
 from ihvp.objective import Objective
 from ihvp.operators.curvature import CurvatureOperator
 from ihvp.progress import track
 from ihvp.solvers.solve import Inverse, solve
+
+
+def removal_scores(
+    model: TrainedModel,
+    indices: Any,
+    test_data: Any,
+    test_loss: Callable[..., Any] | None,
+    second_order: bool,
+    progress: bool | None,
+) -> Scores:
+    """The rise of the loss at test points, for :meth:`ihvp.Influence.group`."""
+    training = model.training()
+    groups, several = groups_of(indices, training.num_examples)
+    removal = Removal(training, model.inverse, model.total)
+    if second_order:
+        question = model.question(test_data, test_loss)
+        changes, residual = removal.newton_steps(groups, progress)
+        slopes = (gradients(question, block, "test").T for block in counted_blocks(question, model.rows))
+        values = np.concatenate([algebra.gram(rows, changes) for rows in slopes])
+    else:
+        points = model.points(test_data, test_loss, progress)
+        changes = removal.gradients(groups)
+        values = np.concatenate([algebra.gram(x, changes) for _, x in points.blocks(model.rows)])
+        residual = points.residual
+    values = values.astype(model.dtype)
+    return Scores(values if several else values[:, 0], ("test", "group")[: 1 + several], residual)
 
 
 def groups_of(indices: Any, count: int) -> tuple[list[NDArray[np.intp]], bool]:

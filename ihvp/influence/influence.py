@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ihvp import algebra
-from ihvp.data import describe_structure
-from ihvp.errors import InvalidOption, UnequalBatches
-from ihvp.influence import fingerprint
-from ihvp.influence.blocks import derivatives_along, gradients
-from ihvp.influence.group import Removal, groups_of
+from ihvp.errors import InvalidOption
+from ihvp.influence.group import removal_scores
 from ihvp.influence.inputs import influence_on_inputs
-from ihvp.influence.optimum import warn_unless_optimal
-from ihvp.influence.order import check_order, counted_blocks
-from ihvp.influence.points import Points, Solved, Unsolved, rows_of, solve_columns
+from ihvp.influence.points import Unsolved, rows_of
 from ihvp.influence.products import InverseProducts
 from ihvp.influence.scores import Scores, check_k
+from ihvp.influence.self_influence import self_scores
 from ihvp.influence.store import Store
+from ihvp.influence.tiles import terms, tiles
 from ihvp.influence.top_k import Running, TopK, Which, check_which
-from ihvp.influence.values import check_values
+from ihvp.influence.trained import TrainedModel
 from ihvp.objective import Objective
 from ihvp.operators import Hessian, LinearOperator
-from ihvp.progress import track
 from ihvp.solvers import Solver, inverse
-
-# A block of inverse products, a block of training gradients and their tile of scores have at most so many
-# numbers each (128 MiB in float32). A solve holds about six blocks.
-_NUMBERS = 1 << 25
-
-Tile = tuple[int, int, NDArray[Any]]
-"""The number of the first test point, that of the first training example, and their scores ``(k, b)``."""
 
 
 class Influence:
@@ -98,8 +84,6 @@ class Influence:
     ) -> None:
         if not isinstance(objective, Objective):
             raise InvalidOption("objective", objective, "an ihvp.Objective")
-        self.objective = objective
-        self.train_loss = train_loss
         operator = Hessian(objective) if curvature is None else curvature
         if not isinstance(operator, LinearOperator) or not operator.space.matches(objective.space):
             raise InvalidOption(
@@ -107,8 +91,9 @@ class Influence:
                 curvature,
                 f"a LinearOperator on the {objective.num_params:,} parameters, of their dtype and device",
             )
+        self.objective, self.train_loss = objective, train_loss
         self.inverse = inverse(operator, damping, solver)
-        self._optimum_checked = False
+        self._model = TrainedModel(objective, self.inverse, train_loss)
 
     def scores(
         self,
@@ -163,17 +148,17 @@ class Influence:
         ...     ihvp.Influence(objective).scores(np.array([[1.0]]), out=f"{folder}/scores").values
         memmap([[ 0.5, -0.5]])
         """
-        points = self._points(test_data, test_loss, progress)
-        training = self._training(train_data)
+        model = self._model
+        points, training = model.points(test_data, test_loss, progress), model.training(train_data)
         shape = points.count, training.num_examples
         if out is None:
-            values = np.empty(shape, self._dtype)
-            for row, column, tile in self._tiles(points, training, progress):
+            values = np.empty(shape, model.dtype)
+            for row, column, tile in tiles(model, points, training, progress):
                 values[row : row + tile.shape[0], column : column + tile.shape[1]] = tile
             return Scores(values, ("test", "train"), points.residual)
-        terms = self._terms(points, training, train_data is None)
-        with Store(out, shape, self._dtype, (self._rows, self._rows), terms) as store:
-            for row, column, tile in self._tiles(points, training, progress, store):
+        depends_on = terms(model, points, training)
+        with Store(out, shape, model.dtype, (model.rows, model.rows), depends_on) as store:
+            for row, column, tile in tiles(model, points, training, progress, store):
                 store.write(row, column, tile)
             return Scores(store.read(), ("test", "train"), points.residual)
 
@@ -206,12 +191,12 @@ class Influence:
         >>> ihvp.Influence(objective).top_k(np.array([[3.0]]), 1, which="helpful").indices
         array([[2]])
         """
-        training = self._training(train_data)
+        training = self._model.training(train_data)
         check_k(k, training.num_examples, "train")
         check_which(which)
-        points = self._points(test_data, test_loss, progress)
+        points = self._model.points(test_data, test_loss, progress)
         running = Running(points.count, k, which)
-        for row, column, tile in self._tiles(points, training, progress):
+        for row, column, tile in tiles(self._model, points, training, progress):
             running.add(row, column, tile)
         return running.result(points.residual)
 
@@ -239,18 +224,7 @@ class Influence:
         >>> np.asarray(ihvp.Influence(objective).self_influence()).round(3)
         array([1.333, 0.   , 1.333])
         """
-        self._check_optimum()
-        training = self._training(data)
-        values, residual = np.empty(training.num_examples, self._dtype), 0.0
-        with track("Self-influence", len(values), progress) as advance:
-            # A solve holds several blocks of the size of the gradients.
-            for block in counted_blocks(training, max(1, self._rows // 8)):
-                columns = gradients(training, block, "training").T
-                x, largest = solve_columns(self.inverse, columns, progress=False)
-                values[block.first : block.first + block.count] = algebra.dots(columns, x) / self._total
-                residual = max(residual, largest)
-                advance(block.count)
-        return Scores(values, ("train",), residual)
+        return self_scores(self._model, data, progress)
 
     def group(
         self,
@@ -291,21 +265,7 @@ class Influence:
         >>> np.asarray(influence.group([2], np.array([[3.0]]), second_order=True)).round(6)
         array([1.])
         """
-        training = self._training(None)
-        groups, several = groups_of(indices, training.num_examples)
-        removal = Removal(training, self.inverse, self._total)
-        if second_order:
-            question = self._question(test_data, test_loss)
-            changes, residual = removal.newton_steps(groups, progress)
-            slopes = (gradients(question, block, "test").T for block in counted_blocks(question, self._rows))
-            values = np.concatenate([algebra.gram(rows, changes) for rows in slopes])
-        else:
-            points = self._points(test_data, test_loss, progress)
-            changes = removal.gradients(groups)
-            values = np.concatenate([algebra.gram(x, changes) for _, x in points.blocks(self._rows)])
-            residual = points.residual
-        values = values.astype(self._dtype)
-        return Scores(values if several else values[:, 0], ("test", "group")[: 1 + several], residual)
+        return removal_scores(self._model, indices, test_data, test_loss, second_order, progress)
 
     def of_new_points(
         self,
@@ -364,8 +324,9 @@ class Influence:
 
         Notes
         -----
-        With numdiff they are central differences, which take two gradients of every example for each of its
-        numbers and are good to about :math:`10 \varepsilon^{2/3}` of the gradients.
+        With numdiff, also over a model of another framework, they are central differences, which take two
+        gradients of every example for each of its numbers and are good to about
+        :math:`10 \varepsilon^{2/3}` of the gradients.
 
         Examples
         --------
@@ -380,10 +341,8 @@ class Influence:
                 [0.333333],
                 [0.333333]]])
         """
-        points = self._points(test_data, test_loss, progress)
-        training = self._training(train_data)
-        scale = 1 / self._total
-        return influence_on_inputs(points, training, scale, _NUMBERS, self._dtype, progress)
+        points = self._model.points(test_data, test_loss, progress)
+        return influence_on_inputs(self._model, points, self._model.training(train_data), progress)
 
     def inverse_products(
         self, test_data: Any, test_loss: Callable[..., Any] | None = None, *, progress: bool | None = None
@@ -406,102 +365,6 @@ class Influence:
         >>> np.asarray(influence.scores(products, np.array([[5.0]]))).round(6)
         array([[1.]])
         """
-        points = Unsolved(self._question(test_data, test_loss), self.inverse, progress)
-        vectors = [rows_of(x) for _, x in points.blocks(self._rows)]
-        return InverseProducts(np.concatenate(vectors), points.residual, self._model)
-
-    def _tiles(
-        self, points: Points, training: Objective, progress: bool | None, store: Store | None = None
-    ) -> Iterator[Tile]:
-        """The scores, tile by tile; of a store, those that it lacks."""
-        with track("Influence", points.count * training.num_examples, progress) as advance:
-            for row, x in points.blocks(self._rows, store):
-                for block in counted_blocks(training, self._rows):
-                    if store is None or (row, block.first, x.shape[1], block.count) not in store.done:
-                        tile = derivatives_along(training, block, x, "training").T / self._total
-                        yield row, block.first, tile.astype(self._dtype)
-                    advance(block.count * x.shape[1])
-
-    def _points(self, test_data: Any, test_loss: Callable[..., Any] | None, progress: bool | None) -> Points:
-        if not isinstance(test_data, InverseProducts):
-            return Unsolved(self._question(test_data, test_loss), self.inverse, progress)
-        if test_loss is not None:
-            raise InvalidOption(
-                "test_loss", test_loss, "None with InverseProducts, which have their loss in them"
-            )
-        found, expected = test_data.model, self._model
-        differing = [name for name in expected if found.get(name) != expected[name]]
-        if differing:
-            raise InvalidOption(
-                "test_data",
-                test_data,
-                f"inverse products of this model; these have another {', another '.join(differing)}",
-            )
-        self._check_optimum()
-        return Solved(test_data, self.objective.space)
-
-    def _question(self, test_data: Any, test_loss: Callable[..., Any] | None) -> Objective:
-        """The test loss over the test data."""
-        self._check_optimum()
-        question = self.objective.on(test_data, loss=test_loss)
-        check_order(question.batches, "test")
-        if test_loss is None:
-            found, expected = (
-                describe_structure(next(iter(batches))[0])
-                for batches in (question.batches, self.objective.batches)
-            )
-            if found != expected:
-                raise UnequalBatches(
-                    f"A batch of the test data is {found}; expected {expected}, as in training, whose loss "
-                    "is asked for. Bring it into that form, or pass test_loss=…."
-                )
-        check_values(question, self._rows, "test")
-        return question
-
-    def _training(self, data: Any) -> Objective:
-        """What goes away with an example, over the examples to score."""
-        training = self.objective.on(self.objective.batches.data if data is None else data, self.train_loss)
-        check_order(training.batches, "training")
-        if data is not None:
-            check_values(training, self._rows, "training")
-        return training
-
-    def _check_optimum(self) -> None:
-        if not self._optimum_checked:
-            warn_unless_optimal(self.objective)
-            self._optimum_checked = True
-
-    @property
-    def _rows(self) -> int:
-        """How many examples make a block, whose tiles of scores are square."""
-        return max(1, min(_NUMBERS // self.objective.num_params, math.isqrt(_NUMBERS)))
-
-    @property
-    def _dtype(self) -> np.dtype[Any]:
-        # Half precision ends at 65,504, and numpy does not count with bfloat16.
-        return np.dtype(np.float64 if self.objective.space.eps < 1e-10 else np.float32)
-
-    @property
-    def _total(self) -> int:
-        return self.objective.total_examples
-
-    @property
-    def _model(self) -> dict[str, str]:
-        """What an inverse product depends on besides its test point, with the names that errors use."""
-        return {
-            **fingerprint.of_objective(self.objective),
-            "curvature": fingerprint.of_operator(self.inverse.operator, self.objective),
-            "damping": repr(self.inverse.damping),
-        }
-
-    def _terms(self, points: Points, training: Objective, all_training: bool) -> dict[str, str]:
-        """What scores depend on, with the names that errors use."""
-        model = self._model
-        scored = model["training data"] if all_training else fingerprint.of_data(training.batches)
-        return {
-            **model,
-            "solver": repr(self.inverse.solver),
-            "training loss": fingerprint.of_function(training.loss),
-            "scored data": scored,
-            **points.fingerprints(),
-        }
+        points = Unsolved(self._model.question(test_data, test_loss), self.inverse, progress)
+        vectors = [rows_of(x) for _, x in points.blocks(self._model.rows)]
+        return InverseProducts(np.concatenate(vectors), points.residual, self._model.fingerprints())

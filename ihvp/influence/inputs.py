@@ -13,9 +13,10 @@ from ihvp.algebra import to_numpy
 from ihvp.backend import Batch, SupportsInputDerivatives, Vector
 from ihvp.data import count_examples, map_leaves
 from ihvp.errors import DataError, describe
-from ihvp.influence.blocks import Block, derivatives_along, loss_on
-from ihvp.influence.order import counted_blocks
+from ihvp.influence.blocks import Block, counted_blocks, rows_at_once
+from ihvp.influence.gradients import derivatives_along, loss_on
 from ihvp.influence.points import Points
+from ihvp.influence.trained import TrainedModel
 from ihvp.objective import Objective
 from ihvp.progress import track
 
@@ -24,26 +25,17 @@ _POINTS = 16
 
 
 def influence_on_inputs(
-    points: Points,
-    training: Objective,
-    scale: float,
-    numbers: int,
-    dtype: np.dtype[Any],
-    progress: bool | None,
+    model: TrainedModel, points: Points, training: Objective, progress: bool | None
 ) -> Batch:
-    """``scale ∂(∇C_i · x_j)/∂z_i`` for every floating array z of the training examples.
+    """``1/N ∂(∇C_i · x_j)/∂z_i`` for every floating array z of the training examples.
 
     Parameters
     ----------
+    model : TrainedModel
     points : Points
         The inverse products x_j.
     training : Objective
         C over the examples.
-    scale : float
-    numbers : int
-        The most that a block may hold: gradients, or derivatives by inputs.
-    dtype : dtype
-        Of the result.
     progress : bool, optional
 
     Returns
@@ -59,17 +51,17 @@ def influence_on_inputs(
     """
     batch, _ = next(iter(training.batches))
     entries = training.num_params + sum(math.prod(leaf.shape[1:]) for leaf in _inputs(batch))
-    rows = max(1, numbers // (_POINTS * entries))
+    rows = rows_at_once(_POINTS * entries)
     shape = points.count, training.num_examples
     result = map_leaves(
-        lambda leaf: np.empty((*shape, *leaf.shape[1:]), dtype) if _is_input(leaf) else None, batch
+        lambda leaf: np.empty((*shape, *leaf.shape[1:]), model.dtype) if _is_input(leaf) else None, batch
     )
     with track("Influence on inputs", points.count * training.num_examples, progress) as advance:
-        for row, x in points.blocks(max(1, numbers // training.num_params)):
+        for row, x in points.blocks(model.rows):
             for block in counted_blocks(training, rows):
                 for start in range(0, x.shape[1], _POINTS):
                     columns = x[:, start : start + _POINTS]
-                    _write(training, block, scale * columns, result, row + start)
+                    _write(training, block, columns / model.total, result, row + start)
                     advance(block.count * columns.shape[1])
     return result
 

@@ -8,7 +8,8 @@ import warnings
 import numpy as np
 
 from ihvp import algebra
-from ihvp.influence.blocks import blocks, gradients
+from ihvp.influence.blocks import blocks
+from ihvp.influence.gradients import gradients
 from ihvp.objective import Objective
 
 # The typical gradient is that of the first examples; more of them would not make it more typical.

@@ -12,8 +12,7 @@ from ihvp._problems import TanhMLP
 from ihvp._registry import usable_plugin
 from ihvp.errors import DataError, NonFinite, OrderChanges
 from ihvp.experiments.digits import Problem, load, probabilities
-from ihvp.influence import fingerprint
-from ihvp.influence import influence as module
+from ihvp.influence import blocks, fingerprint
 from ihvp.influence.store import Store
 
 EXACT = ("torch", "tf", "jax")
@@ -90,7 +89,7 @@ def network(backend, data=None, **options):
 def untrained(objective, **options):
     """Influence without the warning that it is of a model that was not trained."""
     influence = ihvp.Influence(objective, **options)
-    influence._optimum_checked = True
+    influence._model._optimum_checked = True
     return influence
 
 
@@ -128,7 +127,7 @@ def test_streamed_scores_go_on_bit_for_bit(backend, tmp_path, monkeypatch):
     weights, train, test, _ = digits()
     train, test = (tuple(array[:60] for array in batch) for batch in (train, test))
     problem = Problem(usable_plugin(backend))
-    monkeypatch.setattr(module, "_NUMBERS", 650 * 12)
+    monkeypatch.setattr(blocks, "NUMBERS", 650 * 12)
 
     def run(folder):
         influence = untrained(

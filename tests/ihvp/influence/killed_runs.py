@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import ihvp
-from ihvp.influence import influence as module
+from ihvp.influence import blocks
 from ihvp.influence.store import Store
 
 # 3 parameters: a tile of 8 × 8 scores.
@@ -33,7 +33,7 @@ def run(folder: Path, log: Path) -> None:
         data=(x, y),
         grad=lambda w, batch: batch[0].T @ (batch[0] @ w - batch[1]) / len(batch[0]),
     )
-    module._NUMBERS = NUMBERS
+    blocks.NUMBERS = NUMBERS
     original = Store.write
 
     def write(store: Store, row: int, column: int, chunk: np.ndarray) -> None:

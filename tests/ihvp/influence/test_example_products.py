@@ -7,7 +7,8 @@ import pytest
 from numpy.testing import assert_allclose
 
 from ihvp import errors
-from ihvp.influence.blocks import Block, derivatives_along
+from ihvp.influence.blocks import Block
+from ihvp.influence.gradients import derivatives_along
 
 
 class Counting:

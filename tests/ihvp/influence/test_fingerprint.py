@@ -110,6 +110,14 @@ def test_a_loss_is_known_by_its_code_and_by_what_it_refers_to(monkeypatch):
             functools.partial(scaled, scale=2.0),
             functools.partial(scaled, scale=3.0),
             functools.partial(scaled, 2.0),
+            of_label([0, 1]),
+            of_label([0, 2]),
+            of_label({0, 1}),
+            of_label({"label": X[0]}),
+            of_label({"label": X[1]}),
+            of_label({"margin": X[0]}),
+            of_label({"labels": [[{"one": 1}]]}),
+            of_label({"labels": [[{"one": 2}]]}),
             Loss(0.1),
             Loss(0.2),
             np.sum,
@@ -148,6 +156,25 @@ def test_a_recursive_loss_has_one():
         return w if batch is None else depth(w, batch[1:])
 
     assert of_function(depth) == of_function(depth)
+
+
+def test_a_container_that_holds_itself_has_one():
+    def holding(value):
+        container = {"value": value}
+        container["self"] = [container]
+        return of_label(container)
+
+    assert of_function(holding(1)) == of_function(holding(1))
+    assert of_function(holding(1)) != of_function(holding(2))
+
+
+def test_containers_deeper_than_any_setting_do_not_enter():
+    def nested(value):
+        for _ in range(100):
+            value = [value]
+        return of_label(value)
+
+    assert of_function(nested(1)) == of_function(nested(2))
 
 
 def test_curvatures_are_known_by_what_they_are_made_of(small):

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 
 import ihvp
 from ihvp import errors
-from ihvp.influence import influence as module
+from ihvp.influence import blocks
 
 
 def softmax(scores):
@@ -52,7 +52,7 @@ def test_they_are_the_slopes_of_the_scores(small):
 def test_blocks_of_any_size_give_the_same(small, monkeypatch):
     influence = small.influence()
     whole = influence.on_inputs(small.test)[0]
-    monkeypatch.setattr(module, "_NUMBERS", 3 * 12)  # two test points and one training example at a time
+    monkeypatch.setattr(blocks, "NUMBERS", 3 * 12)  # two test points and one training example at a time
     assert_allclose(influence.on_inputs(small.test)[0], whole, rtol=0, atol=1e-9)
 
 

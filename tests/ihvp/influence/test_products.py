@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 
 import ihvp
 from ihvp.errors import DataError, InvalidOption, PackageNotInstalled
-from ihvp.influence import influence as module
+from ihvp.influence import blocks
 
 from .conftest import CrossEntropy, Margin
 
@@ -32,7 +32,7 @@ def test_saved_ones_score_other_examples_without_a_solve(small, tmp_path, monkey
     influence = small.influence()
     expected = influence.scores(small.test, small.test)
     monkeypatch.setattr(influence.inverse, "solve", lambda *args, **kwargs: pytest.fail("solved again"))
-    monkeypatch.setattr(module, "_NUMBERS", 12 * 2)
+    monkeypatch.setattr(blocks, "NUMBERS", 12 * 2)
     scores = influence.scores(products, small.test)
     assert np.allclose(scores, expected, rtol=1e-12, atol=0)
     assert scores.residual == expected.residual

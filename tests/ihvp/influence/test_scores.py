@@ -7,7 +7,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import ihvp
-from ihvp.influence import influence as module
+from ihvp.influence import blocks
+from ihvp.influence.points import solve_columns
 from ihvp.operators.opg import OPG
 
 from .conftest import CrossEntropy, Exact, Margin
@@ -145,14 +146,31 @@ def test_small_blocks_and_tiles_give_the_same(small, monkeypatch, numbers, ask):
         }[ask]()
 
     whole = answer()
-    monkeypatch.setattr(module, "_NUMBERS", numbers)
+    monkeypatch.setattr(blocks, "NUMBERS", numbers)
     assert_allclose(answer(), whole, rtol=1e-8, atol=1e-10 * np.abs(whole).max())
 
 
+@pytest.mark.parametrize(
+    ("points", "numbers", "expected"),
+    [(297, 1 << 25, [149, 148]), (160, 1 << 25, [160]), (7, 12 * 6, [3, 3, 1]), (3, 1, [1, 1, 1])],
+)
+def test_solves_are_about_as_wide_as_each_other_within_their_bound(
+    small, monkeypatch, points, numbers, expected
+):
+    influence, widths = small.influence(), []
+    solve = influence.inverse.solve
+    monkeypatch.setattr(
+        influence.inverse, "solve", lambda v, **options: widths.append(v.shape[1]) or solve(v, **options)
+    )
+    monkeypatch.setattr(blocks, "NUMBERS", numbers)
+    solve_columns(influence.inverse, np.random.default_rng(0).normal(size=(12, points)), progress=False)
+    assert widths == expected
+
+
 def test_tiles_are_bounded_for_models_of_few_parameters(small):
-    rows = small.influence()._rows
-    assert rows * rows <= module._NUMBERS
-    assert rows * 12 <= module._NUMBERS
+    rows = blocks.rows_at_once(12)
+    assert rows * rows <= blocks.NUMBERS
+    assert rows * 12 <= blocks.NUMBERS
 
 
 def test_a_test_point_without_a_slope_has_scores_of_zero(small):

@@ -14,7 +14,7 @@ from numpy.testing import assert_array_equal
 
 import ihvp
 from ihvp.errors import PackageNotInstalled, StoreError, StoreInUse, StoreMismatch
-from ihvp.influence import influence as module
+from ihvp.influence import blocks
 from ihvp.influence.store import Store
 
 from .conftest import CrossEntropy, Margin
@@ -27,7 +27,7 @@ each_format = pytest.mark.parametrize("name", FOLDERS)
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Two test points and two training examples in a tile: 3 × 12 chunks."""
-    monkeypatch.setattr(module, "_NUMBERS", 12 * 2)
+    monkeypatch.setattr(blocks, "NUMBERS", 12 * 2)
 
 
 CHUNKS = 3 * 12
@@ -203,7 +203,7 @@ def test_a_run_may_go_on_with_batches_that_are_cut_otherwise(small, tmp_path, ch
     with pytest.raises(KeyboardInterrupt):
         small.influence().scores(small.test, out=tmp_path / name)
     # Tiles of 3 × 3, of which the first begins as the finished one of 2 × 2.
-    monkeypatch.setattr(module, "_NUMBERS", 12 * 3)
+    monkeypatch.setattr(blocks, "NUMBERS", 12 * 3)
     x, labels = small.train
     found = small.influence([(x[:6], labels[:6]), (x[6:], labels[6:])]).scores(
         small.test, out=tmp_path / name

@@ -13,8 +13,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.testing import assert_array_equal
 
 import ihvp
-from ihvp.influence import Scores
-from ihvp.influence import influence as module
+from ihvp.influence import Scores, blocks
 from ihvp.influence.top_k import Running
 
 # Few values, so that many are equal.
@@ -49,7 +48,7 @@ def test_any_tiling_gives_the_sorted_scores(which, scores, data, row_cuts, colum
 @pytest.mark.parametrize("which", KEYS)
 @pytest.mark.parametrize("k", [1, 4, 23])
 def test_top_k_is_the_top_of_the_scores(small, monkeypatch, which, k):
-    monkeypatch.setattr(module, "_NUMBERS", 12 * 3)
+    monkeypatch.setattr(blocks, "NUMBERS", 12 * 3)
     influence = small.influence()
     scores = np.asarray(influence.scores(small.test))
     found = influence.top_k(small.test, k, which=which)
@@ -67,7 +66,7 @@ def test_equal_examples_stand_in_the_order_of_their_numbers(small):
 @pytest.fixture
 def peak(small, monkeypatch):
     """Bytes at the peak of a call about 64 test points, over data that are made as they are asked for."""
-    monkeypatch.setattr(module, "_NUMBERS", 1 << 12)
+    monkeypatch.setattr(blocks, "NUMBERS", 1 << 12)
 
     class Stream:
         def __init__(self, count):

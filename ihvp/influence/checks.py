@@ -1,0 +1,77 @@
+"""What is refused before any work: data that the scores of its examples could not be told apart by."""
+
+from __future__ import annotations
+
+from ihvp.backend import GradientFunction
+from ihvp.data import Batches, describe_structure
+from ihvp.errors import NonFinite, OrderChanges, UnequalBatches, describe
+from ihvp.influence import fingerprint
+from ihvp.influence.blocks import counted_blocks, rows_at_once
+from ihvp.influence.gradients import loss_on
+from ihvp.objective import Objective
+
+
+def check_order(batches: Batches, what: str) -> None:
+    """Refuse data that begins with another batch at each pass: its examples have no numbers.
+
+    Parameters
+    ----------
+    batches : Batches
+    what : str
+        Whose examples they are, for the error text.
+
+    Raises
+    ------
+    OrderChanges
+    """
+    if batches.in_memory:
+        return
+    one, two = (fingerprint.of_batch(next(iter(batches))[0]) for _ in range(2))
+    if one != two:
+        raise OrderChanges(what, describe(batches.data))
+
+
+def check_structure(test: Batches, training: Batches) -> None:
+    """Refuse test data of another structure than the training data, whose loss it is to have.
+
+    Raises
+    ------
+    UnequalBatches
+    """
+    found, expected = (describe_structure(next(iter(batches))[0]) for batches in (test, training))
+    if found != expected:
+        raise UnequalBatches(
+            f"A batch of the test data is {found}; expected {expected}, as in training, whose loss is asked "
+            "for. Bring it into that form, or pass test_loss=…."
+        )
+
+
+def check_values(objective: Objective, what: str) -> None:
+    """Refuse examples that the loss has no finite value for, where the value is known.
+
+    Gradients do not tell: for a label out of range, JAX has the value NaN and the gradient zero.
+
+    Parameters
+    ----------
+    objective : Objective
+        The loss over the examples.
+    what : str
+        Whose examples they are, for the error text.
+
+    Raises
+    ------
+    DataError
+        The loss cannot take these examples; its own error is chained.
+    NonFinite
+    """
+    if isinstance(objective.loss, GradientFunction) and objective.loss.loss is None:
+        return
+    for block in counted_blocks(objective, rows_at_once(objective.num_params)):
+        with loss_on(what, block.batches[0]):
+            try:
+                objective.on(block.batches).value()
+            except NonFinite as error:
+                last = block.first + block.count - 1
+                raise NonFinite(
+                    f"The loss of one of the {what} examples {block.first:,} to {last:,}"
+                ) from error

@@ -1,0 +1,103 @@
+"""A trained model: what every question about the influence of its training data has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ihvp.errors import InvalidOption
+from ihvp.influence import fingerprint
+from ihvp.influence.blocks import rows_at_once
+from ihvp.influence.checks import check_order, check_structure, check_values
+from ihvp.influence.optimum import warn_unless_optimal
+from ihvp.influence.points import Points, Solved, Unsolved
+from ihvp.influence.products import InverseProducts
+from ihvp.objective import Objective
+from ihvp.solvers.solve import Inverse
+
+
+class TrainedModel:
+    """A loss at its optimum, with the inverse of its curvature.
+
+    Parameters
+    ----------
+    objective : Objective
+        C.
+    inverse : Inverse
+        ``(H + λI)⁻¹``.
+    train_loss : callable, optional
+        What goes away with an example, where that is not the whole loss.
+    """
+
+    def __init__(self, objective: Objective, inverse: Inverse, train_loss: Callable[..., Any] | None) -> None:
+        self.objective, self.inverse = objective, inverse
+        self._train_loss = train_loss
+        self._optimum_checked = False
+
+    @property
+    def total(self) -> int:
+        """N, over all processes."""
+        return self.objective.total_examples
+
+    @property
+    def rows(self) -> int:
+        """How many examples make a block."""
+        return rows_at_once(self.objective.num_params)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of scores: half precision ends at 65,504, and numpy does not count with bfloat16."""
+        return np.dtype(np.float64 if self.objective.space.eps < 1e-10 else np.float32)
+
+    def training(self, data: Any = None) -> Objective:
+        """What goes away with an example, over the examples to score: by default those trained on."""
+        training = self.objective.on(self.objective.batches.data if data is None else data, self._train_loss)
+        check_order(training.batches, "training")
+        if data is not None:
+            check_values(training, "training")
+        return training
+
+    def question(self, test_data: Any, test_loss: Callable[..., Any] | None) -> Objective:
+        """The test loss over the test data."""
+        self.check_optimum()
+        question = self.objective.on(test_data, loss=test_loss)
+        check_order(question.batches, "test")
+        if test_loss is None:
+            check_structure(question.batches, self.objective.batches)
+        check_values(question, "test")
+        return question
+
+    def points(self, test_data: Any, test_loss: Callable[..., Any] | None, progress: bool | None) -> Points:
+        """The inverse products of test points: to be solved for, or those that were passed."""
+        if not isinstance(test_data, InverseProducts):
+            return Unsolved(self.question(test_data, test_loss), self.inverse, progress)
+        if test_loss is not None:
+            raise InvalidOption(
+                "test_loss", test_loss, "None with InverseProducts, which have their loss in them"
+            )
+        found, expected = test_data.model, self.fingerprints()
+        differing = [name for name in expected if found.get(name) != expected[name]]
+        if differing:
+            raise InvalidOption(
+                "test_data",
+                test_data,
+                f"inverse products of this model; these have another {', another '.join(differing)}",
+            )
+        self.check_optimum()
+        return Solved(test_data, self.objective.space)
+
+    def check_optimum(self) -> None:
+        """Warn, once, where the parameters are at no optimum."""
+        if not self._optimum_checked:
+            warn_unless_optimal(self.objective)
+            self._optimum_checked = True
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of what an inverse product depends on besides its test point, by the names that errors use."""
+        return {
+            **fingerprint.of_objective(self.objective),
+            "curvature": fingerprint.of_operator(self.inverse.operator, self.objective),
+            "damping": repr(self.inverse.damping),
+        }
