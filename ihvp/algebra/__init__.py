@@ -36,6 +36,7 @@ from ihvp.algebra._blocks import (
     small,
     total,
 )
+from ihvp.algebra._threads import leaving_the_cores_to
 from ihvp.algebra._vectors import (
     axpy,
     coefficients,
@@ -64,6 +65,7 @@ __all__ = [
     "gram_parts",
     "join",
     "keep",
+    "leaving_the_cores_to",
     "matmul",
     "multiply",
     "norms",
