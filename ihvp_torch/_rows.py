@@ -16,7 +16,7 @@ from ihvp_torch._vector import Tensors, row_by_row
 # one leaves the cache, and its batched matrix products are the slower ones. Measured with networks of
 # P = 650 to 85,002 and 50 to 1,500 examples: twice as fast and more where the largest value has half as many
 # entries, equal at twice as many, half as fast at six times as many.
-_HOST_WIDEST, _HOST_TILE = 1 << 16, 1 << 21
+_HOST_WIDEST, _HOST_TILE = 1 << 16, 1 << 19
 # Compiled, one vector costs no calls either, and fewer vectors fit.
 _COMPILED_TILE, _FEWEST = 1 << 20, 4
 # Other devices wait for the calls at any size, so that memory alone sets the bound.

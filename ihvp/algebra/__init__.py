@@ -37,6 +37,7 @@ from ihvp.algebra._blocks import (
     small,
     total,
 )
+from ihvp.algebra._threads import leaving_the_cores_to
 from ihvp.algebra._vectors import (
     axpy,
     coefficients,
@@ -65,6 +66,7 @@ __all__ = [
     "gram_parts",
     "join",
     "keep",
+    "leaving_the_cores_to",
     "matmul",
     "multiply",
     "norms",

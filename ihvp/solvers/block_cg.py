@@ -68,6 +68,10 @@ class BlockConjugate(Sweep):
         self.eps = float(array_api_compat.array_namespace(r).finfo(r.dtype).eps)
 
     def run(self, operator: CountedOperator, limit: int, log: Log) -> None:
+        with algebra.leaving_the_cores_to(self.q):
+            self._run(operator, limit, log)
+
+    def _run(self, operator: CountedOperator, limit: int, log: Log) -> None:
         start = algebra.norms(self.q)
         solved = start <= self.targets
         self.park(solved, "reached")

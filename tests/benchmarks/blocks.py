@@ -50,6 +50,7 @@ def measure(framework: str, device: str) -> list[Row]:
                 peer="curvlinops",
                 beside=seconds(times["curvlinops"] / _COLUMNS),
                 value=times.ratio("block", "curvlinops"),
+                rival=True,
                 residual=error,
             )
         )

@@ -1,37 +1,62 @@
-"""The figure: how far each number is from its bar."""
+"""The figure: other libraries' times in units of ours."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from tests.benchmarks.rows import Row
 
 # Blue and vermilion of Okabe and Ito, which every kind of colour vision tells apart.
-_MET, _MISSED = "#0072B2", "#D55E00"
+_FASTER, _SLOWER = "#0072B2", "#D55E00"
+# In units of a line: from a dot to the name above it, and to one that would touch its neighbour's.
+_ABOVE, _BELOW = 0.14, -0.46
+# Two names side by side take a factor of so much on the axis.
+_APART = 2.3
+# Names stand over lines.
+_BACKGROUND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 
 
 def draw(rows: Sequence[Row], file: Path) -> None:
-    """One bar a row, in units of its bar; to the left of 1 it is met."""
+    """One line a problem and framework, one dot a rival: to the right of 1 it takes longer than ihvp."""
     from matplotlib import pyplot as plt
 
-    shown = [row for row in rows if row.low is None][::-1]
-    if not shown:
-        return
-    figure, axes = plt.subplots(figsize=(11, 0.24 * len(shown) + 1.2), layout="constrained")
-    parts = [max(row.value / row.high, 1e-3) for row in shown if row.high]
-    axes.barh(range(len(shown)), parts, color=[_MET if row.met else _MISSED for row in shown], height=0.7)
-    axes.axvline(1.0, color="black", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_xlim(min(*parts, 0.1) * 0.8, max(*parts, 1.0) * 1.3)
-    labels = [
-        f"{row.what} / {row.peer} · {row.framework}{'' if row.device == 'cpu' else ' · GPU'}" for row in shown
+    lines = [
+        (label, list(rivals)) for label, rivals in groupby((row for row in rows if row.rival), key=_problem)
     ]
-    axes.set_yticks(range(len(shown)), labels, fontsize=7)
-    axes.set_ylim(-0.6, len(shown) - 0.4)
-    axes.set_xlabel("measured, in units of the bar (at most 1 is met)")
+    if not lines:
+        return
+    figure, axes = plt.subplots(figsize=(8, 0.46 * len(lines) + 0.8), layout="constrained")
+    for place, (_, rivals) in enumerate(reversed(lines)):
+        axes.axhline(place, color="#dddddd", linewidth=0.8, zorder=0)
+        last = 0.0
+        for row in sorted(rivals, key=lambda row: -row.value):
+            times = 1 / row.value
+            axes.plot(times, place, "o", markersize=6, zorder=3, color=_FASTER if times >= 1 else _SLOWER)
+            height = _BELOW if last and times / last < _APART else _ABOVE
+            axes.text(times, place + height, row.peer, ha="center", fontsize=8, bbox=_BACKGROUND, zorder=2)
+            last = 0.0 if height == _BELOW else times
+    axes.axvline(1.0, color="black", linewidth=1, zorder=0)
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if _within(tick, axes.get_xlim())]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_yticks(range(len(lines)), [label for label, _ in reversed(lines)], fontsize=8)
+    axes.set_ylim(-0.7, len(lines) - 0.3)
+    axes.set_xlabel("their time / ihvp's time: to the right of 1 ihvp is faster")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.savefig(file, dpi=130)
     plt.close(figure)
+
+
+def _problem(row: Row) -> str:
+    what = row.what.replace(", digits ", "\ndigits ") if len(row.what) > 40 else row.what
+    return f"{what} · {row.framework}{'' if row.device == 'cpu' else ' on the GPU'}"
+
+
+def _within(value: float, limits: tuple[float, float]) -> bool:
+    return limits[0] <= value <= limits[1]

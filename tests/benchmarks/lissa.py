@@ -48,6 +48,7 @@ def measure(framework: str, device: str) -> list[Row]:
             peer="bare torch loop",
             beside=f"{seconds(times['loop'] / _STEPS)} a step",
             value=times.ratio("ihvp", "loop"),
+            rival=True,
             high=1.2 if model is torch_model else 0.5,
             residual=residual,
             peer_residual=other,
@@ -61,6 +62,7 @@ def measure(framework: str, device: str) -> list[Row]:
                 peer="pyDVL",
                 beside=f"{seconds(times['pydvl'] / _FEWER)} a step",
                 value=times.ratio("ihvp", "pydvl") * _FEWER / _STEPS,
+                rival=True,
                 high=1 / 3,
                 residual=residual,
             )

@@ -33,6 +33,7 @@ def measure(framework: str, device: str) -> list[Row]:
             peer="vmap(grad) by hand",
             beside=f"{seconds(times[best])}, {best}",
             value=times.ratio("ihvp", best),
+            rival=True,
             high=_BAR,
             residual=error,
         )

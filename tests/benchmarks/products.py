@@ -49,6 +49,7 @@ def measure(framework: str, device: str) -> list[Row]:
                 peer="curvlinops",
                 beside=seconds(times["curvlinops"]),
                 value=times.ratio("product", "curvlinops"),
+                rival=True,
                 residual=error,
             )
         )

@@ -41,7 +41,7 @@ part. {where}.
 - Two peers are too slow for turns: PyHessian ran once, and pyDVL's LiSSA for 50 of the 1,000 steps.
 - Rows without a bar are there to compare.
 
-![Each number relative to its bar](bars.png)
+![Other libraries' times in units of ours](rivals.png)
 
 {table}
 {missed}"""
@@ -53,7 +53,7 @@ def write(folder: Path, rows: Sequence[Row], failures: dict[str, str]) -> None:
     missing = [f"- {label}: {error.strip().splitlines()[-1]}" for label, error in failures.items()]
     missed = "\n".join(["\n## Not measured\n", *missing, ""]) if missing else ""
     (folder / "index.md").write_text(_TEXT.format(where=_where(), table=table(rows), missed=missed))
-    draw([row for row in rows if row.has_bar], folder / "bars.png")
+    draw(rows, folder / "rivals.png")
 
 
 def table(rows: Sequence[Row]) -> str:

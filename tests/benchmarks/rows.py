@@ -24,6 +24,8 @@ class Row:
         What is held against the bar: mostly the ratio of the two.
     low, high : float, optional
         The bar; both None for a row that is only there to compare.
+    rival : bool
+        Whether the value is our time over that of another implementation.
     residual, peer_residual : float, optional
         The true residuals of both sides' answers, by the float64 oracle.
     """
@@ -35,6 +37,7 @@ class Row:
     value: float
     high: float | None = None
     low: float | None = None
+    rival: bool = False
     residual: float | None = None
     peer_residual: float | None = None
     case: str = ""

@@ -59,6 +59,7 @@ def _on(problem: Network, framework: str, device: str) -> list[Row]:
             peer=name,
             beside=seconds(times[name]) + ("" if residuals[name] <= _RESIDUAL else ", not to 1e-3"),
             value=times.ratio("ihvp", name),
+            rival=True,
             high=_BARS.get(framework) if name == fastest else None,
             residual=residuals["ihvp"],
             peer_residual=residuals[name],
