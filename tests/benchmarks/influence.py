@@ -218,4 +218,6 @@ def _error(scores: NDArray[Any], exact: NDArray[np.float64]) -> float:
     return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
 
 
-CASE = Case("influence", {framework: partial(measure, framework) for framework in ("torch", "torch-compiled")})
+CASE = Case(
+    "influence", {framework: partial(measure, framework) for framework in ("torch", "torch-compiled")}
+)
