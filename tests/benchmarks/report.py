@@ -39,7 +39,7 @@ part. {where}.
   solve `‖v − (H + λI) x‖ / ‖v‖`, of eigenpairs `‖H q − λ q‖ / λ₁`, of products their relative
   errors. Of per-example gradients it is the difference between the two sides.
 - Two peers are too slow for turns: PyHessian ran once, and pyDVL's LiSSA for 50 of the 1,000 steps.
-- Rows without a bar are there to compare.
+- Rows without a bar are there to compare. [Where the time goes](time.md) explains the bars that are missed.
 
 ![Other libraries' times in units of ours](rivals.png)
 
