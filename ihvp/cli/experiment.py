@@ -40,9 +40,7 @@ def run_all(console: Console, backend: str | None, out: Path, *, full: bool) -> 
         start = time.perf_counter()
         try:
             finding = run(name, out, experiment.only or backend, full=full and experiment.has_full)
-        except (
-            Exception
-        ) as error:  # a framework may fail in any way, and the other experiments are still wanted
+        except Exception as error:  # frameworks fail in any way, and the others are still wanted
             complete = False
             text = str(error) if isinstance(error, IhvpError) else f"{type(error).__name__}: {error}"
             console.print(f"{name}: failed.", text, style="red", markup=False, soft_wrap=True)
