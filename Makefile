@@ -14,7 +14,7 @@ FRAMEWORKS := torch jax tf numdiff
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
 
-demo: $(ENVS)/demo-$(BACKEND)/.ready ## Ask which training digits a wrong prediction is owed to (BACKEND=numdiff|torch|jax|tf)
+demo: $(ENVS)/demo-$(BACKEND)/.ready ## Ask which training digits are behind a wrong prediction (BACKEND=numdiff|torch|jax|tf)
 	@$(ENVS)/demo-$(BACKEND)/bin/ihvp demo --backend $(BACKEND)
 
 test: $(ENVS)/test/.ready ## Run all tests, each framework in a process of its own

@@ -13,16 +13,16 @@ QUESTION, ANSWER, EDGE = "#e8eaf6", "#fff3e0", "#37474f"
 QUESTIONS = [
     "Does the operator know its inverse?\n(LowRank, FullRank)",
     "Can you go over all the data\nten times or more for a solve?",
-    "Are P a few thousand at most\nand right-hand sides many?",
+    "Is P at most a few thousand,\nwith many right-hand sides?",
     "Is the matrix positive definite?\n(minimum, Gauss–Newton, OPG, or damped)",
     "Does CG take hundreds of steps?",
 ]
 # The answer that leads out to the right, and where to.
 EXITS = [
-    ("yes", "ClosedForm()", "taken by itself"),
-    ("no", "LiSSA(batch_size=…)", "minibatches; per cents, with a standard error"),
+    ("yes", "ClosedForm()", "chosen automatically"),
+    ("no", "LiSSA(batch_size=…)", "minibatches: a few per cent, with a standard error"),
     ("yes", "Direct()", "P products once, then a factorisation"),
-    ("no", "MINRES(), or more damping", "damping where a minimum is meant"),
+    ("no", "MINRES(), or more damping", "damping if you expect a minimum"),
     ("yes", 'CG(preconditioner="nystrom")', "a sketch takes out the large eigenvalues"),
 ]
 LAST = ("CG()", "the default")

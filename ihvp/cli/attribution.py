@@ -1,4 +1,4 @@
-"""What one wrong prediction is owed to: influence functions, and the proof by retraining."""
+"""What is behind one wrong prediction: influence functions, and the proof by retraining."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ihvp demo``: the training examples that a wrong prediction is owed to."""
+"""``ihvp demo``: the training examples behind a wrong prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ihvp influence``: the training examples that a user's predictions are owed to."""
+"""``ihvp influence``: the training examples behind a user's predictions."""
 
 from __future__ import annotations
 

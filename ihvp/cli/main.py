@@ -139,7 +139,7 @@ def influence(
         ),
     ] = None,
 ) -> None:
-    """Ask which of your training examples a prediction is owed to.
+    """Ask which of your training examples are behind a prediction.
 
     Write a file that defines the trained model's objective and some test points, such as `training.py`:
 
@@ -174,7 +174,7 @@ def demo(
         Path, typer.Option(help="The folder for the picture; made if need be.", file_okay=False)
     ] = Path("demo"),
 ) -> None:
-    """Ask which training examples a wrong prediction is owed to, and prove the answer by retraining.
+    """Ask which training examples are behind a wrong prediction, and prove the answer by retraining.
 
     Trains a softmax regression on scikit-learn's handwritten digits, takes the test digit that it gets most
     wrong, and finds the training digits that helped and harmed that prediction most. Then it retrains without
@@ -192,7 +192,7 @@ def experiment(
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="Who differentiates: a name that `ihvp backends` lists. Without it: see the page."),
+        typer.Option(help="Who differentiates: a name that `ihvp backends` lists. Without it, complexity and modes take all that are installed."),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="The folder for the table and the figure; made if need be.", file_okay=False)
@@ -203,7 +203,7 @@ def experiment(
 ) -> None:
     """Run an experiment of the notebooks behind this library, and say whether its claim held.
 
-    Writes NAME.csv and NAME.png. Needs `pip install 'ihvp[plot]'`.
+    Writes NAME.csv and NAME.png. Needs `pip install 'ihvp[demo]'`.
     """
     if name is None:
         experiment_command.show(Console())

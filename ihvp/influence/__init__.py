@@ -1,4 +1,4 @@
-"""Influence functions: which training examples a prediction is owed to (Koh and Liang, ICML 2017)."""
+"""Influence functions: which training examples are behind a prediction (Koh and Liang, ICML 2017)."""
 
 from ihvp.influence.detection import DetectionCurve, detection_curve
 from ihvp.influence.influence import Influence

@@ -1,4 +1,4 @@
-"""A test image beside the training images that a prediction is owed to."""
+"""A test image beside the training images behind a prediction."""
 
 from __future__ import annotations
 

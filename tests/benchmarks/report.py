@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -107,7 +108,9 @@ def _residuals(row: Row) -> str:
     if row.residual is None:
         return ""
     ours = f"{row.residual:.1e}"
-    return ours if row.peer_residual is None else f"{ours} \\| {row.peer_residual:.1e}"
+    if row.peer_residual is None:
+        return ours
+    return f"{ours} \\| {'–' if math.isnan(row.peer_residual) else f'{row.peer_residual:.1e}'}"
 
 
 def _where() -> str:
