@@ -59,7 +59,8 @@ class Objective:
         One batch of arrays, or a list, ``DataLoader`` or ``tf.data.Dataset`` of them. None for a loss of the
         parameters alone, which then counts as one example.
     batch_size : int, optional
-        The most examples that the loss sees at once.
+        The most examples that the loss sees at once. None: those of a batch, except that Hessian products with
+        torch and JAX cut one batch in memory where that is faster.
     reduction : {"mean", "sum"}
         What ``loss`` does over its batch. The objective is the mean over all data either way.
     predict : callable, optional
