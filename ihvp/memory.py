@@ -17,9 +17,12 @@ def on_host(space: VectorSpace) -> bool:
     return "cpu" in (str(device), getattr(device, "platform", None), getattr(device, "type", None))
 
 
-def free_memory(space: VectorSpace) -> int | None:
-    """The bytes that are free on the device of a space's vectors; None where it does not tell."""
-    if on_host(space):
+def free_memory(space: VectorSpace | None) -> int | None:
+    """The bytes that are free on the device of a space's vectors; None where it does not tell.
+
+    Without a space, those of the host.
+    """
+    if space is None or on_host(space):
         return int(psutil.virtual_memory().available)
     statistics = getattr(space.device, "memory_stats", lambda: None)() or {}
     if "bytes_limit" in statistics:
@@ -32,7 +35,7 @@ def free_memory(space: VectorSpace) -> int | None:
     return int(kind.mem_get_info(space.device)[0] + kept)
 
 
-def require_memory(space: VectorSpace, numbers: int, bytes_each: int, what: str, advice: str) -> None:
+def require_memory(space: VectorSpace | None, numbers: int, bytes_each: int, what: str, advice: str) -> None:
     """Refuse what does not fit beside what is in memory already.
 
     Where the device tells what is free, nothing is allocated. Another one is asked for the memory, which it
@@ -40,8 +43,8 @@ def require_memory(space: VectorSpace, numbers: int, bytes_each: int, what: str,
 
     Parameters
     ----------
-    space : VectorSpace
-        Whose device is meant.
+    space : VectorSpace or None
+        Whose device is meant; None for the host.
     numbers, bytes_each : int
         The size.
     what, advice : str
@@ -53,10 +56,11 @@ def require_memory(space: VectorSpace, numbers: int, bytes_each: int, what: str,
     """
     needed = numbers * bytes_each
     available = free_memory(space)
-    if available is None:
+    if available is not None:
+        if needed > available:
+            raise TooLarge(what, needed, available, advice)
+    elif space is not None:
         try:
             space.xp.empty(needed // 4 + 1, dtype=space.xp.float32, device=space.device)
         except (MemoryError, RuntimeError) as error:
             raise TooLarge(what, needed, None, advice) from error
-    elif needed > available:
-        raise TooLarge(what, needed, available, advice)

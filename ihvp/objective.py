@@ -59,8 +59,8 @@ class Objective:
         One batch of arrays, or a list, ``DataLoader`` or ``tf.data.Dataset`` of them. None for a loss of the
         parameters alone, which then counts as one example.
     batch_size : int, optional
-        The most examples that the loss sees at once. None: those of a batch, except that Hessian products with
-        torch and JAX cut one batch in memory where that is faster.
+        The most examples that the loss sees at once. None: those of a batch, but Hessian products with torch
+        and JAX cut one batch in memory where that is faster.
     reduction : {"mean", "sum"}
         What ``loss`` does over its batch. The objective is the mean over all data either way.
     predict : callable, optional
@@ -105,6 +105,9 @@ class Objective:
             raise InvalidOption(
                 "loss", None, "a function loss(params, batch), or grad=… for finite differences"
             )
+        for option, function in {"loss": loss, "predict": predict, "grad": grad}.items():
+            if function is not None and not callable(function):
+                raise InvalidOption(option, function, "a function of the parameters and a batch")
         if params is None:
             raise ParameterError(
                 "params is None; expected the parameters that the loss is differentiated by."
@@ -221,6 +224,8 @@ class Objective:
             other._set_loss(loss.loss, loss.grad)
             other._verified = False
         elif loss is not None:
+            if not callable(loss):
+                raise InvalidOption("loss", loss, "a function, as in the constructor")
             other._set_loss(None if self._by_gradient else loss, loss if self._by_gradient else None)
             other._verified = False
         return other

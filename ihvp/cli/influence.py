@@ -17,9 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ihvp.errors import ImportedObject, describe
+from ihvp.errors import ImportedObject, InvalidOption, describe
 from ihvp.influence import Influence, NotAtOptimum
-from ihvp.influence.scores import check_k
 from ihvp.influence.top_k import TopK
 from ihvp.objective import Objective
 from ihvp.solvers import CG, MINRES, Auto, Direct, LiSSA, Solver
@@ -61,13 +60,28 @@ def find_objective(place: str) -> Objective:
         There is none.
     """
     found = find(place)
-    made = found() if inspect.isfunction(found) else found
+    made = _made(found)
     if not isinstance(made, Objective):
         verb = "it is" if made is found else "it returned"
         raise ImportedObject(
             place, f"{verb} {describe(made)}, not an ihvp.Objective or a function that makes one"
         )
     return made
+
+
+def find_data(place: str) -> Any:
+    """The data that ``module:name`` names, or that the function of this name makes.
+
+    Raises
+    ------
+    ImportedObject
+        There is no such module or name.
+    """
+    return _made(find(place))
+
+
+def _made(found: Any) -> Any:
+    return found() if inspect.isfunction(found) else found
 
 
 def find(place: str) -> Any:
@@ -125,7 +139,10 @@ def run(
     out : Path or None
         ``scores.npy`` or ``scores.zarr``, and ``top.csv``.
     """
-    check_k(top, objective.num_examples, "training")
+    if top > objective.num_examples:
+        raise InvalidOption(
+            "--top", top, f"an integer from 1 to {objective.num_examples:,}, the number of training examples"
+        )
     influence = Influence(objective, damping, solver, train_loss=train_loss)
     with _warnings_as_lines():
         if out is None:

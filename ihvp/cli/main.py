@@ -98,7 +98,9 @@ def influence(
     test: Annotated[
         str,
         typer.Option(
-            metavar="MODULE:DATA", help="The test points to ask about, in the form of the training data."
+            metavar="MODULE:DATA",
+            help="The test points to ask about, in the form of the training data, or a function that makes "
+            "them.",
         ),
     ],
     top: Annotated[
@@ -154,7 +156,7 @@ def influence(
     influence_command.run(
         Console(),
         influence_command.find_objective(objective),
-        influence_command.find(test),
+        influence_command.find_data(test),
         damping=damping,
         solver=solver.made(rtol),
         test_loss=None if test_loss is None else influence_command.find(test_loss),
@@ -192,7 +194,9 @@ def experiment(
     ] = None,
     backend: Annotated[
         str | None,
-        typer.Option(help="Who differentiates: a name that `ihvp backends` lists. Without it, complexity and modes take all that are installed."),
+        typer.Option(
+            help="Who differentiates, of those that `ihvp backends` lists; complexity and modes compare all."
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="The folder for the table and the figure; made if need be.", file_okay=False)

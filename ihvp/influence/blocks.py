@@ -15,6 +15,9 @@ from ihvp.objective import Objective
 # numbers each (128 MiB in float32).
 NUMBERS = 1 << 25
 
+# Nor more training examples than these in a tile of scores, which an interruption costs at most.
+_EXAMPLES = 2048
+
 
 @dataclass(frozen=True)
 class Block:
@@ -76,3 +79,17 @@ def counted_blocks(objective: Objective, rows: int) -> Iterator[Block]:
 def rows_at_once(num_params: int) -> int:
     """How many examples make a block whose gradients, and whose square tiles of scores, are bounded."""
     return max(1, min(NUMBERS // num_params, math.isqrt(NUMBERS)))
+
+
+def tile_columns(num_params: int, count: int) -> int:
+    """How many of ``count`` training examples make a tile of scores."""
+    return evenly(count, min(rows_at_once(num_params), _EXAMPLES))
+
+
+def evenly(count: int, most: int) -> int:
+    """The size of parts of ``count`` things that are at most ``most`` and about as large as each other.
+
+    >>> evenly(297, 160)
+    149
+    """
+    return math.ceil(count / math.ceil(count / most))

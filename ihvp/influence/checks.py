@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ihvp.backend import GradientFunction
 from ihvp.data import Batches, describe_structure
-from ihvp.errors import NonFinite, OrderChanges, UnequalBatches, describe
+from ihvp.errors import InvalidOption, NonFinite, OrderChanges, UnequalBatches, describe
 from ihvp.influence import fingerprint
 from ihvp.influence.blocks import counted_blocks, rows_at_once
 from ihvp.influence.gradients import loss_on
 from ihvp.objective import Objective
+
+
+def check_loss(option: str, loss: Any) -> None:
+    """Refuse a loss that is no function.
+
+    Raises
+    ------
+    InvalidOption
+    """
+    if loss is not None and not callable(loss) and not isinstance(loss, GradientFunction):
+        raise InvalidOption(option, loss, "a function of the objective's form, or None for its own loss")
 
 
 def check_order(batches: Batches, what: str) -> None:

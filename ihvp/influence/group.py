@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.backend import Vector
-from ihvp.data import Examples
+from ihvp.backend import Batch, Vector
+from ihvp.data import Batches, Examples, count_examples
 from ihvp.errors import InvalidOption
-from ihvp.influence.blocks import counted_blocks
+from ihvp.influence.allocation import allocate
+from ihvp.influence.blocks import counted_blocks, tile_columns
 from ihvp.influence.gradients import gradients
 from ihvp.influence.scores import Scores
 from ihvp.influence.trained import TrainedModel
@@ -34,18 +36,37 @@ def removal_scores(
     training = model.training()
     groups, several = groups_of(indices, training.num_examples)
     removal = Removal(training, model.inverse, model.total)
+    # So many groups have their changes of the parameters held at a time.
+    parts = {first: groups[first : first + model.rows] for first in range(0, len(groups), model.rows)}
     if second_order:
         question = model.question(test_data, test_loss)
-        changes, residual = removal.newton_steps(groups, progress)
-        slopes = (gradients(question, block, "test").T for block in counted_blocks(question, model.rows))
-        values = np.concatenate([algebra.gram(rows, changes) for rows in slopes])
+        values, residual = _room(model, question.num_examples, len(groups)), 0.0
+        with track("Newton steps", len(groups), progress) as advance:
+            for first, part in parts.items():
+                steps, largest = removal.newton_steps(part, advance)
+                for block in counted_blocks(question, model.rows):
+                    slopes = gradients(question, block, "test").T
+                    _put(values, block.first, first, algebra.gram(slopes, steps))
+                residual = max(residual, largest)
     else:
         points = model.points(test_data, test_loss, progress)
-        changes = removal.gradients(groups)
-        values = np.concatenate([algebra.gram(x, changes) for _, x in points.blocks(model.rows)])
+        values = _room(model, points.count, len(groups))
+        # Where all groups are one part, all blocks of test points share it.
+        changes = functools.lru_cache(maxsize=1)(lambda first: removal.gradients(parts[first]))
+        for row, x in points.blocks(model.rows):
+            for first in parts:
+                _put(values, row, first, algebra.gram(x, changes(first)))
         residual = points.residual
-    values = values.astype(model.dtype)
     return Scores(values if several else values[:, 0], ("test", "group")[: 1 + several], residual)
+
+
+def _room(model: TrainedModel, tests: int, groups: int) -> NDArray[Any]:
+    advice = "Pass fewer test points or fewer groups."
+    return allocate((tests, groups), model.dtype, "The array of all scores", advice)
+
+
+def _put(values: NDArray[Any], row: int, column: int, tile: NDArray[Any]) -> None:
+    values[row : row + tile.shape[0], column : column + tile.shape[1]] = tile
 
 
 def groups_of(indices: Any, count: int) -> tuple[list[NDArray[np.intp]], bool]:
@@ -94,14 +115,15 @@ class Removal:
 
     def __init__(self, objective: Objective, inverse: Inverse, total: int) -> None:
         self._objective, self._inverse, self._total = objective, inverse, total
-        self._examples = Examples.of(objective.batches)
 
     def gradients(self, groups: Sequence[NDArray[np.intp]]) -> Vector:
         """``1/N Σ_U ∇C_i`` of each group, ``(P, n_groups)``."""
-        columns = [(len(group) / self._total) * self._on(group).gradient() for group in groups]
-        return self._inverse.space.xp.stack(columns, axis=1)
+        shares = [(len(group) / self._total) * part.gradient() for group, part in self._on_each(groups)]
+        return self._inverse.space.xp.stack(shares, axis=1)
 
-    def newton_steps(self, groups: Sequence[NDArray[np.intp]], progress: bool | None) -> tuple[Vector, float]:
+    def newton_steps(
+        self, groups: Sequence[NDArray[np.intp]], advance: Callable[[int], object]
+    ) -> tuple[Vector, float]:
         """The step of each group, ``(P, n_groups)``, and the largest recomputed residual.
 
         Raises
@@ -119,16 +141,33 @@ class Removal:
                 "a curvature that knows its examples: a Hessian, GaussNewton or OPG",
             )
         steps, residual = [], 0.0
-        with track("Newton steps", len(groups), progress) as advance:
-            for group in groups:
-                part = self._on(group)
-                share = len(group) / self._total
-                remaining = curvature - share * type(curvature)(part)
-                solution = solve(remaining, share * part.gradient(), damping, solver, progress=False)
-                steps.append(solution.x)
-                residual = max(residual, float(solution.residual))
-                advance(1)
+        for group, part in self._on_each(groups):
+            share = len(group) / self._total
+            remaining = curvature - share * type(curvature)(part)
+            solution = solve(remaining, share * part.gradient(), damping, solver, progress=False)
+            steps.append(solution.x)
+            residual = max(residual, float(solution.residual))
+            advance(1)
         return self._inverse.space.xp.stack(steps, axis=1), residual
 
-    def _on(self, group: NDArray[np.intp]) -> Objective:
-        return self._objective.on(self._examples.rows(group))
+    def _on_each(self, groups: Sequence[NDArray[np.intp]]) -> Iterator[tuple[NDArray[np.intp], Objective]]:
+        numbers = np.unique(np.concatenate(groups))
+        examples = _selected(self._objective, numbers)
+        for group in groups:
+            yield group, self._objective.on(examples.rows(np.searchsorted(numbers, group)))
+
+
+def _selected(objective: Objective, numbers: NDArray[np.intp]) -> Examples:
+    """The examples of these increasing numbers; of data that comes in batches, only they are held."""
+    if objective.batches.in_memory:
+        return Examples(Examples.of(objective.batches).rows(numbers), len(numbers))
+    found: list[Batch] = []
+    for block in counted_blocks(objective, tile_columns(objective.num_params, objective.num_examples)):
+        first = block.first
+        for batch in block.batches:
+            stop = first + count_examples(batch)
+            here = numbers[(numbers >= first) & (numbers < stop)] - first
+            if here.size:
+                found.append(Examples.of(Batches([batch])).rows(here))
+            first = stop
+    return Examples.of(Batches(found))

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from ihvp.errors import InvalidOption
+from ihvp.influence.allocation import allocate
+from ihvp.influence.blocks import tile_columns
+from ihvp.influence.checks import check_loss
 from ihvp.influence.group import removal_scores
 from ihvp.influence.inputs import influence_on_inputs
 from ihvp.influence.points import Unsolved, rows_of
@@ -84,6 +85,7 @@ class Influence:
     ) -> None:
         if not isinstance(objective, Objective):
             raise InvalidOption("objective", objective, "an ihvp.Objective")
+        check_loss("train_loss", train_loss)
         operator = Hessian(objective) if curvature is None else curvature
         if not isinstance(operator, LinearOperator) or not operator.space.matches(objective.space):
             raise InvalidOption(
@@ -135,6 +137,8 @@ class Influence:
             ``out`` holds the scores of another model, other data or other settings.
         StoreError
             ``out`` cannot be written, or another run writes to it.
+        TooLarge
+            Without ``out``, the scores do not fit in memory.
 
         Examples
         --------
@@ -152,12 +156,18 @@ class Influence:
         points, training = model.points(test_data, test_loss, progress), model.training(train_data)
         shape = points.count, training.num_examples
         if out is None:
-            values = np.empty(shape, model.dtype)
+            values = allocate(
+                shape,
+                model.dtype,
+                "The array of all scores",
+                "Pass out=… to stream them to a folder, take top_k, or pass fewer test or training points.",
+            )
             for row, column, tile in tiles(model, points, training, progress):
                 values[row : row + tile.shape[0], column : column + tile.shape[1]] = tile
             return Scores(values, ("test", "train"), points.residual)
         depends_on = terms(model, points, training)
-        with Store(out, shape, model.dtype, (model.rows, model.rows), depends_on) as store:
+        chunk = model.rows, tile_columns(training.num_params, training.num_examples)
+        with Store(out, shape, model.dtype, chunk, depends_on) as store:
             for row, column, tile in tiles(model, points, training, progress, store):
                 store.write(row, column, tile)
             return Scores(store.read(), ("test", "train"), points.residual)
@@ -366,5 +376,12 @@ class Influence:
         array([[1.]])
         """
         points = Unsolved(self._model.question(test_data, test_loss), self.inverse, progress)
-        vectors = [rows_of(x) for _, x in points.blocks(self._model.rows)]
-        return InverseProducts(np.concatenate(vectors), points.residual, self._model.fingerprints())
+        vectors = allocate(
+            (points.count, self.objective.num_params),
+            self._model.dtype,
+            "The array of all inverse products",
+            "Pass fewer test points at a time, or take scores or top_k, which hold a block of them.",
+        )
+        for row, x in points.blocks(self._model.rows):
+            vectors[row : row + x.shape[1]] = rows_of(x)
+        return InverseProducts(vectors, points.residual, self._model.fingerprints())

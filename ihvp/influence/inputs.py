@@ -13,6 +13,7 @@ from ihvp.algebra import to_numpy
 from ihvp.backend import Batch, SupportsInputDerivatives, Vector
 from ihvp.data import count_examples, map_leaves
 from ihvp.errors import DataError, describe
+from ihvp.influence.allocation import allocate
 from ihvp.influence.blocks import Block, counted_blocks, rows_at_once
 from ihvp.influence.gradients import derivatives_along, loss_on
 from ihvp.influence.points import Points
@@ -53,9 +54,18 @@ def influence_on_inputs(
     entries = training.num_params + sum(math.prod(leaf.shape[1:]) for leaf in _inputs(batch))
     rows = rows_at_once(_POINTS * entries)
     shape = points.count, training.num_examples
-    result = map_leaves(
-        lambda leaf: np.empty((*shape, *leaf.shape[1:]), model.dtype) if _is_input(leaf) else None, batch
-    )
+
+    def room_for(leaf: Any) -> NDArray[Any] | None:
+        if not _is_input(leaf):
+            return None
+        return allocate(
+            (*shape, *leaf.shape[1:]),
+            model.dtype,
+            "The array of all derivatives",
+            "Pass fewer test points, or as train_data the training points that matter.",
+        )
+
+    result = map_leaves(room_for, batch)
     with track("Influence on inputs", points.count * training.num_examples, progress) as advance:
         for row, x in points.blocks(model.rows):
             for block in counted_blocks(training, rows):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ihvp import algebra
 from ihvp.backend import Params
-from ihvp.errors import InvalidOption, PackageNotInstalled, ParameterError
+from ihvp.errors import InvalidOption, NonFinite, PackageNotInstalled, ParameterError
 from ihvp.influence.group import groups_of
 from ihvp.influence.influence import Influence
 from ihvp.objective import Objective
@@ -159,8 +160,10 @@ def leave_one_out(
     InvalidOption
         ``train_fn`` is no function or returned nothing; ``indices`` are no numbers of training examples.
     ParameterError
-        ``train_fn`` returned other parameters than those of the objective, or another process reads them in
-        another precision.
+        ``train_fn`` returned other parameters than those of the objective, or some that are not finite, or
+        another process reads them in another precision.
+    NonFinite
+        The test loss after training is NaN or infinite.
     PackageNotInstalled
         joblib is missing, and ``n_jobs`` is not 1.
 
@@ -186,11 +189,14 @@ def leave_one_out(
         )
     if not isinstance(n_jobs, int) or n_jobs == 0:
         raise InvalidOption("n_jobs", n_jobs, "a number of processes, or −1 for one on each processor")
+    if not isinstance(indices, Iterable):
+        raise InvalidOption("indices", indices, "a sequence of example numbers, or of groups of them")
     influence = Influence(objective, damping, solver, train_loss=train_loss)
     groups = [group for index in indices for group in groups_of([index], objective.num_examples)[0]]
-    changes = influence.group(groups, test_data, test_loss, second_order=second_order, progress=progress)
-    question = objective.on(test_data, loss=test_loss)
+    # Before the solves, which may take long: the value may be unknown.
+    question = influence._model.question(test_data, test_loss)
     before = question.value()
+    changes = influence.group(groups, test_data, test_loss, second_order=second_order, progress=progress)
     after = _losses(question, train_fn, groups, n_jobs, progress)
     return LeaveOneOut(groups, np.mean(changes, axis=0, dtype=np.float64), np.asarray(after) - before)
 
@@ -222,7 +228,16 @@ def _loss_without(group: NDArray[np.intp], train_fn: TrainFunction, question: Ob
     trained = train_fn(group, copy.deepcopy(question.params))
     if trained is None:
         raise InvalidOption("train_fn", train_fn, "a function that returns the parameters; it returned None")
-    return question.at(trained).value()
+    after, without = question.at(trained), np.array2string(group, threshold=8)
+    if not algebra.all_finite(after.backend.flatten(trained)):
+        raise ParameterError(
+            f"train_fn returned parameters with NaN or infinite entries after the removal of {without}; "
+            "expected finite ones. Its training diverged: take smaller steps, or more regularisation."
+        )
+    try:
+        return after.value()
+    except NonFinite as error:
+        raise NonFinite(f"The test loss at what train_fn returned after the removal of {without}") from error
 
 
 def _loss_elsewhere(

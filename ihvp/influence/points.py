@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -12,11 +11,12 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.influence import fingerprint
-from ihvp.influence.blocks import counted_blocks, rows_at_once
+from ihvp.influence.blocks import Block, counted_blocks, evenly, rows_at_once
 from ihvp.influence.gradients import gradients
 from ihvp.influence.products import InverseProducts
 from ihvp.influence.store import Store
 from ihvp.objective import Objective
+from ihvp.progress import track
 from ihvp.solvers.solve import Inverse
 from ihvp.space import VectorSpace
 
@@ -51,6 +51,8 @@ class Points(Protocol):
 class Unsolved:
     """Points whose products are solved for, unless a store has them.
 
+    What is solved at once is kept at once, so that an interruption costs one solve; a block has several.
+
     Parameters
     ----------
     question : Objective
@@ -66,20 +68,32 @@ class Unsolved:
         self.count, self.residual = question.num_examples, 0.0
 
     def blocks(self, rows: int, store: Store | None = None) -> Iterator[tuple[int, Vector]]:
-        for block in counted_blocks(self._question, rows):
-            kept = None if store is None else store.products(block.first, block.count)
-            if kept is None:
-                columns = gradients(self._question, block, "test").T
-                x, residual = solve_columns(self._inverse, columns, self._progress)
-                if store is not None:
-                    kept = rows_of(x), residual
-                    store.keep_products(block.first, *kept)
-            if kept is not None:
-                # Fresh ones too: in another layout of memory they would give scores of other last bits.
-                vectors, residual = kept
-                x = self._inverse.space.asarray(vectors).T
-            self.residual = max(self.residual, residual)
-            yield block.first, x
+        first, held, parts = 0, 0, list[Vector]()
+        with track("Inverse products", self.count, self._progress) as advance:
+            for block in counted_blocks(self._question, solve_width(self._inverse, self.count)):
+                if held + block.count > rows:
+                    yield first, _together(parts)
+                    first, held, parts = block.first, 0, []
+                parts.append(self._part(block, store))
+                held += block.count
+                advance(block.count)
+        yield first, _together(parts)
+
+    def _part(self, block: Block, store: Store | None) -> Vector:
+        kept = None if store is None else store.products(block.first, block.count)
+        if kept is None:
+            columns = gradients(self._question, block, "test").T
+            solution = self._inverse.solve(columns, progress=self._progress)
+            x, residual = solution.x, float(np.max(solution.residual))
+            if store is not None:
+                kept = rows_of(x), residual
+                store.keep_products(block.first, *kept)
+        if kept is not None:
+            # Fresh ones too: in another layout of memory they would give scores of other last bits.
+            vectors, residual = kept
+            x = self._inverse.space.asarray(vectors).T
+        self.residual = max(self.residual, residual)
+        return x
 
     def fingerprints(self) -> dict[str, str]:
         return {
@@ -103,20 +117,16 @@ class Solved:
         return {"inverse products": fingerprint.of_array(self._products.vectors)}
 
 
-def solve_columns(inverse: Inverse, columns: Vector, progress: bool | None) -> tuple[Vector, float]:
-    """``(H + λI)⁻¹`` times a block ``(P, k)`` of any width, and the largest recomputed residual."""
-    count = columns.shape[1]
-    # A solve holds several blocks of its width; all are about as wide.
-    most = max(1, min(_COLUMNS, rows_at_once(columns.shape[0]) // 2))
-    width = math.ceil(count / math.ceil(count / most))
-    parts = [
-        inverse.solve(columns[:, first : first + width], progress=progress)
-        for first in range(0, count, width)
-    ]
-    residual = max(float(np.max(part.residual)) for part in parts)
-    return (parts[0].x if len(parts) == 1 else algebra.concatenate([part.x for part in parts])), residual
+def solve_width(inverse: Inverse, count: int) -> int:
+    """How many of ``count`` right-hand sides are solved at once."""
+    # A solve holds several blocks of its width.
+    return evenly(count, max(1, min(_COLUMNS, rows_at_once(inverse.space.size) // 2)))
 
 
 def rows_of(x: Vector) -> NDArray[Any]:
     """The columns of a block ``(P, k)`` as rows ``(k, P)`` of numpy; halves in float32, which holds them."""
     return np.ascontiguousarray(algebra.to_numpy(algebra.wide(x.T)))
+
+
+def _together(parts: list[Vector]) -> Vector:
+    return parts[0] if len(parts) == 1 else algebra.concatenate(parts)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.errors import DataError, InvalidOption, PackageNotInstalled
+from ihvp.errors import DataError, InvalidOption, PackageNotInstalled, StoreError
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,7 @@ class InverseProducts:
         return len(self.vectors)
 
     def save(self, path: str | Path) -> None:
-        """Write them to a file, ``.npz`` or ``.safetensors``.
+        """Write them to a file, ``.npz`` or ``.safetensors``, which is whole or not there.
 
         Raises
         ------
@@ -55,15 +56,17 @@ class InverseProducts:
             Another ending.
         PackageNotInstalled
             safetensors is missing.
+        StoreError
+            The file cannot be written.
         """
         path, vectors = Path(path), np.ascontiguousarray(self.vectors)
         model = json.dumps(dict(self.model))
         if _is_safetensors(path):
             metadata = {"residual": repr(self.residual), "model": model}
-            _safetensors().save_file({"vectors": vectors}, path, metadata)
+            content = _safetensors().save({"vectors": vectors}, metadata)
+            _replace(path, lambda file: file.write(content))
         else:
-            with path.open("wb") as file:
-                np.savez(file, vectors=vectors, residual=self.residual, model=model)
+            _replace(path, lambda file: np.savez(file, vectors=vectors, residual=self.residual, model=model))
 
     @classmethod
     def load(cls, path: str | Path) -> InverseProducts:
@@ -99,6 +102,26 @@ def _is_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors"
 
 
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file under another name first: under its own it is whole, or what it was."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        try:
+            with part.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write {path}: {error}. Expected a folder that is there and can be written, with room "
+            "for the file. Make the folder or room, or pass another path."
+        ) from error
+
+
 def _read_npz(path: Path) -> tuple[Any, Any, Any]:
     # numpy leaves a file open where it finds it torn.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -119,10 +142,10 @@ def _safetensors() -> Any:
         raise PackageNotInstalled(
             "InverseProducts", "safetensors", "pip install 'ihvp[influence]', or save to .npz"
         ) from error
-    return _Safetensors(safetensors.safe_open, safetensors.numpy.save_file)
+    return _Safetensors(safetensors.safe_open, safetensors.numpy.save)
 
 
 @dataclass(frozen=True)
 class _Safetensors:
     safe_open: Any
-    save_file: Any
+    save: Any

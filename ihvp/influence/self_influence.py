@@ -9,7 +9,7 @@ import numpy as np
 from ihvp import algebra
 from ihvp.influence.blocks import counted_blocks
 from ihvp.influence.gradients import gradients
-from ihvp.influence.points import solve_columns
+from ihvp.influence.points import solve_width
 from ihvp.influence.scores import Scores
 from ihvp.influence.trained import TrainedModel
 from ihvp.progress import track
@@ -17,15 +17,14 @@ from ihvp.progress import track
 
 def self_scores(model: TrainedModel, data: Any, progress: bool | None) -> Scores:
     """``1/N ∇C_i · (H + λI)⁻¹ ∇C_i``, for :meth:`ihvp.Influence.self_influence`."""
-    model.check_optimum()
+    model.check()
     training = model.training(data)
     values, residual = np.empty(training.num_examples, model.dtype), 0.0
     with track("Self-influence", len(values), progress) as advance:
-        # A solve holds several blocks of the size of the gradients.
-        for block in counted_blocks(training, max(1, model.rows // 8)):
+        for block in counted_blocks(training, solve_width(model.inverse, len(values))):
             columns = gradients(training, block, "training").T
-            x, largest = solve_columns(model.inverse, columns, progress=False)
-            values[block.first : block.first + block.count] = algebra.dots(columns, x) / model.total
-            residual = max(residual, largest)
+            solution = model.inverse.solve(columns, progress=False)
+            values[block.first : block.first + block.count] = algebra.dots(columns, solution.x) / model.total
+            residual = max(residual, float(np.max(solution.residual)))
             advance(block.count)
     return Scores(values, ("train",), residual)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -35,9 +36,8 @@ class Store:
     ``done.txt``       a line for each finished chunk of scores
     =================  ==============================================================================
 
-    A chunk is in its file before its line is written, so that a line is a promise whatever ends the run
-    (``scores.npy`` is also synchronised with the disk first, against a loss of power); what has no line is
-    computed again.
+    A chunk is in its file, and that on the disk, before its line is written, so that a line is a promise
+    whatever ends the run; what has no line is computed again, and in a zarr store what has no file.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ class Store:
             files.enter_context(locked(self.folder / _LOCK))
             if not (self.folder / _MANIFEST).exists():
                 self._refuse_foreign()
-            elif self._scores.exists():
+            elif self._scores.exists() or self._has_results():
                 self._compare(manifest)
             if not self._scores.exists():
                 self._begin(manifest, shape, dtype, chunk)
@@ -110,10 +110,10 @@ class Store:
 
     def write(self, row: int, column: int, chunk: NDArray[Any]) -> None:
         """Keep a chunk of scores, whose first entry is at ``(row, column)``."""
-        key = (row, column, *chunk.shape)
+        key = (row, column, chunk.shape[0], chunk.shape[1])
         with self._writing():
             self._write_chunk(row, column, chunk)
-            line = (" ".join(map(str, key)) + "\n").encode()
+            line = _line(key)
             if self._journal.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._journal.fileno())
@@ -142,6 +142,11 @@ class Store:
                 str(self.folder), {key: (found.get(key), manifest.get(key)) for key in differing}
             )
 
+    def _has_results(self) -> bool:
+        """Whether work is kept here, be it of a store whose scores are missing."""
+        journal = self.folder / _JOURNAL
+        return (journal.exists() and journal.stat().st_size > 0) or any(self.folder.glob("products-*"))
+
     def _refuse_foreign(self) -> None:
         # What a set-up leaves that was interrupted before there was a manifest.
         leftovers = {_LOCK, f"{_MANIFEST}.part"}
@@ -167,7 +172,10 @@ class Store:
         try:
             if self._zarr is not None:
                 chunks = tuple(max(1, min(pair)) for pair in zip(chunk, shape, strict=True))
-                self._zarr.create_array(part, shape=shape, dtype=dtype, chunks=chunks, overwrite=True)
+                # zarr writes no file for a chunk of nothing but the fill value, which zeros may be.
+                self._zarr.create_array(
+                    part, shape=shape, dtype=dtype, chunks=chunks, fill_value=np.nan, overwrite=True
+                )
             else:
                 np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
                 _reserve(part)
@@ -184,6 +192,13 @@ class Store:
 
             def assign(row: int, column: int, chunk: NDArray[Any]) -> None:
                 array[row : row + chunk.shape[0], column : column + chunk.shape[1]] = chunk
+                paths = self._zarr_files((row, column, chunk.shape[0], chunk.shape[1]), array)
+                for path in paths:
+                    _synchronise(path)
+                # The names of new files and folders, from the inmost out.
+                for folder in sorted({up for path in paths for up in path.parents}, reverse=True):
+                    if folder.is_relative_to(self._scores):
+                        _synchronise(folder)
 
             return assign
 
@@ -204,12 +219,28 @@ class Store:
     def _finished(self) -> set[Chunk]:
         path = self.folder / _JOURNAL
         text = path.read_bytes() if path.exists() else b""
-        whole = re.findall(rb"^\d+ \d+ \d+ \d+\n", text, re.MULTILINE)
-        if b"".join(whole) != text:
-            # A line that an interruption tore; the next one must not be joined to it.
-            self._replace(_JOURNAL, lambda file: file.write(b"".join(whole)))
-        lines = (map(int, line.split()) for line in whole)
-        return {(row, column, rows, columns) for row, column, rows, columns in lines}
+        found = re.findall(rb"^(\d+) (\d+) (\d+) (\d+)\n", text, re.MULTILINE)
+        done = [(int(row), int(column), int(rows), int(columns)) for row, column, rows, columns in found]
+        if self._zarr is not None:
+            # What has no file would be read as the fill value.
+            array = self._zarr.open_array(self._scores, mode="r")
+            files = set(self._scores.rglob("*"))
+            done = [chunk for chunk in done if files.issuperset(self._zarr_files(chunk, array))]
+        whole = b"".join(map(_line, done))
+        if whole != text:
+            # A line that an interruption tore, too: the next one must not be joined to it.
+            self._replace(_JOURNAL, lambda file: file.write(whole))
+        return set(done)
+
+    def _zarr_files(self, chunk: Chunk, array: Any) -> list[Path]:
+        """The files that hold a chunk of scores."""
+        row, column, rows, columns = chunk
+        height, width = array.chunks
+        return [
+            self._scores / array.metadata.encode_chunk_key((i, j))
+            for i in range(row // height, -(-(row + rows) // height))
+            for j in range(column // width, -(-(column + columns) // width))
+        ]
 
     def _replace(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         """Write a file under another name first: under its own it is whole or not there."""
@@ -237,6 +268,21 @@ class Store:
                 f"{self.folder} is damaged ({type(error).__name__}: {error}); expected the files of an "
                 "earlier run as it left them. Delete the folder, or pass another out=…."
             ) from error
+
+
+def _line(chunk: Chunk) -> bytes:
+    return (" ".join(map(str, chunk)) + "\n").encode()
+
+
+def _synchronise(path: Path) -> None:
+    """Let a file, or the names in a folder, reach the disk; Windows does not know that of a folder."""
+    if sys.platform == "win32" and path.is_dir():
+        return
+    file = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _products(row: int) -> str:

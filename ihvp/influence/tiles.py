@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ihvp.influence import fingerprint
-from ihvp.influence.blocks import counted_blocks
+from ihvp.influence.blocks import counted_blocks, tile_columns
 from ihvp.influence.gradients import derivatives_along
 from ihvp.influence.points import Points
 from ihvp.influence.store import Store
@@ -28,9 +28,10 @@ def tiles(
     store: Store | None = None,
 ) -> Iterator[Tile]:
     """``1/N ∇C_i · x_j`` of all training examples and test points; of a store, the tiles that it lacks."""
+    columns = tile_columns(training.num_params, training.num_examples)
     with track("Influence", points.count * training.num_examples, progress) as advance:
         for row, x in points.blocks(model.rows, store):
-            for block in counted_blocks(training, model.rows):
+            for block in counted_blocks(training, columns):
                 if store is None or (row, block.first, x.shape[1], block.count) not in store.done:
                     tile = derivatives_along(training, block, x, "training").T / model.total
                     yield row, block.first, tile.astype(model.dtype)

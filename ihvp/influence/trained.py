@@ -10,7 +10,7 @@ import numpy as np
 from ihvp.errors import InvalidOption
 from ihvp.influence import fingerprint
 from ihvp.influence.blocks import rows_at_once
-from ihvp.influence.checks import check_order, check_structure, check_values
+from ihvp.influence.checks import check_loss, check_order, check_structure, check_values
 from ihvp.influence.optimum import warn_unless_optimal
 from ihvp.influence.points import Points, Solved, Unsolved
 from ihvp.influence.products import InverseProducts
@@ -34,7 +34,7 @@ class TrainedModel:
     def __init__(self, objective: Objective, inverse: Inverse, train_loss: Callable[..., Any] | None) -> None:
         self.objective, self.inverse = objective, inverse
         self._train_loss = train_loss
-        self._optimum_checked = False
+        self._data_checked = self._optimum_checked = False
 
     @property
     def total(self) -> int:
@@ -61,7 +61,8 @@ class TrainedModel:
 
     def question(self, test_data: Any, test_loss: Callable[..., Any] | None) -> Objective:
         """The test loss over the test data."""
-        self.check_optimum()
+        check_loss("test_loss", test_loss)
+        self.check()
         question = self.objective.on(test_data, loss=test_loss)
         check_order(question.batches, "test")
         if test_loss is None:
@@ -85,11 +86,16 @@ class TrainedModel:
                 test_data,
                 f"inverse products of this model; these have another {', another '.join(differing)}",
             )
-        self.check_optimum()
+        self.check()
         return Solved(test_data, self.objective.space)
 
-    def check_optimum(self) -> None:
-        """Warn, once, where the parameters are at no optimum."""
+    def check(self) -> None:
+        """Once: refuse training data that a loss has no value for, and warn where this is no optimum."""
+        if not self._data_checked:
+            check_values(self.objective, "training")
+            if self._train_loss is not None:
+                check_values(self.objective.on(self.objective.batches.data, self._train_loss), "training")
+            self._data_checked = True
         if not self._optimum_checked:
             warn_unless_optimal(self.objective)
             self._optimum_checked = True

@@ -286,6 +286,14 @@ def test_batches_of_unequal_structure_are_refused():
 # What else the caller passed
 
 
+@pytest.mark.parametrize("option", ["loss", "predict", "grad"])
+@pytest.mark.parametrize("value", [3.0, "a"])
+def test_what_is_called_is_a_function(option, value):
+    functions = {"loss": lambda w, batch: w.sum(), option: value}
+    with pytest.raises(errors.InvalidOption, match=rf"{option} is .*; expected a function"):
+        ihvp.Objective(params=np.ones(2), **functions)
+
+
 def test_neither_loss_nor_gradient_is_refused():
     with pytest.raises(errors.InvalidOption, match=r"a function loss\(params, batch\), or grad="):
         ihvp.Objective(params=W)

@@ -5,7 +5,7 @@ from numpy.testing import assert_allclose
 
 import ihvp
 from ihvp._problems import TanhMLP
-from ihvp.errors import NotReiterable
+from ihvp.errors import InvalidOption, NotReiterable
 
 NETWORK = TanhMLP()
 
@@ -46,3 +46,9 @@ def test_its_batches_are_cut_to_the_same_size(objective):
 def test_data_that_cannot_be_iterated_twice_is_refused(objective):
     with pytest.raises(NotReiterable):
         objective.on(iter([part(0, 2)]))
+
+
+@pytest.mark.parametrize("loss", [3.0, "mean"])
+def test_another_loss_is_a_function(objective, loss):
+    with pytest.raises(InvalidOption, match=r"loss is .*; expected a function"):
+        objective.on(part(0, 6), loss=loss)

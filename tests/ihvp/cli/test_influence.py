@@ -31,6 +31,9 @@ def slope(w, batch):
 def make():
     return objective
 
+def make_tests():
+    return test_data
+
 def make_nothing():
     pass
 
@@ -143,6 +146,10 @@ def test_a_function_may_make_the_objective(folder):
     assert run(objective="training:make")[0] == 0
 
 
+def test_a_function_may_make_the_test_points(folder):
+    assert run(test="training:make_tests") == run()
+
+
 @pytest.mark.filterwarnings("default::ihvp.influence.NotAtOptimum")
 def test_a_model_that_is_not_trained_is_a_line_of_warning(folder):
     code, output = run(objective="training:untrained")
@@ -180,7 +187,7 @@ def test_an_error_of_the_users_own_file_is_shown_as_it_is(folder):
 def test_more_examples_than_there_are_is_refused_before_any_work(folder):
     code, output = run("--top", 31, "--out", "scores")
     assert code == 1
-    assert "from 1 to 30" in output
+    assert "--top is 31; expected an integer from 1 to 30" in output
     assert not (folder / "scores").exists()
 
 

@@ -1,5 +1,6 @@
-"""Streamed runs that are killed: ``python killed_runs.py FOLDER NAME KILLS SEED`` prints what came of each.
+"""Streamed runs that are stopped: ``python killed_runs.py FOLDER NAME SIGNAL STOPS SEED`` tells of each.
 
+SIGNAL is the name of a signal: SIGKILL, or SIGINT as Ctrl-C sends it.
 One process imports the library once and forks a child for every run.
 """
 
@@ -71,34 +72,60 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+def finished_chunks_are(folder: Path, expected: Path) -> bool:
+    """Whether what a stopped run says to be done is done."""
+    journal = folder / "done.txt"
+    if not journal.exists() or not journal.stat().st_size:
+        return True
+    found, whole = scores(folder), scores(expected)
+    chunks = (map(int, line.split()) for line in journal.read_text().splitlines())
+    return all(
+        np.array_equal(
+            found[row : row + rows, column : column + columns],
+            whole[row : row + rows, column : column + columns],
+        )
+        for row, column, rows, columns in chunks
+    )
+
+
+def scores(folder: Path) -> np.ndarray:
+    if folder.suffix != ".zarr":
+        return np.load(folder / "scores.npy")
+    import zarr
+
+    return zarr.open_array(folder / "scores.zarr", mode="r")[:]
+
+
 def lines(path: Path) -> int:
     """The number of whole lines."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def main(root: Path, name: str, kills: int, seed: int) -> None:
+def main(root: Path, name: str, stop: signal.Signals, stops: int, seed: int) -> None:
     undisturbed = root / "undisturbed" / name
     started = time.perf_counter()
     finish(undisturbed, root / "undisturbed.log")
     duration = time.perf_counter() - started
     expected = contents(undisturbed)
     rng, outcomes = np.random.default_rng(seed), []
-    while len(outcomes) < kills:
+    while len(outcomes) < stops:
         folder, log = root / "killed" / name, root / "killed.log"
         shutil.rmtree(folder, ignore_errors=True)
         log.unlink(missing_ok=True)
         child = fork(folder, log)
         time.sleep(rng.uniform(0, duration))
-        os.kill(child, signal.SIGKILL)
+        os.kill(child, stop)
         _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):
+        if status == 0:
             continue  # it had ended before
         done = lines(folder / "done.txt")
+        valid = finished_chunks_are(folder, undisturbed)
         finish(folder, log)
         repeated = lines(log) - CHUNKS
-        outcomes.append({"done": done, "repeated": repeated, "equal": contents(folder) == expected})
+        equal = contents(folder) == expected
+        outcomes.append({"done": done, "valid": valid, "repeated": repeated, "equal": equal})
     print(json.dumps({"chunks": lines(root / "undisturbed.log"), "outcomes": outcomes}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), sys.argv[2], signal.Signals[sys.argv[3]], int(sys.argv[4]), int(sys.argv[5]))

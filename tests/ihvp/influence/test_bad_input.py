@@ -76,6 +76,85 @@ def test_examples_that_are_not_finite(small, ask, side, value):
         ask(small.influence(), test, train)
 
 
+class Silent(CrossEntropy):
+    """For a label out of range the value is NaN and the gradient zero, as of JAX."""
+
+    def values(self, W, batch):
+        known = batch[1] < W.shape[1]
+        return np.where(known, super().values(W, (batch[0], np.where(known, batch[1], 0))), np.nan)
+
+    def rows(self, W, batch):
+        known = batch[1] < W.shape[1]
+        return super().rows(W, (batch[0], np.where(known, batch[1], 0))) * known[:, None]
+
+    def gradient(self, W, batch):
+        return self.rows(W, batch).mean(axis=0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda influence, test: influence.scores(test),
+        lambda influence, test: influence.top_k(test, 2),
+        lambda influence, test: influence.self_influence(),
+        lambda influence, test: influence.group([1, 2], test),
+        lambda influence, test: influence.on_inputs(test),
+        lambda influence, test: influence.inverse_products(test),
+    ],
+    ids=["scores", "top_k", "self_influence", "group", "on_inputs", "inverse_products"],
+)
+@pytest.mark.parametrize("lost_in", ["loss", "train_loss"])
+def test_labels_out_of_range_in_the_objectives_own_data(small, call, lost_in):
+    x, labels = small.train
+    spoilt = x, np.where(np.arange(23) == 7, 3, labels)
+    bounded = Bounded(small.loss.decay)
+    loss, train_loss = (Silent(small.loss.decay), None) if lost_in == "loss" else (bounded, Silent())
+    objective = small.objective(spoilt, loss=loss)
+    influence = ihvp.Influence(objective, 0.1, ihvp.CG(), train_loss=train_loss)
+    with np.errstate(all="ignore"), pytest.raises(NonFinite, match="training examples 0 to 22"):
+        call(influence, small.test)
+
+
+class Bounded(CrossEntropy):
+    """Has a value for every label."""
+
+    def values(self, W, batch):
+        return super().values(W, (batch[0], np.minimum(batch[1], W.shape[1] - 1)))
+
+    def rows(self, W, batch):
+        return super().rows(W, (batch[0], np.minimum(batch[1], W.shape[1] - 1)))
+
+    def gradient(self, W, batch):
+        return self.rows(W, batch).mean(axis=0)
+
+
+def test_the_objectives_own_data_is_looked_at_once(small):
+    class Counting(CrossEntropy):
+        passes = 0
+
+        def values(self, W, batch):
+            Counting.passes += len(batch[0]) == 23
+            return super().values(W, batch)
+
+    influence = ihvp.Influence(small.objective(loss=Counting(small.loss.decay)), solver=ihvp.CG())
+    for _ in range(3):
+        influence.scores(small.test)
+    influence.self_influence()
+    assert Counting.passes == 1
+
+
+@pytest.mark.parametrize("loss", [3.0, "a", [1]])
+def test_a_loss_that_is_no_function(small, loss):
+    influence = small.influence()
+    with pytest.raises(InvalidOption, match=r"train_loss is .*; expected a function"):
+        ihvp.Influence(small.objective(), train_loss=loss)
+    for call in (influence.scores, influence.inverse_products, influence.on_inputs):
+        with pytest.raises(InvalidOption, match=r"test_loss is .*; expected a function"):
+            call(small.test, test_loss=loss)
+    with pytest.raises(InvalidOption, match=r"test_loss is .*; expected a function"):
+        influence.group([1], small.test, loss, second_order=True)
+
+
 @ask
 @pytest.mark.parametrize("side", ["test", "train"])
 @pytest.mark.parametrize("empty", [[], (np.zeros((0, 4)), np.zeros(0, int))], ids=["no batch", "no rows"])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import logging
+import random
 import subprocess
 import sys
+import threading
+import types
+import weakref
 
 import numpy as np
 import pytest
 
 import ihvp
 from ihvp.data import Batches
-from ihvp.influence.fingerprint import of_array, of_batch, of_data, of_function, of_operator
+from ihvp.influence.fingerprint import of_array, of_batch, of_data, of_function, of_objective, of_operator
 
 X, Y = np.arange(24.0).reshape(8, 3), np.arange(8)
 DECAY = 0.1
@@ -177,6 +183,375 @@ def test_containers_deeper_than_any_setting_do_not_enter():
     assert of_function(nested(1)) == of_function(nested(2))
 
 
+class Net:
+    scale = 1.0
+
+    def __init__(self, a=1.0, hidden=1.0, table=1.0):
+        self.a, self._hidden, self._table = a, hidden, {"rows": [np.full(2, table)]}
+
+    def grad(self, w, batch):
+        return self.a * self._inner(w) * self.scale
+
+    def _inner(self, w):
+        return self._hidden * w * self._table["rows"][0][0]
+
+    @property
+    def twice(self):
+        return 2 * self._hidden
+
+    @staticmethod
+    def free(w, batch):
+        return w
+
+
+class Wider(Net):
+    def _inner(self, w):
+        return 2 * super()._inner(w)
+
+
+class Slotted:
+    __slots__ = ("__dict__", "_decay", "decay")
+
+    def __init__(self, decay=0.0, hidden=0.0):
+        self.decay, self._decay = decay, hidden
+
+    def grad(self, w, batch):
+        return (self.decay + self._decay) * w
+
+
+@dataclasses.dataclass
+class Config:
+    decay: float = 0.1
+    inner: object = None
+
+
+def closed_over(net):
+    return lambda w, batch: net.grad(w, batch)
+
+
+def of_config(cfg):
+    return lambda w, batch: cfg.decay * w
+
+
+def test_a_loss_is_known_by_the_objects_that_it_refers_to():
+    namespaces = [types.SimpleNamespace(decay=decay) for decay in (0.1, 0.2)]
+    losses = [
+        *map(closed_over, (Net(), Net(a=2.0), Net(hidden=2.0), Net(table=2.0), Wider())),
+        *(net.grad for net in (Net(), Net(a=2.0), Net(hidden=2.0), Wider())),
+        *map(closed_over, (Slotted(), Slotted(decay=1.0), Slotted(hidden=1.0))),
+        *map(of_config, namespaces),
+        *map(of_config, (Config(0.1), Config(0.2), Config(inner=Net()), Config(inner=Net(a=2.0)))),
+        *map(of_config, ([Config(0.1)], [Config(0.2)], (Net(),), {"net": Net()}, {"net": Net(a=2.0)})),
+        functools.partial(Net().grad),
+        functools.partial(Net(a=2.0).grad),
+        {1: X[0]}.get,
+        {1: X[1]}.get,
+        Net.free,
+    ]
+    assert len({of_function(loss) for loss in losses}) == len(losses)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net, "a", 2.0),
+        lambda net: setattr(net, "_hidden", 2.0),
+        lambda net: setattr(net, "added", 2.0),
+        lambda net: net._table["rows"].append(1),
+        lambda net: net._table["rows"][0].fill(3.0),
+        lambda net: setattr(net, "grad", lambda w, batch: w),
+    ],
+)
+def test_an_object_that_is_changed_in_place_has_another(change):
+    net = Net()
+    through, method = closed_over(net), net.grad
+    before = of_function(through), of_function(method)
+    assert (of_function(through), of_function(method)) == before
+    change(net)
+    assert of_function(through) != before[0]
+    assert of_function(method) != before[1]
+
+
+def test_a_class_that_is_changed_has_another(monkeypatch):
+    losses = closed_over(Net()), Net().grad, lambda w, batch: Net.scale * w, lambda w, batch: Net().a
+    before = [of_function(loss) for loss in losses]
+    monkeypatch.setattr(Net, "scale", 2.0)
+    after = [of_function(loss) for loss in losses]
+    assert not set(before) & set(after)
+    monkeypatch.setattr(Net, "_inner", lambda self, w: w)
+    assert not set(after) & {of_function(loss) for loss in losses}
+    twice = of_function(losses[0])
+    monkeypatch.setattr(Net, "twice", property(lambda self: 3))
+    assert of_function(losses[0]) != twice
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """A module of the user's, of which losses read a part."""
+    source = (
+        "import numpy as np\nSCALE, UNUSED, ROWS = 2.0, 1.0, np.ones(2)\n"
+        "def penalty(w): return SCALE * w\ndef rows(w): return ROWS * w\n"
+    )
+    (tmp_path / "users_settings.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    import users_settings
+
+    monkeypatch.setitem(globals(), "settings_module", users_settings)
+    monkeypatch.setitem(globals(), "penalty", users_settings.penalty)
+    yield users_settings
+    del sys.modules["users_settings"]
+
+
+def test_a_loss_is_known_by_what_it_reads_of_the_users_modules(settings):
+    losses = [
+        lambda w, batch: settings_module.SCALE * w,  # noqa: F821
+        lambda w, batch: settings_module.penalty(w),  # noqa: F821
+        lambda w, batch: penalty(w),  # noqa: F821
+        lambda w, batch: [settings_module.SCALE * part for part in w],  # noqa: F821
+        lambda w, batch: settings_module.rows(w),  # noqa: F821
+    ]
+    before = [of_function(loss) for loss in losses]
+    settings.UNUSED = 5.0
+    assert [of_function(loss) for loss in losses] == before
+    settings.SCALE = 3.0
+    changed = [of_function(loss) != old for loss, old in zip(losses, before, strict=True)]
+    assert changed == [True, True, True, True, False]
+    settings.ROWS[0] = 3.0
+    assert of_function(losses[-1]) != before[-1]
+
+
+def test_a_variable_of_a_comprehension_enters():
+    assert of_function(lambda w, batch: [DECAY * x for x in batch]) != of_function(
+        lambda w, batch: [SCALES * x for x in batch]
+    )
+
+
+SCALES = 3.0
+
+
+class Busy:
+    """A loss with all that differs between runs, or that it changes itself."""
+
+    def __init__(self):
+        self.decay = 0.1
+        self.calls = self._calls = 0
+        self.cache, self._seen, self.log, self.counts = {}, {}, [], {"calls": 0}
+        self.lock, self.random, self.generator = threading.Lock(), random.Random(), np.random.default_rng()
+        self.condition, self.logger, self.local = (
+            threading.Condition(),
+            logging.getLogger("x"),
+            threading.local(),
+        )
+        self.reference, self.table = weakref.ref(self), weakref.WeakValueDictionary()
+        self.iterator, self.file = iter(range(10)), sys.stdout
+        self.owner, self.objects = self, {object(), object(), Net()}
+
+    def __call__(self, w, batch):
+        self.calls += 1
+        self._calls = self._calls + 1
+        self.counts["calls"] += 1
+        with self.lock:
+            self.cache[len(batch), self.calls] = w
+            self._seen.setdefault(id(batch), []).append(w)
+            self.log.append(self.kept)
+            self.remember(batch)
+        next(self.iterator)
+        self.random.random(), self.generator.random(), self.random.gauss(0, 1)
+        return self.decay * w
+
+    def remember(self, batch):
+        self.last = batch
+
+    @functools.cached_property
+    def kept(self):
+        return self.decay
+
+    @functools.lru_cache  # noqa: B019
+    def squared(self, number):
+        return number**2
+
+
+@pytest.mark.parametrize("form", [lambda loss: loss, lambda loss: loss.__call__, closed_over])
+def test_what_a_loss_changes_itself_and_what_differs_between_runs_does_not_enter(form):
+    loss = Busy()
+    loss.grad = loss.__call__
+    before = of_function(form(loss))
+    for _ in range(3):
+        loss(1.0, [1])
+    assert loss.calls == 3
+    assert of_function(form(loss)) == before
+    other = Busy()
+    other.grad = other.__call__
+    assert of_function(form(other)) == before
+    other.decay = 0.2
+    assert of_function(form(other)) != before
+
+
+def test_variables_that_a_loss_changes_do_not_enter():
+    calls, cache, decay = 0, {}, {"decay": 0.1}
+
+    def loss(w, batch):
+        nonlocal calls
+        calls += 1
+        cache[len(batch)] = w
+        return decay["decay"] * w
+
+    before = of_function(loss)
+    loss(1.0, [1])
+    assert (calls, cache) == (1, {1: 1.0})
+    assert of_function(loss) == before
+    decay["decay"] = 0.2
+    assert of_function(loss) != before
+
+
+def test_a_setter_that_the_loss_does_not_call_hides_nothing():
+    class Settable(Net):
+        def set_a(self, a):
+            self.a = a
+
+    net = Settable()
+    before = of_function(closed_over(net))
+    net.set_a(5.0)
+    assert of_function(closed_over(net)) != before
+
+
+def test_arrays_are_read_once(monkeypatch):
+    from ihvp.influence import contents
+
+    read = []
+    original = contents.array_bytes
+    monkeypatch.setattr(contents, "array_bytes", lambda array: read.append(array) or original(array))
+    shared = np.ones(3)
+    net = Net()
+    net.one, net.two, net.more = shared, shared, [shared, {"three": shared}]
+    of_function(lambda w, batch: (net.grad(w, batch), shared, net.one))
+    assert sum(array.size == 3 for array in read) == 1
+
+
+def of_params(params, loss=None):
+    return of_objective(ihvp.Objective(loss or (lambda w, batch: 0), params))
+
+
+def test_a_torch_module_is_known_by_all_that_a_loss_reads_through_it():
+    torch = pytest.importorskip("torch")
+
+    class Scaled(torch.nn.Module):
+        def __init__(self, scale=2.0):
+            super().__init__()
+            self._scale, self.linear = scale, torch.nn.Linear(2, 2)
+            self.register_buffer("shift", torch.zeros(2), persistent=False)
+            self.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+
+        def forward(self, x):
+            self.last = self._scale * self.linear(x) + self.shift
+            return self.last
+
+    class Other(Scaled):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    def model(inner=Scaled, rate=0.5, **options):
+        torch.manual_seed(0)
+        layers = torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Dropout(rate), inner(**options)
+        whole = torch.nn.Sequential(*layers).eval()
+        whole[0].requires_grad_(False)
+        return whole
+
+    first = of_params(model())
+    assert of_params(model()) == first
+    used = model()
+    used(torch.ones(3, 2))
+    assert of_params(used) == first
+
+    def differing(change=lambda whole: None, **options):
+        whole = model(**options)
+        with torch.no_grad():
+            change(whole)
+        found = of_params(whole)
+        return {name for name in first if found[name] != first[name]}
+
+    assert differing(lambda whole: whole[3].linear.weight.add_(1)) == {"parameters"}
+    assert differing(lambda whole: whole[0].weight.add_(1)) == {"model"}
+    assert differing(lambda whole: whole[1].running_mean.add_(1)) == {"model"}
+    assert differing(lambda whole: whole[3].shift.add_(1)) == {"model"}
+    assert differing(lambda whole: whole.train()) == {"model"}
+    assert differing(rate=0.4) == differing(scale=3.0) == differing(inner=Other) == {"model"}
+
+
+def test_a_keras_model_is_known_by_all_that_a_loss_reads_through_it():
+    keras = pytest.importorskip("keras")
+
+    class Scaled(keras.Model):
+        def __init__(self, scale=2.0, activation="tanh"):
+            super().__init__()
+            self._scale, self.dense = scale, keras.layers.Dense(2, activation=activation)
+            self.norm = keras.layers.BatchNormalization()
+            self.frozen = keras.layers.Dense(2, trainable=False)
+
+        def call(self, x):
+            return self._scale * self.norm(self.dense(self.frozen(x)))
+
+    class Other(Scaled):
+        def call(self, x):
+            return 2 * super().call(x)
+
+    def model(kind=Scaled, **options):
+        keras.utils.set_random_seed(0)
+        whole = kind(**options)
+        whole(np.ones((3, 2), np.float32))
+        whole.compile("adam", "mse")
+        return whole
+
+    def raised(layer, number):
+        weights = layer.get_weights()
+        weights[number] = weights[number] + 1
+        layer.set_weights(weights)
+
+    first = of_params(model())
+    assert of_params(model()) == first
+    used = model()
+    used(np.zeros((3, 2), np.float32))
+    assert of_params(used) == first
+
+    def differing(change=lambda whole: None, **options):
+        whole = model(**options)
+        change(whole)
+        found = of_params(whole)
+        return {name for name in first if found[name] != first[name]}
+
+    assert differing(lambda whole: raised(whole.dense, 0)) == {"parameters"}
+    assert differing(lambda whole: raised(whole.frozen, 0)) == {"model"}
+    assert differing(lambda whole: raised(whole.norm, 2)) == {"model"}
+    assert differing(activation="relu") == differing(scale=3.0) == differing(kind=Other) == {"model"}
+
+
+def test_parameters_that_are_arrays_have_no_other_model():
+    one, other = (
+        of_objective(ihvp.Objective(params={"w": value}, grad=lambda w, batch: w)) for value in (X, X + 1)
+    )
+    assert {name for name in one if one[name] != other[name]} == {"parameters"}
+
+
+def test_a_curvature_of_the_users_is_known_by_its_code_and_its_parts(small):
+    class Mine(ihvp.LinearOperator):
+        def __init__(self, space, factor):
+            super().__init__(space)
+            self._factor = factor
+
+        def apply(self, v):
+            return self._factor * v
+
+    class Mine2(Mine):
+        def apply(self, v):
+            return v
+
+    objective = small.objective()
+    Mine2.__name__ = "Mine"
+    other = [Mine(objective.space, 2.0), Mine(objective.space, 3.0), Mine2(objective.space, 2.0)]
+    assert len({of_operator(A, objective) for A in other}) == 3
+    assert of_operator(other[0], objective) == of_operator(Mine(objective.space, 2.0), objective)
+
+
 def test_curvatures_are_known_by_what_they_are_made_of(small):
     objective = small.objective()
     values, vectors = np.linalg.eigh(small.hessian)
@@ -197,15 +572,30 @@ def test_curvatures_are_known_by_what_they_are_made_of(small):
     assert of_operator(other[0], objective) == of_operator(ihvp.Hessian(objective), objective)
 
 
+PROGRAM = """
+import random, threading, time, types, weakref
+import numpy as np
+from ihvp.influence.fingerprint import of_function
+
+class Net:
+    def __init__(self):
+        self.a, self._b = 1.0, [np.ones(2)]
+        self.lock, self.random, self.generator = threading.Lock(), random.Random(), np.random.default_rng()
+        self.ref, self.tokens, self.kinds = weakref.ref(self), {object(), len}, {Net, int, "a"}
+        self.settings = types.SimpleNamespace(names={"a", "b", "c"}, net=self)
+    def grad(self, w): return self.a * self._b[0] * w
+
+net = Net()
+def loss(w, batch, names={"a", "b", "c"}):
+    return net.grad(w) if batch in {"x", "yy", "zzz"} else len(names)
+print(of_function(loss), of_function(net.grad), of_function(lambda w, batch: net.grad(w)))
+"""
+
+
 def test_processes_agree():
-    program = (
-        "import numpy as np; from ihvp.influence.fingerprint import of_function\n"
-        "def loss(w, batch, names={'a', 'b', 'c'}): return w if batch in {'x', 'yy', 'zzz'} else len(names)\n"
-        "print(of_function(loss))"
-    )
     runs = [
         subprocess.run(
-            [sys.executable, "-c", program],
+            [sys.executable, "-c", PROGRAM],
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
             capture_output=True,
             text=True,

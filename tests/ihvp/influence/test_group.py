@@ -7,7 +7,10 @@ import pytest
 from numpy.testing import assert_allclose
 
 import ihvp
+from ihvp.data import Examples
 from ihvp.errors import InvalidOption
+from ihvp.influence import blocks
+from ihvp.influence.group import Removal
 
 from .conftest import CrossEntropy, Exact
 
@@ -120,8 +123,59 @@ def test_the_second_order_needs_a_curvature_that_knows_its_examples(small):
 
 
 def test_strange_test_data_is_refused_before_the_steps(small, monkeypatch):
-    from ihvp.influence.group import Removal
-
     monkeypatch.setattr(Removal, "newton_steps", lambda *args: pytest.fail("work was done"))
     with pytest.raises(ihvp.errors.UnequalBatches):
         small.influence().group([1], small.test[0], second_order=True)
+
+
+class Loader:
+    """Batches of four that are made at each pass."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def __iter__(self):
+        return (tuple(array[i : i + 4] for array in self.batch) for i in range(0, len(self.batch[0]), 4))
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_of_data_in_batches_only_the_examples_of_the_groups_are_held(small, monkeypatch, second_order):
+    expected = small.influence().group(GROUPS[:2], small.test, second_order=second_order)
+    held, original = [], Examples.of.__func__
+
+    def of(cls, batches):
+        held.append(original(cls, batches))
+        return held[-1]
+
+    monkeypatch.setattr(Examples, "of", classmethod(of))
+    found = small.influence(Loader(small.train)).group(GROUPS[:2], small.test, second_order=second_order)
+    assert_allclose(found, expected, rtol=1e-8)
+    assert max(examples.count for examples in held) == 4
+
+
+@pytest.mark.parametrize("data", [lambda train: train, Loader], ids=["memory", "loader"])
+@pytest.mark.parametrize("second_order", [False, True])
+def test_the_changes_of_many_groups_are_not_held_together(small, monkeypatch, second_order, data):
+    influence, groups = small.influence(data(small.train)), [[i, i + 1] for i in range(7)]
+    expected = np.asarray(influence.group(groups, small.test, second_order=second_order))
+    name, sizes = "newton_steps" if second_order else "gradients", []
+    original = getattr(Removal, name)
+
+    def remember(removal, part, *arguments):
+        sizes.append(len(part))
+        return original(removal, part, *arguments)
+
+    monkeypatch.setattr(Removal, name, remember)
+    monkeypatch.setattr(blocks, "NUMBERS", 12 * 3)
+    found = influence.group(groups, small.test, second_order=second_order)
+    assert_allclose(found, expected, rtol=1e-8, atol=1e-12)
+    # A Newton step takes a solve and is made once; gradients are made again for the second block of points.
+    assert sizes == ([3, 3, 1] if second_order else [3, 3, 1] * 2)
+
+
+def test_gradients_of_few_groups_are_made_once_for_all_test_points(small, monkeypatch):
+    made, original = [], Removal.gradients
+    monkeypatch.setattr(Removal, "gradients", lambda *args: made.append(1) or original(*args))
+    monkeypatch.setattr(blocks, "NUMBERS", 12 * 3)
+    small.influence().group(GROUPS, small.test)
+    assert made == [1]

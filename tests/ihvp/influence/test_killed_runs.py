@@ -1,4 +1,4 @@
-"""``kill -9`` at random moments of a streamed run."""
+"""``kill -9`` and Ctrl-C at random moments of a streamed run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,16 @@ PROGRAM = Path(__file__).with_name("killed_runs.py")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
-@pytest.mark.parametrize(("name", "kills"), [("scores", 20), ("scores.zarr", 10)])
-def test_a_killed_run_goes_on_bit_for_bit_and_repeats_at_most_one_chunk(tmp_path, name, kills):
+@pytest.mark.parametrize(
+    ("name", "stop", "stops"),
+    [
+        ("scores", "SIGKILL", 20),
+        ("scores.zarr", "SIGKILL", 10),
+        ("scores", "SIGINT", 5),
+        ("scores.zarr", "SIGINT", 5),
+    ],
+)
+def test_a_stopped_run_goes_on_bit_for_bit_and_repeats_at_most_one_chunk(tmp_path, name, stop, stops):
     environment = {
         **os.environ,
         "OPENBLAS_NUM_THREADS": "1",
@@ -25,7 +33,7 @@ def test_a_killed_run_goes_on_bit_for_bit_and_repeats_at_most_one_chunk(tmp_path
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     finished = subprocess.run(
-        [sys.executable, str(PROGRAM), str(tmp_path), name, str(kills), "0"],
+        [sys.executable, str(PROGRAM), str(tmp_path), name, stop, str(stops), "0"],
         env=environment,
         capture_output=True,
         text=True,
@@ -34,8 +42,9 @@ def test_a_killed_run_goes_on_bit_for_bit_and_repeats_at_most_one_chunk(tmp_path
     assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout)
     outcomes = found["outcomes"]
-    assert (found["chunks"], len(outcomes)) == (CHUNKS, kills)
+    assert (found["chunks"], len(outcomes)) == (CHUNKS, stops)
+    assert all(outcome["valid"] for outcome in outcomes)
     assert all(outcome["equal"] for outcome in outcomes)
     assert all(outcome["repeated"] in (0, 1) for outcome in outcomes)
-    # Kills were in the middle of the work: how many depends on what else the machine does.
+    # Stops were in the middle of the work: how many depends on what else the machine does.
     assert any(0 < outcome["done"] < CHUNKS for outcome in outcomes)

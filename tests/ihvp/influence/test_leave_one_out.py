@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import ihvp
 from ihvp.backend import GradientFunction
-from ihvp.errors import InvalidOption, PackageNotInstalled, ParameterError
+from ihvp.errors import InvalidOption, NonFinite, PackageNotInstalled, ParameterError
 from ihvp.influence import Correlation, LeaveOneOut
 
 N, P = 40, 3
@@ -164,6 +164,42 @@ def test_a_loss_known_by_its_gradient_alone_cannot_be_compared(regression):
     )
     with pytest.raises(InvalidOption, match="a loss beside grad"):
         ihvp.leave_one_out(objective, regression.train, [0], regression.test)
+
+
+def test_an_unknown_value_is_found_before_any_solve(regression, monkeypatch):
+    objective = ihvp.Objective(
+        params=regression.w, data=(regression.x, regression.y), grad=regression.gradient
+    )
+    monkeypatch.setattr(ihvp.Influence, "group", lambda *args, **kwargs: pytest.fail("work was done"))
+    with pytest.raises(InvalidOption, match="a loss beside grad"):
+        ihvp.leave_one_out(objective, regression.train, [0], regression.test)
+
+
+@pytest.mark.parametrize("indices", [5, None, 1.5])
+def test_indices_that_are_no_sequence_are_refused(regression, indices):
+    with pytest.raises(InvalidOption, match=r"indices is .*; expected a sequence of example numbers"):
+        ihvp.leave_one_out(regression.objective(), regression.train, indices, regression.test)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_parameters_that_are_not_finite_are_those_of_train_fn(regression, value, n_jobs):
+    with pytest.raises(ParameterError, match=r"train_fn returned .*NaN or infinite.* removal of \[3 4\]"):
+        ihvp.leave_one_out(
+            regression.objective(),
+            lambda removed, start: start * value,
+            [[3, 4]],
+            regression.test,
+            n_jobs=n_jobs,
+        )
+
+
+def test_a_loss_that_overflows_after_training_names_it(regression):
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(NonFinite, match=r"what train_fn returned after the removal of \[3\]"),
+    ):
+        ihvp.leave_one_out(regression.objective(), lambda removed, start: start * 1e200, [3], regression.test)
 
 
 def test_a_missing_joblib_is_named(regression, monkeypatch):

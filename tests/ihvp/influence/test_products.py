@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import ihvp
-from ihvp.errors import DataError, InvalidOption, PackageNotInstalled
+from ihvp.errors import DataError, InvalidOption, PackageNotInstalled, StoreError
 from ihvp.influence import blocks
 
 from .conftest import CrossEntropy, Margin
@@ -122,6 +124,27 @@ def test_a_missing_file_is_the_usual_error(tmp_path):
     for ending in ENDINGS:
         with pytest.raises(FileNotFoundError):
             ihvp.InverseProducts.load(tmp_path / f"p{ending}")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_folder_that_is_not_there_is_named(tmp_path, ending):
+    with pytest.raises(StoreError, match=r"Cannot write .*nodir.*Make the folder"):
+        ihvp.InverseProducts(np.eye(2), 0.0, {}).save(tmp_path / "nodir" / f"p{ending}")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_was_saved_stays_where_the_disk_is_full(tmp_path, monkeypatch, ending):
+    path = tmp_path / f"p{ending}"
+    ihvp.InverseProducts(np.eye(2), 0.5, {}).save(path)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left on device"):
+        ihvp.InverseProducts(np.eye(3), 0.5, {}).save(path)
+    assert_array_equal(ihvp.InverseProducts.load(path).vectors, np.eye(2))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_another_ending_is_refused(tmp_path):

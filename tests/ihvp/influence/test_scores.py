@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import ihvp
 from ihvp.influence import blocks
-from ihvp.influence.points import solve_columns
+from ihvp.influence.tiles import tiles
 from ihvp.operators.opg import OPG
 
 from .conftest import CrossEntropy, Exact, Margin
@@ -163,7 +163,12 @@ def test_solves_are_about_as_wide_as_each_other_within_their_bound(
         influence.inverse, "solve", lambda v, **options: widths.append(v.shape[1]) or solve(v, **options)
     )
     monkeypatch.setattr(blocks, "NUMBERS", numbers)
-    solve_columns(influence.inverse, np.random.default_rng(0).normal(size=(12, points)), progress=False)
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(points, 4)), rng.integers(0, 3, points)
+    influence.inverse_products(data)
+    assert widths == expected
+    widths.clear()
+    influence.self_influence(data)
     assert widths == expected
 
 
@@ -171,6 +176,15 @@ def test_tiles_are_bounded_for_models_of_few_parameters(small):
     rows = blocks.rows_at_once(12)
     assert rows * rows <= blocks.NUMBERS
     assert rows * 12 <= blocks.NUMBERS
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2048, [2048]), (2049, [1025, 1024]), (23, [23])])
+def test_tiles_of_many_training_examples_are_about_as_large_as_each_other(small, count, expected):
+    influence, model = small.influence(), small.influence()._model
+    data = tuple(np.resize(array, (count, *array.shape[1:])) for array in small.train)
+    found = tiles(model, model.points(small.test, None, False), model.training(data), progress=False)
+    assert [tile.shape[1] for _, _, tile in found] == expected
+    assert relative(influence.scores(small.test, data)[:, :23], small.defined()[:, :count]) <= 1e-9
 
 
 def test_a_test_point_without_a_slope_has_scores_of_zero(small):

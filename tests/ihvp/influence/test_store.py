@@ -114,7 +114,7 @@ def before(error):
 
 def after_a_half(error):
     def write_a_half(store, row, column, chunk):
-        store._write_chunk(row, column, np.full_like(chunk[:1], np.nan))
+        store._write_chunk(row, column, np.full_like(chunk[:1], 7.0))
         raise error
 
     return write_a_half
@@ -180,6 +180,79 @@ def test_a_set_up_that_stopped_before_the_array_had_its_name(small, tmp_path, mo
     # Nothing has been computed, so other settings are no mixture.
     found = small.influence(damping=0.5).scores(small.test, out=tmp_path / name)
     assert np.allclose(found, small.defined(damping=0.5), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("missing", ["c/0/0", "c/1/3", "c/2/11"])
+def test_a_lost_chunk_of_a_zarr_store_is_computed_again(small, tmp_path, chunks, missing):
+    folder, undisturbed = tmp_path / "scores.zarr", tmp_path / "undisturbed" / "scores.zarr"
+    for place in (folder, undisturbed):
+        small.influence().scores(small.test, out=place)
+    chunks.clear()
+    (folder / "scores.zarr" / missing).unlink()
+    found = small.influence().scores(small.test, out=folder)
+    assert chunks == [tuple(2 * int(number) for number in missing.split("/")[1:])]
+    assert files(folder) == files(undisturbed)
+    assert np.isfinite(found).all()
+    assert len((folder / "done.txt").read_bytes().splitlines()) == CHUNKS
+
+
+def test_a_lost_chunk_is_missed_by_all_tiles_that_wrote_to_it(small, tmp_path, monkeypatch):
+    folder = tmp_path / "scores.zarr"
+    small.influence().scores(small.test, out=folder)
+    # Tiles of 3 × 3 in a store with chunks of 2 × 2.
+    (folder / "done.txt").write_bytes(b"0 0 3 3\n0 3 3 3\n0 6 3 3\n")
+    (folder / "scores.zarr" / "c/0/1").unlink()
+    monkeypatch.setattr(blocks, "NUMBERS", 12 * 3)
+    kept = []
+    original = Store._writer
+    monkeypatch.setattr(
+        Store, "_writer", lambda store, files: kept.append(store._finished()) or original(store, files)
+    )
+    found = small.influence().scores(small.test, out=folder)
+    assert kept == [{(0, 6, 3, 3)}]
+    assert np.allclose(found, small.defined(), rtol=1e-8, atol=1e-12)
+
+
+def test_a_chunk_of_zeros_is_in_a_file(small, tmp_path, chunks):
+    influence = small.influence()
+    products = influence.inverse_products(small.test)
+    products.vectors[:] = 0
+    for _ in range(2):
+        found = influence.scores(products, out=tmp_path / "scores.zarr")
+    assert_array_equal(np.asarray(found), 0)
+    assert len(chunks) == CHUNKS
+    assert len(files(tmp_path / "scores.zarr")) == CHUNKS + 1
+
+
+@each_format
+def test_a_chunk_is_on_the_disk_before_its_line(small, tmp_path, chunks, monkeypatch, name):
+    synchronised = []
+    original = os.fsync
+
+    def fsync(descriptor):
+        found = os.fstat(descriptor)
+        synchronised.append((found.st_dev, found.st_ino))
+        original(descriptor)
+
+    def identity(path):
+        return path.stat().st_dev, path.stat().st_ino
+
+    def stopped(store, row, column, chunk):
+        synchronised.clear()
+        chunks.original(store, row, column, chunk)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    chunks.instead = 1, stopped
+    folder = tmp_path / name
+    with pytest.raises(KeyboardInterrupt):
+        small.influence().scores(small.test, out=folder)
+    names = ["scores.npy"]
+    if name.endswith(".zarr"):
+        names = ["scores.zarr/c/0/0"]
+        if sys.platform != "win32":
+            names += ["scores.zarr/c/0", "scores.zarr/c", "scores.zarr"]
+    assert list(dict.fromkeys(synchronised)) == [identity(folder / name) for name in [*names, "done.txt"]]
 
 
 @each_format
@@ -250,6 +323,23 @@ def test_another_run_is_refused_with_the_difference_named(small, tmp_path, chang
     assert files(tmp_path / "scores") == contents
 
 
+@each_format
+@pytest.mark.parametrize("lost", [[], ["done.txt"], ["products-*"]])
+def test_a_store_without_its_scores_is_compared_before_it_is_made_anew(small, tmp_path, name, lost):
+    folder = tmp_path / name
+    small.influence().scores(small.test, out=folder)
+    scores = folder / ("scores.npy" if name == "scores" else "scores.zarr")
+    shutil.rmtree(scores) if scores.is_dir() else scores.unlink()
+    for pattern in lost:
+        for path in folder.glob(pattern):
+            path.unlink()
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(StoreMismatch, match="damping"):
+        small.influence(damping=0.2).scores(small.test, out=folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
+    assert np.isfinite(small.influence().scores(small.test, out=folder)).all()
+
+
 def changed(problem, **options):
     return ihvp.Influence(problem.objective(**options), solver=ihvp.CG(rtol=1e-12), train_loss=CrossEntropy())
 
@@ -286,6 +376,22 @@ def test_a_read_only_place_is_refused(small, tmp_path, name):
     tmp_path.chmod(0o555)
     with pytest.raises(StoreError, match="Permission denied"):
         small.influence().scores(small.test, out=tmp_path / name)
+
+
+@each_format
+@pytest.mark.parametrize("method", ["mkdir", "open"])
+def test_a_read_only_disk_is_refused_before_the_work(small, tmp_path, monkeypatch, name, method):
+    def read_only(path, *arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    influence = small.influence()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, method, read_only)
+        patch.setattr(influence.inverse, "solve", lambda *args, **kwargs: pytest.fail("work was done"))
+        with pytest.raises(StoreError, match=r"Read-only file system.*Expected a folder that can be written"):
+            influence.scores(small.test, out=tmp_path / name)
+    assert not (tmp_path / name / "manifest.json").exists()
+    assert np.isfinite(influence.scores(small.test, out=tmp_path / name)).all()
 
 
 @takes_room

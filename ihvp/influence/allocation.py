@@ -1,0 +1,30 @@
+"""Arrays for results, which are refused before the work where they do not fit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.memory import require_memory
+
+
+def allocate(shape: tuple[int, ...], dtype: np.dtype[Any], what: str, advice: str) -> NDArray[Any]:
+    """An array of the host, not yet filled.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    dtype : dtype
+    what, advice : str
+        For the error's text.
+
+    Raises
+    ------
+    TooLarge
+    """
+    sizes = " × ".join(f"{size:,}" for size in shape)
+    require_memory(None, math.prod(shape), dtype.itemsize, f"{what}, {sizes},", advice)
+    return np.empty(shape, dtype)
