@@ -102,6 +102,8 @@ def lines(path: Path) -> int:
 
 
 def main(root: Path, name: str, stop: signal.Signals, stops: int, seed: int) -> None:
+    # A job in the background begins with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     undisturbed = root / "undisturbed" / name
     started = time.perf_counter()
     finish(undisturbed, root / "undisturbed.log")
