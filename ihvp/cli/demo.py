@@ -14,6 +14,7 @@ from ihvp._registry import usable_plugin
 from ihvp.cli import picture
 from ihvp.cli.attribution import Attribution, Proof, Setting, attribute, prove, train, worst_mistake
 from ihvp.experiments import digits
+from ihvp.plot.style import require_matplotlib
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ def run(console: Console, backend: str, out: Path) -> None:
         The backend cannot be used.
     """
     plugin = usable_plugin(backend)
-    picture.require_matplotlib()
+    require_matplotlib("ihvp demo", "demo")
     training, test = digits.load()
     told = _Story(console)
 

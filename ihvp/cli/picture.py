@@ -7,23 +7,8 @@ from typing import Any
 
 from ihvp import plot
 from ihvp.cli.attribution import Attribution, Proof, Setting
-from ihvp.errors import PackageNotInstalled
 from ihvp.plot.images import HARMED, show
 from ihvp.plot.style import NEUTRAL
-
-
-def require_matplotlib() -> None:
-    """Say at once, not after the work, that the picture cannot be drawn.
-
-    Raises
-    ------
-    PackageNotInstalled
-        matplotlib is missing.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise PackageNotInstalled("ihvp demo", "matplotlib", "pip install 'ihvp[demo]'") from error
 
 
 def draw(setting: Setting, attribution: Attribution, proof: Proof, path: Path) -> None:

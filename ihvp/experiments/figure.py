@@ -6,24 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ihvp.errors import PackageNotInstalled
 from ihvp.plot.style import HARMS, HELPS, NEUTRAL, curves
 
-__all__ = ["HARMS", "HELPS", "NEUTRAL", "panels", "require_matplotlib", "save", "styles"]
-
-
-def require_matplotlib() -> None:
-    """Say at once, not after the work, that the figure cannot be drawn.
-
-    Raises
-    ------
-    PackageNotInstalled
-        matplotlib is missing.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise PackageNotInstalled("ihvp experiment", "matplotlib", "pip install 'ihvp[plot]'") from error
+__all__ = ["HARMS", "HELPS", "NEUTRAL", "panels", "save", "styles"]
 
 
 def panels(columns: int, rows: int = 1, height: float = 3.8, **options: Any) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import cycle
 from typing import Any
 
@@ -40,6 +41,24 @@ def axes(ax: Any = None) -> Any:
     return ax
 
 
+def require_matplotlib(feature: str, extra: str) -> None:
+    """Say at once, not after the work, that a picture cannot be drawn.
+
+    Parameters
+    ----------
+    feature : str
+        What needs it, for the error text.
+    extra : str
+        The extra that brings it.
+
+    Raises
+    ------
+    PackageNotInstalled
+        matplotlib is missing.
+    """
+    _imported("matplotlib.figure", feature, extra)
+
+
 def pyplot() -> Any:
     """``matplotlib.pyplot``.
 
@@ -48,8 +67,11 @@ def pyplot() -> Any:
     PackageNotInstalled
         matplotlib is missing.
     """
+    return _imported("matplotlib.pyplot", "ihvp.plot", "plot")
+
+
+def _imported(module: str, feature: str, extra: str) -> Any:
     try:
-        import matplotlib.pyplot as plt
+        return import_module(module)
     except ImportError as error:
-        raise PackageNotInstalled("ihvp.plot", "matplotlib", "pip install 'ihvp[plot]'") from error
-    return plt
+        raise PackageNotInstalled(feature, "matplotlib", f"pip install 'ihvp[{extra}]'") from error
