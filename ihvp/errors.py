@@ -195,6 +195,16 @@ class OrderChanges(DataError):
         )
 
 
+class WeightError(DataError):
+    """The weights of examples are not one finite number ≥ 0 each, or no example weighs anything."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"{found}; expected a finite number ≥ 0 for each example, of shape (B,), not all of them 0: what "
+            "the mean of the loss divides by, such as a number of labelled tokens or the weight of a class."
+        )
+
+
 class NothingToSample(IhvpError, TypeError):
     """Batches of examples were asked of an operator that is no mean over examples."""
 
@@ -306,6 +316,56 @@ class NonFinite(LossError, ArithmeticError):
         super().__init__(
             f"{what} is not finite (NaN or infinite){where}. Look at that batch's data and at log, sqrt or "
             "division in the loss; in half precision, scale the loss or use float32."
+        )
+
+
+class LossNotAdditive(LossError, ValueError):
+    """The gradient of a batch is not the weighted mean, or the declared sum, of the gradients of its parts.
+
+    Attributes
+    ----------
+    difference : float
+        ``‖g − combination of parts‖``, relative to the sizes of the parts.
+    """
+
+    def __init__(self, difference: float, declared: str, cause: str) -> None:
+        self.difference = difference
+        super().__init__(
+            f"The gradient of a batch differs by {difference:.1e} of its size from the {declared} of the "
+            f"gradients of its parts, which cut batches, gradients of single examples and influence rest on. "
+            f"{cause}"
+        )
+
+
+class LossIgnoresBatch(LossError, ValueError):
+    """Different examples give the same gradient, bit for bit, at two points."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The gradient is the same, bit for bit, for different examples, here and at a random point "
+            "nearby; expected a loss of the batch. Compute it from the `batch` that is passed to it, not "
+            "from data that the function closes over; a term of the parameters alone takes data=None."
+        )
+
+
+class WrongSecondDerivative(LossError, ArithmeticError):
+    """The framework's second derivative of the loss is not the derivative of its first.
+
+    Attributes
+    ----------
+    difference, allowed : float
+        ``‖H u − D‖ / ‖H u‖`` for a random direction u and a difference D of gradients along it.
+    """
+
+    def __init__(self, difference: float, allowed: float, framework: str) -> None:
+        self.difference, self.allowed = difference, allowed
+        super().__init__(
+            f"A product with the Hessian differs by {difference:.1e} of its size from differences of the "
+            f"gradient along the same direction; at most {allowed:.0e} is expected. An operation inside the "
+            f"loss has a wrong second derivative in {framework}: most often a custom function whose backward "
+            "pass uses numbers that its forward pass saved, or a stopped gradient. Write the operation with "
+            "the framework's own, or take differences of the gradient, which is right: backend='numdiff'. "
+            "checks=False turns this check off."
         )
 
 

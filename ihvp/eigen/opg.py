@@ -79,7 +79,7 @@ def opg_eigenpairs(
         tol = space.eps ** (2 / 3)
     elif not 0 < tol < 1:
         raise InvalidOption("tol", tol, "a number between 0 and 1")
-    svd = streaming_svd(objective.per_example_gradient_chunks(), rank=min(rank, space.size))
+    svd = streaming_svd(objective.per_example_gradient_chunks(power=0.5), rank=min(rank, space.size))
     columns = 0
 
     def product(v: Vector) -> Vector:

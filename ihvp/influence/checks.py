@@ -82,7 +82,9 @@ def check_values(objective: Objective, what: str) -> None:
     for block in counted_blocks(objective, rows_at_once(objective.num_params)):
         with loss_on(what, block.batches[0]):
             try:
-                objective.on(block.batches).value()
+                part = objective.on(block.batches)
+                if part.total_weight:
+                    part.value()
             except NonFinite as error:
                 last = block.first + block.count - 1
                 raise NonFinite(

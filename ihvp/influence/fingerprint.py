@@ -59,6 +59,7 @@ def of_objective(objective: Objective) -> dict[str, str]:
         "model": Contents(_differentiated(objective.params)).digest(objective.params).hex(),
         "loss": of_function(objective.loss),
         "reduction": objective.reduction,
+        "weights": of_function(objective.weighting.function),
         "training data": of_data(objective.batches),
         "backend": type(objective.backend).__name__,
     }

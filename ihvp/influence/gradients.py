@@ -22,8 +22,8 @@ from ihvp.objective import Objective
 _FEW = 24
 
 
-def gradients(objective: Objective, block: Block, what: str) -> Vector:
-    """The gradients of a block's examples, ``(count, P)``.
+def gradients(objective: Objective, block: Block, what: str, power: float = 1.0) -> Vector:
+    """The gradients of a block's examples, ``(count, P)``, weighed as :class:`~ihvp.Objective` rows are.
 
     Parameters
     ----------
@@ -32,6 +32,9 @@ def gradients(objective: Objective, block: Block, what: str) -> Vector:
     block : Block
     what : str
         Whose examples they are, for the error text.
+    power : float
+        Of the weights, as for :meth:`ihvp.Objective.batch_gradient_chunks`: 1 for training examples, 0 for
+        test points.
 
     Raises
     ------
@@ -43,7 +46,7 @@ def gradients(objective: Objective, block: Block, what: str) -> Vector:
     parts: list[Vector] = []
     for batch in block.batches:
         with loss_on(what, batch):
-            parts += objective.batch_gradient_chunks(batch)
+            parts += objective.batch_gradient_chunks(batch, power=power)
     rows = parts[0] if len(parts) == 1 else objective.space.xp.concat(parts, axis=0)
     if not algebra.all_finite(rows):
         raise _non_finite(block, what)
@@ -51,7 +54,7 @@ def gradients(objective: Objective, block: Block, what: str) -> Vector:
 
 
 def derivatives_along(objective: Objective, block: Block, x: Vector, what: str) -> NDArray[np.float64]:
-    """``∇C_i · x_j`` of a block's examples and the columns of ``x``, ``(count, k)``.
+    """``N w_i / W ∇C_i · x_j`` of a block's examples and the columns of ``x``, ``(count, k)``.
 
     The gradients are formed where many vectors share them, and where the backend has no other way.
 
@@ -78,7 +81,9 @@ def derivatives_along(objective: Objective, block: Block, x: Vector, what: str) 
     parts = []
     for batch in block.batches:
         with loss_on(what, batch):
-            parts.append(to_numpy(backend.example_products(objective.loss, objective.params, batch, x)))
+            objective.require_additive(batch)
+            products = backend.example_products(objective.loss, objective.params, batch, x)
+            parts.append(objective.scale_examples(to_numpy(products), batch))
     found = np.concatenate(parts, dtype=np.float64)
     if not np.all(np.isfinite(found)):
         raise _non_finite(block, what)

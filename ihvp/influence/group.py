@@ -45,7 +45,7 @@ def removal_scores(
             for first, part in parts.items():
                 steps, largest = removal.newton_steps(part, advance)
                 for block in counted_blocks(question, model.rows):
-                    slopes = gradients(question, block, "test").T
+                    slopes = gradients(question, block, "test", power=0).T
                     _put(values, block.first, first, algebra.gram(slopes, steps))
                 residual = max(residual, largest)
     else:
@@ -94,10 +94,11 @@ def groups_of(indices: Any, count: int) -> tuple[list[NDArray[np.intp]], bool]:
 class Removal:
     r"""The change of the parameters when the examples U are taken away and the model is trained again.
 
-    To first order it is :math:`\frac1N (H + \lambda I)^{-1} \sum_U \nabla C_i`. One Newton step on what
+    To first order it is :math:`\frac1W (H + \lambda I)^{-1} \sum_U w_i \nabla C_i`. One Newton step on what
     remains has the Hessian of what remains,
 
-    .. math:: \Big(H + \lambda I - \frac{1}{N} \sum_U \nabla^2 C_i\Big)^{-1} \frac1N \sum_U \nabla C_i,
+    .. math:: \Big(H + \lambda I - \frac{1}{W} \sum_U w_i \nabla^2 C_i\Big)^{-1}
+        \frac1W \sum_U w_i \nabla C_i,
 
     which is exact for quadratic losses: it accounts for the leverage of the examples, and for that they are
     removed together (Basu, You and Feizi, "On second-order group influence functions for black-box
@@ -114,12 +115,20 @@ class Removal:
     """
 
     def __init__(self, objective: Objective, inverse: Inverse, total: int) -> None:
+        objective.require_additive()
         self._objective, self._inverse, self._total = objective, inverse, total
 
     def gradients(self, groups: Sequence[NDArray[np.intp]]) -> Vector:
-        """``1/N Σ_U ∇C_i`` of each group, ``(P, n_groups)``."""
-        shares = [(len(group) / self._total) * part.gradient() for group, part in self._on_each(groups)]
-        return self._inverse.space.xp.stack(shares, axis=1)
+        """``1/W Σ_U w_i ∇C_i`` of each group, ``(P, n_groups)``."""
+        return self._inverse.space.xp.stack([self._gradient(part) for part in self._on_each(groups)], axis=1)
+
+    def _gradient(self, part: Objective) -> Vector:
+        share = self._share(part)
+        return share * part.gradient() if share else part.space.zeros()
+
+    def _share(self, part: Objective) -> float:
+        """What the examples of a group weigh among all."""
+        return part.total_weight / (self._total * self._objective.mean_weight)
 
     def newton_steps(
         self, groups: Sequence[NDArray[np.intp]], advance: Callable[[int], object]
@@ -141,20 +150,21 @@ class Removal:
                 "a curvature that knows its examples: a Hessian, GaussNewton or OPG",
             )
         steps, residual = [], 0.0
-        for group, part in self._on_each(groups):
-            share = len(group) / self._total
-            remaining = curvature - share * type(curvature)(part)
-            solution = solve(remaining, share * part.gradient(), damping, solver, progress=False)
+        for part in self._on_each(groups):
+            share, change = self._share(part), self._gradient(part)
+            # Examples that weigh nothing take no curvature away, and have none.
+            remaining = curvature - share * type(curvature)(part) if share else curvature
+            solution = solve(remaining, change, damping, solver, progress=False)
             steps.append(solution.x)
             residual = max(residual, float(solution.residual))
             advance(1)
         return self._inverse.space.xp.stack(steps, axis=1), residual
 
-    def _on_each(self, groups: Sequence[NDArray[np.intp]]) -> Iterator[tuple[NDArray[np.intp], Objective]]:
+    def _on_each(self, groups: Sequence[NDArray[np.intp]]) -> Iterator[Objective]:
         numbers = np.unique(np.concatenate(groups))
         examples = _selected(self._objective, numbers)
         for group in groups:
-            yield group, self._objective.on(examples.rows(np.searchsorted(numbers, group)))
+            yield self._objective.on(examples.rows(np.searchsorted(numbers, group)))
 
 
 def _selected(objective: Objective, numbers: NDArray[np.intp]) -> Examples:

@@ -92,7 +92,7 @@ def _write(training: Objective, block: Block, x: Vector, result: Batch, row: int
 
 
 def input_derivatives(objective: Objective, batch: Batch, first: int, x: Vector) -> Batch:
-    r"""The derivatives of ``∇C_i · x_j`` by the floating arrays of example i.
+    r"""The derivatives of ``N w_i / W ∇C_i · x_j`` by the floating arrays of example i, at fixed weights.
 
     Backends that cannot differentiate by the data take central differences, all examples of the batch at once
     and one coordinate after another: two gradients of every example for each coordinate. The step is a power
@@ -118,9 +118,11 @@ def input_derivatives(objective: Objective, batch: Batch, first: int, x: Vector)
     if not isinstance(backend, SupportsInputDerivatives):
         return _differences(objective, batch, first, x)
     with loss_on("training", batch):
+        objective.require_additive(batch)
         found = backend.input_derivatives(objective.loss, objective.params, batch, x)
-    # Of a mean over the batch, an example is the B-th part.
-    factor = count_examples(batch) if objective.reduction == "mean" else 1
+    # An example is the part w_i / W_batch of the batch's gradient, and w_i / W is asked for, N times.
+    weight = objective.weighting.total(batch, count_examples(batch)) if objective.reduction == "mean" else 1
+    factor = weight / objective.mean_weight
     return map_leaves(lambda _, part: None if part is None else factor * to_numpy(part), batch, found)
 
 
@@ -128,6 +130,9 @@ def _differences(objective: Objective, batch: Batch, first: int, x: Vector) -> B
     leaves: list[Any] = []
     map_leaves(leaves.append, batch)
     count, epsilon = count_examples(batch), objective.space.eps
+    if objective.weighting.function is not None:
+        fixed = objective.weighting.of(batch, count)
+        objective = objective.on(batch, weights=lambda _: fixed, mean_weight=objective.mean_weight)
 
     def products_at(place: int, values: NDArray[Any]) -> NDArray[np.float64]:
         changed = [*leaves[:place], _like(leaves[place], values), *leaves[place + 1 :]]

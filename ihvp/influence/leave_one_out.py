@@ -144,7 +144,8 @@ def leave_one_out(
     indices : sequence of int or of groups
         What to remove each time: an example, or a sequence of them.
     test_data, test_loss
-        As for :meth:`ihvp.Influence.scores`; of several test points the mean loss counts.
+        As for :meth:`ihvp.Influence.scores`; of several test points the mean loss counts, by their weights
+        where the objective's own loss is asked about.
     damping, solver, train_loss
         As for :class:`ihvp.Influence`.
     second_order : bool
@@ -198,7 +199,9 @@ def leave_one_out(
     before = question.value()
     changes = influence.group(groups, test_data, test_loss, second_order=second_order, progress=progress)
     after = _losses(question, train_fn, groups, n_jobs, progress)
-    return LeaveOneOut(groups, np.mean(changes, axis=0, dtype=np.float64), np.asarray(after) - before)
+    weights = [question.weighting.of(batch, count) for batch, count in question.batches]
+    predicted = np.average(np.asarray(changes, dtype=np.float64), axis=0, weights=np.concatenate(weights))
+    return LeaveOneOut(groups, predicted, np.asarray(after) - before)
 
 
 def _losses(

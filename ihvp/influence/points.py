@@ -82,7 +82,7 @@ class Unsolved:
     def _part(self, block: Block, store: Store | None) -> Vector:
         kept = None if store is None else store.products(block.first, block.count)
         if kept is None:
-            columns = gradients(self._question, block, "test").T
+            columns = gradients(self._question, block, "test", power=0).T
             solution = self._inverse.solve(columns, progress=self._progress)
             x, residual = solution.x, float(np.max(solution.residual))
             if store is not None:

@@ -16,13 +16,13 @@ from ihvp.progress import track
 
 
 def self_scores(model: TrainedModel, data: Any, progress: bool | None) -> Scores:
-    """``1/N ∇C_i · (H + λI)⁻¹ ∇C_i``, for :meth:`ihvp.Influence.self_influence`."""
+    """``w_i/W ∇C_i · (H + λI)⁻¹ ∇C_i``, for :meth:`ihvp.Influence.self_influence`."""
     model.check()
     training = model.training(data)
     values, residual = np.empty(training.num_examples, model.dtype), 0.0
     with track("Self-influence", len(values), progress) as advance:
         for block in counted_blocks(training, solve_width(model.inverse, len(values))):
-            columns = gradients(training, block, "training").T
+            columns = gradients(training, block, "training", power=0.5).T
             solution = model.inverse.solve(columns, progress=False)
             values[block.first : block.first + block.count] = algebra.dots(columns, solution.x) / model.total
             residual = max(residual, float(np.max(solution.residual)))

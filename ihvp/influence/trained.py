@@ -53,17 +53,22 @@ class TrainedModel:
 
     def training(self, data: Any = None) -> Objective:
         """What goes away with an example, over the examples to score: by default those trained on."""
-        training = self.objective.on(self.objective.batches.data if data is None else data, self._train_loss)
+        # Examples that are not in the training data enter it with their weight beside those that are.
+        training = self.objective.on(
+            self.objective.batches.data if data is None else data,
+            self._train_loss,
+            mean_weight=self.objective.mean_weight,
+        )
         check_order(training.batches, "training")
         if data is not None:
             check_values(training, "training")
         return training
 
     def question(self, test_data: Any, test_loss: Callable[..., Any] | None) -> Objective:
-        """The test loss over the test data."""
+        """The test loss over the test data; weights belong to the objective's own loss."""
         check_loss("test_loss", test_loss)
         self.check()
-        question = self.objective.on(test_data, loss=test_loss)
+        question = self.objective.on(test_data, test_loss, weights="same" if test_loss is None else None)
         check_order(question.batches, "test")
         if test_loss is None:
             check_structure(question.batches, self.objective.batches)

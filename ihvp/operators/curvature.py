@@ -11,12 +11,12 @@ from ihvp import algebra
 from ihvp.backend import Batch, SupportsReduce, Vector
 from ihvp.data import Batches, Examples
 from ihvp.errors import InvalidOption, NonFinite, VectorError
-from ihvp.objective import Objective
+from ihvp.objective import Objective, Term
 from ihvp.operators.base import LinearOperator, Sampler
 
 
 class CurvatureOperator(LinearOperator):
-    r"""A matrix :math:`\frac{1}{N} \sum_n M_n` over the examples of an objective.
+    r"""A matrix :math:`\frac{1}{W} \sum_n w_n M_n` over the examples of an objective.
 
     A subclass says what one batch contributes. Products belong to the parameters as they are at the time.
 
@@ -46,10 +46,13 @@ class CurvatureOperator(LinearOperator):
 
     @abstractmethod
     def batch_product(self, batch: Batch, v: Vector) -> Vector:
-        """The mean (or sum, by the objective's reduction) of ``M_n v`` over a batch, freshly allocated."""
+        """The mean ``Σ wₙ Mₙ v / Σ wₙ`` over a batch, or the sum ``Σ wₙ Mₙ v``, freshly allocated.
 
-    def terms(self, v: Vector) -> Iterator[tuple[Vector, int]] | None:
-        """What :meth:`batch_product` gives over all the data, each with its number of examples.
+        Which one, the objective's reduction says. It is not called for batches that weigh nothing.
+        """
+
+    def terms(self, v: Vector) -> Iterator[Term] | None:
+        """What :meth:`batch_product` gives over all the data, part by part.
 
         None where the products of single batches are the fastest way to it.
         """
@@ -67,7 +70,7 @@ class CurvatureOperator(LinearOperator):
             raise
 
     def sampler(self, batch_size: int, *, replace: bool = True) -> Sampler | None:
-        """Means of ``M_n`` over batches of examples, drawn uniformly from all the data.
+        """Means of ``N wₙ / W Mₙ`` over batches of examples, drawn uniformly from all the data.
 
         Data in memory is shared; data that comes in batches is read once and joined. Where it is spread over
         processes, each draws a batch from its own part.
@@ -77,8 +80,10 @@ class CurvatureOperator(LinearOperator):
         examples = Examples.of(self.objective.batches)
         if batch_size > examples.count:
             raise InvalidOption("batch_size", batch_size, f"at most {examples.count}, the number of examples")
-        self.objective.verify()
-        share = self._share_of_all_processes(examples.count)
+        own = self.objective.on(examples.batch)
+        own.require_additive()
+        # With n the examples of this process and W the weight of all of them: n/W (1/b) Σ wₙ Mₙ over a batch.
+        share = examples.count / (own.mean_weight * own.total_examples)
 
         def draw(generator: np.random.Generator) -> LinearOperator:
             if replace:
@@ -88,13 +93,6 @@ class CurvatureOperator(LinearOperator):
             return _BatchMean(self, examples.rows(numbers), batch_size, share)
 
         return draw
-
-    def _share_of_all_processes(self, examples: int) -> float:
-        backend = self.objective.backend
-        if not isinstance(backend, SupportsReduce):
-            return 1.0
-        counted = self.space.xp.asarray([examples], device=self.space.device)
-        return examples / int(backend.reduce(counted)[0])
 
     @property
     def _what(self) -> str:
@@ -114,14 +112,17 @@ class _BatchMean(LinearOperator):
         pieces = [(self._batch, self._count)] if limit >= self._count else Batches(self._batch, limit)
         total: Vector = None
         for piece, count in pieces:
-            # reduction="sum" has the factor `count` in the product already.
-            weight = (count if objective.reduction == "mean" else 1) / self._count * self._share
+            weight = objective.weighting.total(piece, count)
+            if not weight:
+                continue
+            # reduction="sum" has the factor `weight` in the product already.
+            factor = (weight if objective.reduction == "mean" else 1) / self._count * self._share
             part = self._operator.batch_product(piece, v)
             if total is None:
-                total = part if weight == 1.0 else weight * part
+                total = part if factor == 1.0 else factor * part
             else:
-                total = algebra.axpy(total, weight, part)
+                total = algebra.axpy(total, factor, part)
+        if total is None:
+            total = algebra.zeros_like(v)
         backend = objective.backend
-        if self._share < 1 and isinstance(backend, SupportsReduce):
-            total = backend.reduce(total)
-        return total
+        return backend.reduce(total) if isinstance(backend, SupportsReduce) else total

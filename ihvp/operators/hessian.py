@@ -8,7 +8,7 @@ import numpy as np
 
 from ihvp.backend import Batch, SupportsLinearize, SupportsProductError, SupportsUniformBatches, Vector
 from ihvp.errors import InvalidOption
-from ihvp.objective import Objective
+from ihvp.objective import Objective, Term
 from ihvp.operators.curvature import CurvatureOperator
 from ihvp.operators.passes import Passes
 
@@ -16,7 +16,7 @@ from ihvp.operators.passes import Passes
 class Hessian(CurvatureOperator):
     r"""The Hessian of the mean loss, by products that never form it.
 
-    .. math:: H = \nabla^2 C(\omega) = \frac{1}{N} \sum_{n=1}^{N} \nabla^2 C_n(\omega)
+    .. math:: H = \nabla^2 C(\omega) = \frac{1}{W} \sum_{n=1}^{N} w_n \nabla^2 C_n(\omega)
 
     Each product costs a few gradients over all the data (Pearlmutter, "Fast exact multiplication by the
     Hessian", Neural Computation 6, 1994).
@@ -34,6 +34,8 @@ class Hessian(CurvatureOperator):
     ------
     InvalidOption
         The budget is no number of bytes.
+    WrongSecondDerivative
+        At the first product, unless the objective has ``checks=False``.
 
     Notes
     -----
@@ -64,7 +66,14 @@ class Hessian(CurvatureOperator):
     def batch_product(self, batch: Batch, v: Vector) -> Vector:
         return self.objective.backend.hvp(self.objective.loss, self.objective.params, batch, v)
 
-    def terms(self, v: Vector) -> Iterator[tuple[Vector, int]] | None:
+    def verify(self) -> None:
+        self.objective.verify_second_derivative()
+
+    def apply(self, v: Vector) -> Vector:
+        self.verify()
+        return super().apply(v)
+
+    def terms(self, v: Vector) -> Iterator[Term] | None:
         backend = self.objective.backend
         # Batches that come from another iterable may be others at the next pass.
         if self.objective.batches.lasting and isinstance(
@@ -73,7 +82,7 @@ class Hessian(CurvatureOperator):
             return self._terms(v)
         return None
 
-    def _terms(self, v: Vector) -> Iterator[tuple[Vector, int]]:
+    def _terms(self, v: Vector) -> Iterator[Term]:
         if self._passes is None or not self._passes.belong_to(self.objective):
             # What is kept goes before its memory is counted.
             self._passes = None
@@ -84,9 +93,10 @@ class Hessian(CurvatureOperator):
         objective, backend = self.objective, self.objective.backend
         if not isinstance(backend, SupportsProductError):
             return 0.0
-        total = examples = 0.0
+        total = 0.0
         for batch, count in objective.batches:
-            error = backend.product_error(objective.loss, objective.params, batch, v)
-            total += error * (count if objective.reduction == "mean" else 1)
-            examples += count
-        return total / examples
+            weight = objective.weighting.total(batch, count)
+            if weight:
+                error = backend.product_error(objective.loss, objective.params, batch, v)
+                total += error * (weight if objective.reduction == "mean" else 1)
+        return total / objective.total_weight

@@ -13,11 +13,11 @@ from ihvp.operators.curvature import CurvatureOperator
 class OPG(CurvatureOperator):
     r"""The outer product of gradients (empirical Fisher matrix), not centred.
 
-    .. math:: G = \frac{1}{N} \sum_{n=1}^{N} \nabla C_n \, \nabla C_n^\top = \frac{1}{N} J^\top J
+    .. math:: G = \frac{1}{W} \sum_{n=1}^{N} w_n \nabla C_n \, \nabla C_n^\top = \frac{1}{N} J^\top J
 
-    with J of shape ``(N, P)``, the gradients of the single examples. It is positive semi-definite, of rank N
-    at most (Nilsen, Munthe-Kaas, Skaug and Brun, "Efficient computation of Hessian matrices in TensorFlow",
-    2019, eq. 11–13).
+    with J of shape ``(N, P)``, whose rows are :math:`(N w_n / W)^{1/2} \nabla C_n`: the gradients of the
+    single examples where each weighs 1. It is positive semi-definite, of rank N at most (Nilsen, Munthe-Kaas,
+    Skaug and Brun, "Efficient computation of Hessian matrices in TensorFlow", 2019, eq. 11–13).
 
     A product makes the gradients anew, a bounded number of rows at a time: J is never held whole. A backend
     without ``SupportsPerExampleGrads`` makes one gradient an example.
@@ -52,9 +52,12 @@ class OPG(CurvatureOperator):
         )
 
     def _batch_sum(self, batch: Batch, term: Callable[[Vector, float], Vector]) -> Vector:
-        weight = 1 / count_examples(batch) if self.objective.reduction == "mean" else 1.0
+        objective, unit = self.objective, self.objective.mean_weight
+        weight = unit
+        if objective.reduction == "mean":
+            weight = unit / objective.weighting.total(batch, count_examples(batch))
         total: Vector = None
-        for J in self.objective.batch_gradient_chunks(batch):
+        for J in objective.batch_gradient_chunks(batch, power=0.5):
             part = term(J, weight)
             total = part if total is None else algebra.axpy(total, 1.0, part)
         return total

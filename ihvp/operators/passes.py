@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from ihvp import algebra
 from ihvp.backend import SupportsLinearize, SupportsUniformBatches, Vector
 from ihvp.data import Piece, arrays_of
 from ihvp.memory import on_host
-from ihvp.objective import Objective
+from ihvp.objective import Objective, Term
 from ihvp.operators.linearised import LinearisedBatches
 
 # So many rows tell how much memory an example takes.
@@ -47,6 +48,9 @@ class Passes:
         self._objective, self._batches = objective, objective.batches
         self._subject = (objective.params, objective.loss, objective.batches)
         self._linearised = LinearisedBatches(objective, budget)
+        self._weights: dict[int, tuple[Piece, float]] = {}
+        if next(islice(self._batches.pieces(), 1, None), None) is not None:
+            objective.require_additive()
         if self._batches.in_memory and self._batches.batch_size is None:
             self._cut()
         self._looped = self._choose_loop()
@@ -56,13 +60,24 @@ class Passes:
         subject = (objective.params, objective.loss, objective.batches)
         return all(mine is its for mine, its in zip(self._subject, subject, strict=True))
 
-    def terms(self, v: Vector) -> Iterator[tuple[Vector, int]]:
-        """Yields the mean (or sum) of the products of some examples, with their number."""
+    def terms(self, v: Vector) -> Iterator[Term]:
+        """Yields the mean (or sum) of the products of some examples, their number, and what they weigh."""
         for place, piece in enumerate(self._batches.pieces()):
             if place >= self._looped:
-                yield self._product(place, piece, v), piece.count
+                weight = self._weight(place, piece)
+                yield self._product(place, piece, v) if weight else None, piece.count, weight
             elif place == 0:
-                yield self._loop(piece.count, v), self._looped * piece.count
+                count = self._looped * piece.count
+                yield self._loop(piece.count, v), count, count
+
+    def _weight(self, place: int, piece: Piece) -> float:
+        weighting = self._objective.weighting
+        if weighting.function is None:
+            return piece.count
+        known = self._weights.get(place)
+        if known is None or not known[0].is_same(piece):
+            known = self._weights[place] = piece, weighting.total(piece.take(), piece.count)
+        return known[1]
 
     def _product(self, place: int, piece: Piece, v: Vector) -> Vector:
         objective = self._objective
@@ -103,6 +118,8 @@ class Passes:
 
     def _choose_loop(self) -> int:
         """How many pieces, from the first on, go through one compiled loop."""
+        if self._objective.weighting.function is not None:
+            return 0  # the loop adds up means that count alike
         if not (self._batches.in_memory and isinstance(self._objective.backend, SupportsUniformBatches)):
             return 0
         first = next(self._batches.pieces())

@@ -42,6 +42,9 @@ def test_another_structure_is_welcome_with_a_loss_of_its_own(small):
         def rows(self, W, batch):
             return super().rows(W, (batch["x"], batch["y"]))
 
+        def gradient(self, W, batch):
+            return super().gradient(W, (batch["x"], batch["y"]))
+
     x, labels = small.test
     found = small.influence().scores({"x": x, "y": labels}, test_loss=Named())
     assert np.allclose(found, small.influence().scores(small.test, test_loss=CrossEntropy()), rtol=1e-9)

@@ -97,7 +97,7 @@ def test_its_rank_is_the_number_of_examples():
 
 
 def test_gradients_made_together_are_used_and_a_bounded_number_at_a_time(vectorised, rows, rng, monkeypatch):
-    monkeypatch.setattr("ihvp.objective._CHUNK_NUMBERS", 2 * 3 + 1)
+    monkeypatch.setattr("ihvp.objective.example_gradients._CHUNK_NUMBERS", 2 * 3 + 1)
     x, y = rows
     w, v = rng.normal(size=3), rng.normal(size=3)
     J = (x @ w - y)[:, None] * x

@@ -1,0 +1,282 @@
+"""Means of per-batch quantities over weighted examples, on premises that are checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+from ihvp import algebra
+from ihvp.backend import Batch, CurvatureBackend, Params, SupportsReduce, Vector
+from ihvp.data import Batches
+from ihvp.errors import DataError, EmptyData, NonFinite, NotReiterable, WeightError, describe
+from ihvp.space import VectorSpace
+from ihvp.verification import Premises, Subject
+from ihvp.weighting import Weighting
+
+Term: TypeAlias = "tuple[Vector, int, float]"
+"""A quantity of a batch, its number of examples, and what they weigh; the first is None where that is 0."""
+
+
+class WeightedMean:
+    """What an objective sums over, and how.
+
+    Attributes
+    ----------
+    params : Params
+    batches : Batches
+        The data.
+    reduction : {"mean", "sum"}
+        What the loss does over a batch.
+    weighting : Weighting
+        What the examples weigh.
+    loss : callable
+        As the backend takes it.
+    backend : CurvatureBackend
+    space : VectorSpace
+        Of the parameters.
+    """
+
+    params: Params
+    batches: Batches
+    reduction: str
+    weighting: Weighting
+    loss: Any
+    backend: CurvatureBackend
+    space: VectorSpace
+
+    _num_examples: int | None
+    _total_weight: float | None
+    _mean_weight: float | None
+    _premises: Premises
+    _adding_up: dict[int, bool]
+
+    @property
+    def num_examples(self) -> int:
+        """N, the number of examples; counted over the data on first use."""
+        if self._num_examples is None:
+            self._num_examples = sum(count for _, count in self.batches)
+        return self._num_examples
+
+    @property
+    def total_weight(self) -> float:
+        """W, the sum of the weights of the examples; N where each weighs 1."""
+        if self.weighting.function is None:
+            return self.num_examples
+        if self._total_weight is None:
+            self._total_weight = float(
+                sum(self.weighting.total(batch, count) for batch, count in self.batches)
+            )
+        return self._total_weight
+
+    @property
+    def mean_weight(self) -> float:
+        """W / N over all the processes that the data is spread over; 1 where each example weighs 1."""
+        if self.weighting.function is None:
+            return 1.0
+        if self._mean_weight is None:
+            weight, examples = float(self.total_weight), float(self.num_examples)
+            if isinstance(self.backend, SupportsReduce):
+                weight = self._over_processes(self.backend, weight)
+                examples = self._over_processes(self.backend, examples)
+            self._mean_weight = self._positive(weight) / examples
+        return self._mean_weight
+
+    @property
+    def total_examples(self) -> int:
+        """N over all the processes that the data is spread over; to be asked by all of them at once."""
+        if not isinstance(self.backend, SupportsReduce):
+            return self.num_examples
+        return int(self._over_processes(self.backend, self.num_examples))
+
+    @property
+    def num_processes(self) -> int:
+        """Over how many processes the data is spread; to be asked by all of them at once."""
+        return int(self._over_processes(self.backend, 1)) if isinstance(self.backend, SupportsReduce) else 1
+
+    def mean(
+        self,
+        term: Callable[[Batch], Vector],
+        what: str,
+        terms: Iterable[Term] | None = None,
+    ) -> Vector:
+        """``1/W Σ`` of a per-batch quantity, with the weights that make it the mean over examples.
+
+        Parameters
+        ----------
+        term : callable
+            Takes a batch, gives a vector or block that is freshly allocated: the mean (or sum) over it.
+        what : str
+            What is computed, for the error text.
+        terms : iterable of Term, optional
+            The same over all the data, computed in another way.
+
+        Raises
+        ------
+        NonFinite
+            With the index of the batch.
+        DataError
+            The data gave another number of examples than before.
+        WeightError
+            No example weighs anything.
+        """
+        total: Vector = None
+        first: float = 0
+        weight: float = 0
+        examples = 0
+        if terms is None:
+            terms = self._terms(term)
+        else:
+            self.verify()
+        for part, count, share in terms:
+            examples += count
+            weight += share
+            if not share:
+                continue
+            if total is None:
+                total, first = part, share
+            else:
+                # Weights relative to the first batch: exactly 1 for uniform batches, and no product that
+                # grows with N, which half precision could not hold.
+                total = algebra.axpy(total, share / first if self.reduction == "mean" else 1.0, part)
+        self._check_count(examples)
+        unit = first if self.reduction == "mean" else 1
+        if isinstance(self.backend, SupportsReduce):
+            weight = self._over_processes(self.backend, weight)
+            self._positive(weight)
+            total = self.backend.reduce(total if unit == weight else total * (unit / weight))
+        elif unit != self._positive(weight):
+            total = total * (unit / weight)
+        if not algebra.all_finite(total):
+            self._raise_non_finite(term, what)
+        return total
+
+    def _positive(self, weight: float) -> float:
+        if not weight > 0:
+            raise WeightError("The weights of all examples are 0")
+        return weight
+
+    def _terms(self, term: Callable[[Batch], Vector]) -> Iterator[Term]:
+        first: Batch = None
+        for number, (batch, count) in enumerate(self._pass()):
+            share = self.weighting.total(batch, count)
+            if share:
+                self._verify_on(batch)
+            if number == 0:
+                first = batch
+            elif number == 1:
+                self.require_additive(first)
+                first = None
+            yield term(batch) if share else None, count, share
+
+    def _over_processes(self, backend: SupportsReduce, count: float) -> float:
+        # Numbers of examples stay integers; weights are summed in double precision.
+        dtype = self.space.xp.int64 if isinstance(count, int) else self.space.xp.float64
+        counted = self.space.xp.asarray([count], dtype=dtype, device=self.space.device)
+        return type(count)(backend.reduce(counted)[0])
+
+    def _pass(self) -> Iterator[tuple[Batch, int]]:
+        try:
+            yield from self.batches
+        except EmptyData as error:
+            if self._num_examples is None:
+                raise
+            raise NotReiterable(describe(self.batches.data)) from error
+
+    def _check_count(self, examples: int) -> None:
+        if self._num_examples is None:
+            self._num_examples = examples
+        elif examples != self._num_examples:
+            raise DataError(
+                f"The data gave {self._num_examples} examples at first and {examples} now; expected the same "
+                "data at every pass. Pass a list of batches, or drop sampling from the loader."
+            )
+
+    def _raise_non_finite(self, term: Callable[[Batch], Vector], what: str) -> None:
+        for index, (batch, count) in enumerate(self.batches):
+            if self.weighting.total(batch, count) and not algebra.all_finite(term(batch)):
+                raise NonFinite(what, index)
+        raise NonFinite(what)
+
+    def adds_up(self, batch_size: int) -> bool:
+        """Whether data that is one batch in memory may be cut: its gradient is the mean over the pieces.
+
+        It is not for a loss that compares examples with each other, or that divides by anything but their
+        number, or whose data is no list of examples.
+        """
+        if batch_size not in self._adding_up:
+            self._adding_up[batch_size] = self._compare_with_pieces(batch_size)
+        return self._adding_up[batch_size]
+
+    def _compare_with_pieces(self, batch_size: int) -> bool:
+        difference = self.backend.grad(self.loss, self.params, self.batches.data)
+        size = 0.0
+        try:
+            for piece, count in Batches(self.batches.data, batch_size):
+                share = self.weighting.total(piece, count)
+                if not share:
+                    continue
+                part = self.backend.grad(self.loss, self.params, piece)
+                weight = share / self.total_weight if self.reduction == "mean" else 1.0
+                size += weight * float(algebra.norms(part))
+                difference = algebra.axpy(difference, -weight, part)
+        except Exception:  # what a loss raises on rows that are no examples is its own
+            return False
+        # At an optimum the parts cancel: it is them that the difference is small against.
+        return bool(algebra.norms(difference) <= self.space.eps**0.5 * size)
+
+    def verify(self) -> None:
+        """Check once that the loss has a gradient: finite, the same twice, not identically zero.
+
+        Raises
+        ------
+        LossNotScalar, LossIndependentOfParameters, NonFinite, NonDeterministicGradient
+        """
+        if not self._premises.has_gradient:
+            self._verify_on(self._first_batch())
+
+    def require_additive(self, batch: Batch = None) -> None:
+        """Check once that the gradient of a batch is the weighted mean, or the sum, of those of its parts.
+
+        Parameters
+        ----------
+        batch : Batch, optional
+            One that is at hand, for data that is not in memory.
+
+        Raises
+        ------
+        LossNotAdditive, LossIgnoresBatch
+            And those of :meth:`verify`.
+        """
+        if not self._premises.needs_parts:
+            return
+        if self.batches.in_memory or batch is None:
+            pieces = self.batches.pieces()
+        else:
+            pieces = Batches([batch], self.batches.batch_size).pieces()
+        self._premises.require_additive(self._subject, pieces)
+
+    def verify_second_derivative(self) -> None:
+        """Compare once a product with the Hessian with differences of gradients, on the first batch.
+
+        Raises
+        ------
+        WrongSecondDerivative
+            And those of :meth:`verify`.
+        """
+        self.verify()
+        self._premises.verify_second_derivative(self._subject, self._first_batch)
+
+    @property
+    def _subject(self) -> Subject:
+        return Subject(self.backend, self.loss, self.params, self.space, self.reduction, self.weighting)
+
+    def _first_batch(self) -> Batch:
+        """The first batch that weighs anything."""
+        for batch, count in self.batches:
+            if self.weighting.total(batch, count):
+                return batch
+        raise WeightError("The weights of all examples are 0")
+
+    def _verify_on(self, batch: Batch) -> None:
+        if not self._premises.has_gradient:
+            self._premises.verify(self._subject, batch)
