@@ -10,12 +10,25 @@ from tests.benchmarks import (
     memory,
     outside,
     per_example,
+    premises,
     products,
     scaling,
     solves,
 )
 from tests.benchmarks.rows import Case
 
-_MODULES = (products, blocks, solves, lissa, eigenpairs, per_example, influence, outside, scaling, memory)
+_MODULES = (
+    products,
+    premises,
+    blocks,
+    solves,
+    lissa,
+    eigenpairs,
+    per_example,
+    influence,
+    outside,
+    scaling,
+    memory,
+)
 
 CASES: dict[str, Case] = {module.CASE.name: module.CASE for module in _MODULES}
