@@ -23,11 +23,12 @@ _RATIO = 8.0
 _ROUNDINGS = 32.0
 # Neighbours that agree as well as this are on the slope of one of the two errors, not beyond both.
 _SLOPE = 0.1
+_AGREES = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """A product, and the estimate of the norm of its error: absolute, and in parts of the product."""
+    """A product by a difference, and the estimate of the norm of its error: absolute, and in parts of the product."""
 
     product: Vector
     error: float
@@ -53,48 +54,67 @@ def search(
     shortest, longest : float
         The bounds of the steps.
     tolerance : float
-        The relative disagreement that will do. If all are larger, the least decides.
+        The relative error that ends the search. If all are larger, the least decides.
     rounding : float
         The norm of a gradient's last rounding.
     significant : float
-        A product that is lost in rounding will do where this is below ``tolerance · significant``.
+        A product that is lost in rounding will do where its error is below ``tolerance · significant``.
     """
     first = product(step)
     best = Difference(first, math.inf, math.inf)
-    shorter = _neighbours(product, first, step, 1 / _RATIO, shortest, rounding)
-    longer = _neighbours(product, first, step, _RATIO, longest, rounding)
+    shorter = _neighbours(product, first, step, 1 / _RATIO, shortest)
+    longer = _neighbours(product, first, step, _RATIO, longest)
+    farthest = 0.0
     for walk in (shorter, longer, shorter):
         lowest = best.relative
-        for finer, found in walk:
-            if best.error == math.inf:
-                # The start is where the error should be least: its neighbour only checks it.
-                found = Difference(first, found.error, found.relative)
-            lost = 0.0 < found.error <= _ROUNDINGS * rounding / finer
-            if found.relative <= tolerance or (lost and found.error <= tolerance * significant):
+        for pair in walk:
+            # The start is where the error should be least: its first neighbour only checks it.
+            starts = best.error == math.inf and not pair.falls
+            chosen, at = (first, step) if starts else (pair.product, pair.step)
+            # Two roundings may be equal by chance, above all where few numbers make up the gradient.
+            error = max(pair.difference, rounding / (2 * at))
+            relative = min(error / pair.size, 1.0) if pair.size else 1.0
+            found = Difference(chosen, error, relative)
+            lost = rounding > 0.0 and pair.difference <= _ROUNDINGS * rounding / pair.finer
+            if relative <= tolerance or (lost and error <= tolerance * significant):
                 return found
-            if found.relative < best.relative:
+            if not lost:
+                farthest = max(farthest, error)
+            if relative < best.relative or (pair.falls and walk is shorter):
                 best = found
-            lowest = min(lowest, found.relative)
-            if lowest < _SLOPE and found.relative > 4 * lowest:
+            lowest = min(lowest, relative)
+            if lowest < _SLOPE and relative > 4 * lowest:
                 break
             if walk is shorter and lost and best.product is first:
                 break
         if best.relative < _SLOPE and best.product is not first:
             break
+    if best.relative > _AGREES:
+        # Where no neighbours agree, the truth may be as large as any of them.
+        return Difference(best.product, max(best.error, farthest), best.relative)
     return best
 
 
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """The product at ``step``, and how it compares with that of the step before."""
+
+    product: Vector
+    step: float
+    finer: float
+    difference: float
+    size: float
+    falls: bool
+    """The product is less than half of the one before, as at a shorter step only a truncation error does."""
+
+
 def _neighbours(
-    product: Callable[[float], Vector], last: Vector, step: float, ratio: float, bound: float, rounding: float
-) -> Iterator[tuple[float, Difference]]:
-    """The differences of ``step · ratio``, ``step · ratio²``, …, each with the finer step of the pair compared."""
+    product: Callable[[float], Vector], last: Vector, step: float, ratio: float, bound: float
+) -> Iterator[_Pair]:
     while (step * ratio <= bound) if ratio > 1 else (step * ratio >= bound):
         current = product(step * ratio)
-        size, error = max(norm(last), norm(current)), norm(last - current)
-        if ratio > 1 and not math.isfinite(error):
+        before, now, difference = norm(last), norm(current), norm(last - current)
+        if ratio > 1 and not math.isfinite(difference):
             return
-        step *= ratio
-        finer = step if ratio < 1 else step / ratio
-        error = max(error, rounding / finer if size == 0.0 else 0.0)
-        yield finer, Difference(current, error, min(error / size, 1.0) if size else 1.0)
-        last = current
+        last, step = current, step * ratio
+        yield _Pair(current, step, min(step, step / ratio), difference, max(before, now), 2 * now < before)
