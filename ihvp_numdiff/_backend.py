@@ -179,7 +179,7 @@ class NumdiffBackend:
         error = norm(product - self._product(near, v, scale, step / 2))
         if math.isnan(error):
             return error
-        if 0.0 < error <= tolerance(near.epsilon) * size:
+        if size > 0.0 and error <= tolerance(near.epsilon) * size:
             return max(error, near.epsilon * size, 0.1 * near.rounding() * scale / step)
         reference, uncertainty = searched_product(near, v, self.order)
         return max(error, near.epsilon * size, norm(product - reference) + uncertainty)
@@ -204,7 +204,7 @@ class NumdiffBackend:
         return NearVector(gradient, self.flatten(params))
 
     def _one_step_serves(self, near: Near) -> bool:
-        return self.step is not None or alike(near.arrays, near.norm())
+        return self.step is not None or alike(near.arrays)
 
     def _step(self, near: Near, v: Vector) -> tuple[float, float]:
         """A scale and a step, such that ``r = step / scale``; the scale 0 for ``v = 0``."""

@@ -64,12 +64,12 @@ def search(
     best = Difference(first, math.inf, math.inf)
     shorter = _neighbours(product, first, step, 1 / _RATIO, shortest)
     longer = _neighbours(product, first, step, _RATIO, longest)
-    farthest = 0.0
+    farthest, falls = 0.0, False
     for walk in (shorter, longer, shorter):
         lowest = best.relative
         for pair in walk:
             # The start is where the error should be least: its first neighbour only checks it.
-            starts = best.error == math.inf and not pair.falls
+            starts = best.error == math.inf and not pair.truncated
             chosen, at = (first, step) if starts else (pair.product, pair.step)
             # Two roundings may be equal by chance, above all where few numbers make up the gradient.
             error = max(pair.difference, rounding / (2 * at))
@@ -80,14 +80,17 @@ def search(
                 return found
             if not lost:
                 farthest = max(farthest, error)
-            if relative < best.relative or (pair.falls and walk is shorter):
-                best = found
+            truncated = pair.truncated and not lost
+            if walk is longer and truncated:
+                break
+            if relative < best.relative or truncated:
+                best, falls = found, truncated
             lowest = min(lowest, relative)
             if lowest < _SLOPE and relative > 4 * lowest:
                 break
-            if walk is shorter and lost and best.product is first:
+            if walk is shorter and lost and (falls or best.product is first):
                 break
-        if best.relative < _SLOPE and best.product is not first:
+        if falls or (best.relative < _SLOPE and best.product is not first):
             break
     if best.relative > _AGREES:
         # Where no neighbours agree, the truth may be as large as any of them.
@@ -104,8 +107,8 @@ class _Pair:
     finer: float
     difference: float
     size: float
-    falls: bool
-    """The product is less than half of the one before, as at a shorter step only a truncation error does."""
+    truncated: bool
+    """The product of the finer step is less than half of the other: only a truncation error falls like that."""
 
 
 def _neighbours(
@@ -117,4 +120,7 @@ def _neighbours(
         if ratio > 1 and not math.isfinite(difference):
             return
         last, step = current, step * ratio
-        yield _Pair(current, step, min(step, step / ratio), difference, max(before, now), 2 * now < before)
+        finer, coarser = (now, before) if ratio < 1 else (before, now)
+        yield _Pair(
+            current, step, min(step, step / ratio), difference, max(before, now), 2 * finer < coarser
+        )

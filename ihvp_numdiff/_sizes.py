@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,33 +13,33 @@ from ihvp.backend import Vector
 from ihvp_numdiff._difference import norm, power_of_two
 
 _LARGE = 100.0
-_SMALL = 1e-4
-# Of a thousand normal numbers with the standard deviation 0.001, a coarse initialisation, 80 are below _SMALL.
+_SMALL = 3e-5
 _SHARE = 0.1
 _ZEROS = 1 / 3
 _RANGE = 1e3
 
 
-def alike(arrays: list[Vector], x_norm: float) -> bool:
-    """Whether the entries of x say that lengths of ``1 + ‖x‖`` suit all: sizes near 1, with zeros and a few small.
+def alike(arrays: list[Vector]) -> bool:
+    """Whether the sizes of the parameters say that a step in parts of ``1 + ‖x‖`` suits all of them.
 
-    No entry is above 100, at most a tenth of each array is below 1e-4 without being zero, and less than
-    a third of all entries is zero: biases may be, but parameters that are all zero tell no length.
+    No size is above 100. At most a tenth of each array is below 3e-5 of one more than the largest size: of
+    normal numbers, a few always are. Zeros do not count, for biases start there, unless they are a third
+    of all parameters: then nothing tells how far these may be moved.
     """
-    if x_norm > _LARGE and any(_largest(array) > _LARGE for array in arrays if array.shape[0]):
+    arrays = [array for array in arrays if array.shape[0]]
+    largest = max(_largest(array) for array in arrays)
+    # Numbers that are not finite have no product by any step; the plain one is as good.
+    if _LARGE < largest < math.inf:
         return False
-    total = sum(array.shape[0] for array in arrays)
-    zeros = 0
+    small, zeros = _SMALL * (1 + largest), 0
     for array in arrays:
         xp: Any = array_namespace(array)
-        small = _count(xp, array < _SMALL) - _count(xp, array <= -_SMALL)
-        if small == 0:
-            continue
-        zero = _count(xp, array == 0)
-        zeros += zero
-        if small - zero > _SHARE * array.shape[0]:
+        below = _count(xp, array < small) - _count(xp, array <= -small)
+        zero = _count(xp, array == 0) if below else 0
+        if below - zero > _SHARE * array.shape[0]:
             return False
-    return zeros < _ZEROS * total
+        zeros += zero
+    return zeros < _ZEROS * sum(array.shape[0] for array in arrays)
 
 
 @dataclass(frozen=True, eq=False)
