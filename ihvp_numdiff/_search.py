@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ihvp.backend import Vector
 from ihvp_numdiff._difference import norm
@@ -28,11 +28,18 @@ _AGREES = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """A product by a difference, and the estimate of the norm of its error: absolute, and in parts of the product."""
+    """A product by the difference of a step, and the estimate of the norm of its error."""
 
     product: Vector
+    step: float
     error: float
-    relative: float
+    size: float
+    """The norm of the product, or of its neighbour's where that is larger."""
+
+    @property
+    def relative(self) -> float:
+        """The error in parts of the product; 1 where it is as large as that, or the product zero."""
+        return min(self.error / self.size, 1.0) if self.size else 1.0
 
 
 def search(
@@ -43,6 +50,7 @@ def search(
     *,
     tolerance: float,
     rounding: float,
+    resolution: float,
     significant: float,
 ) -> Difference:
     """The product by the step, from ``step`` on, that agrees with its neighbour.
@@ -57,44 +65,50 @@ def search(
         The relative error that ends the search. If all are larger, the least decides.
     rounding : float
         The norm of a gradient's last rounding.
+    resolution : float
+        The rounding of the parameters: what a step may be off by when it is added to them.
     significant : float
         A product that is lost in rounding will do where its error is below ``tolerance · significant``.
     """
     first = product(step)
-    best = Difference(first, math.inf, math.inf)
+    best: Difference | None = None
     shorter = _neighbours(product, first, step, 1 / _RATIO, shortest)
     longer = _neighbours(product, first, step, _RATIO, longest)
-    farthest, falls = 0.0, False
+    noise, farthest, falls = rounding / 2, 0.0, False
     for walk in (shorter, longer, shorter):
-        lowest = best.relative
+        lowest = best.relative if best else math.inf
         for pair in walk:
-            # The start is where the error should be least: its first neighbour only checks it.
-            starts = best.error == math.inf and not pair.truncated
-            chosen, at = (first, step) if starts else (pair.product, pair.step)
-            # Two roundings may be equal by chance, above all where few numbers make up the gradient.
-            error = max(pair.difference, rounding / (2 * at))
-            relative = min(error / pair.size, 1.0) if pair.size else 1.0
-            found = Difference(chosen, error, relative)
             lost = rounding > 0.0 and pair.difference <= _ROUNDINGS * rounding / pair.finer
-            if relative <= tolerance or (lost and error <= tolerance * significant):
-                return found
-            if not lost:
-                farthest = max(farthest, error)
             truncated = pair.truncated and not lost
             if walk is longer and truncated:
                 break
-            if relative < best.relative or truncated:
+            if lost:
+                noise = max(noise, pair.difference * pair.finer)
+            else:
+                farthest = max(farthest, pair.difference)
+            # The start is where the error should be least: its first neighbour only checks it.
+            chosen, at = (pair.product, pair.step) if best or truncated else (first, step)
+            # Two roundings may be equal by chance, above all where few numbers make up the gradient.
+            floor = (noise + pair.size * resolution) / at
+            found = Difference(chosen, at, max(pair.difference, floor), pair.size)
+            if found.relative <= tolerance or (lost and found.error <= tolerance * significant):
+                return found
+            if best:
+                best = replace(best, error=max(best.error, noise / best.step))
+            if best is None or found.relative < best.relative or truncated:
                 best, falls = found, truncated
-            lowest = min(lowest, relative)
-            if lowest < _SLOPE and relative > 4 * lowest:
+            lowest = min(lowest, found.relative)
+            if lowest < _SLOPE and found.relative > 4 * lowest and not (lost and walk is longer):
                 break
             if walk is shorter and lost and (falls or best.product is first):
                 break
-        if falls or (best.relative < _SLOPE and best.product is not first):
+        if best and (falls or (best.relative < _SLOPE and best.product is not first)):
             break
+    if best is None:
+        return Difference(first, step, math.inf, norm(first))
     if best.relative > _AGREES:
         # Where no neighbours agree, the truth may be as large as any of them.
-        return Difference(best.product, max(best.error, farthest), best.relative)
+        return replace(best, error=max(best.error, farthest))
     return best
 
 

@@ -12,8 +12,8 @@ from ihvp_numdiff._near import Near
 from ihvp_numdiff._search import Difference, search
 from ihvp_numdiff._sizes import Group, groups
 
-# A displacement shorter than this many roundings of x is mostly lost when added to it.
-_LOST = 64.0
+# A step of fewer roundings of the parameters than this is mostly lost when added to them.
+_LOST = 128.0
 # Zeros do not tell how far they may be moved.
 _FARTHEST = 8.0**10
 
@@ -42,14 +42,16 @@ def _along(near: Near, group: Group, order: int, rounding: float, significant: f
     def product(step: float) -> Vector:
         return central_difference(lambda m: near.difference(group.v, group.scale, m), step, order)
 
+    resolution = near.epsilon * group.size / 2
     length = automatic_length(0.0, near.epsilon, order)
     start = power_of_two(length * (group.size or 1.0))
     return search(
         product,
         start,
-        shortest=_LOST * near.epsilon * group.size or start / _FARTHEST,
+        shortest=_LOST * resolution or start / _FARTHEST,
         longest=max(group.size / 8, length) if group.size else start * _FARTHEST,
         tolerance=tolerance(near.epsilon),
         rounding=rounding,
+        resolution=resolution,
         significant=significant,
     )
