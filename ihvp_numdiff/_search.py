@@ -95,7 +95,7 @@ def search(
                 return found
             if best:
                 best = replace(best, error=max(best.error, noise / best.step))
-            if best is None or found.relative < best.relative or truncated:
+            if best is None or truncated or (found.relative, found.error) < (best.relative, best.error):
                 best, falls = found, truncated
             lowest = min(lowest, found.relative)
             if lowest < _SLOPE and found.relative > 4 * lowest and not (lost and walk is longer):
@@ -135,6 +135,4 @@ def _neighbours(
             return
         last, step = current, step * ratio
         finer, coarser = (now, before) if ratio < 1 else (before, now)
-        yield _Pair(
-            current, step, min(step, step / ratio), difference, max(before, now), 2 * finer < coarser
-        )
+        yield _Pair(current, step, min(step, step / ratio), difference, max(before, now), 2 * finer < coarser)
