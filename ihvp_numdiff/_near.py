@@ -14,7 +14,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ihvp.backend import Params, Vector
-from ihvp_numdiff._arrays import epsilon, floating_arrays, unflatten
+from ihvp_numdiff._arrays import epsilon, flatten, floating_arrays, unflatten
 from ihvp_numdiff._difference import norm
 from ihvp_numdiff._gradient import flatten_gradient, subtract_gradient
 
@@ -79,8 +79,10 @@ class NearArrays:
         return math.hypot(*(norm(array) for array in self.arrays if array.size))
 
     def rounding(self) -> float:
+        # A copy, as every point is, for a gradient that writes to its argument.
+        point = unflatten(flatten(self._params), self._params)
         gradient: np.ndarray = self._take_gradient(
-            self._params, lambda gradient: flatten_gradient(gradient, self._params)
+            point, lambda gradient: flatten_gradient(gradient, self._params)
         )
         return self.epsilon * norm(gradient)
 

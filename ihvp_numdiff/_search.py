@@ -122,7 +122,7 @@ class _Pair:
     difference: float
     size: float
     truncated: bool
-    """The product of the finer step is less than half of the other: only a truncation error falls like that."""
+    """The finer step has less than half of the product: nothing but a truncation error falls like that."""
 
 
 def _neighbours(

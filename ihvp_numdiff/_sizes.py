@@ -39,7 +39,7 @@ def alike(arrays: list[Vector]) -> bool:
         if below - zero > _SHARE * array.shape[0]:
             return False
         zeros += zero
-    return zeros < _ZEROS * sum(array.shape[0] for array in arrays)
+    return bool(zeros < _ZEROS * sum(array.shape[0] for array in arrays))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Products along parameters whose sizes, or whose lengths of curvature, have nothing to do with one another."""
+"""Products where the sizes of parameters, or the lengths of curvature, have nothing in common."""
 
 from __future__ import annotations
 
