@@ -43,10 +43,10 @@ class NumdiffBackend:
         differentiates once; vectors are of its array type. None: numpy arrays, or nested dicts
         (insertion order), lists and tuples of them, or :class:`~ihvp_numdiff.InPlaceWeights`.
     step : float, optional
-        A fixed absolute r, not divided by ``‖v‖``. None: chosen for each v from the dtype's epsilon,
-        ``‖x‖`` and ``‖v‖``, which then does not depend on the scale of v.
+        A fixed absolute r, not divided by ``‖v‖``. None: chosen for each v as the notes say, so that it
+        does not depend on the scale of v.
     order : {2, 4}
-        The order of the truncation error in r, and the number of gradients a product takes.
+        The order of the truncation error in r, and the number of gradients a difference takes.
 
     Raises
     ------
@@ -57,6 +57,16 @@ class NumdiffBackend:
     -----
     A product is good to about ``ε^(2/3)`` (order 2) or ``ε^(4/5)`` (order 4) of its size where the
     gradient is smooth and computed to the precision of its dtype; ``product_error`` estimates it.
+
+    Where the parameters are of like size, a product is one difference, whose r comes from the dtype's
+    epsilon, ``1 + ‖x‖`` and ``‖v‖`` (Knoll and Keyes, Jacobian-free Newton–Krylov methods, J. Comput.
+    Phys. 193, 2004). It is not one where a size is above 100, where more than a tenth of an array is
+    below 3e-5 of one more than the largest size without being zero, or where a third of all is zero. Then
+    v is split into parts along sizes within a factor of 1,000, each with a step that starts in parts of
+    its own sizes (Dennis and Schnabel, Numerical Methods for Unconstrained Optimization and Nonlinear
+    Equations, 1983, section 5.4) and is made shorter or longer by factors of 8 until neighbouring steps
+    agree to ``ε^(3/8)`` (Gill, Murray, Saunders and Wright, SIAM J. Sci. Stat. Comput. 4, 1983). A part
+    takes at least two differences, mostly two to five.
 
     Examples
     --------
