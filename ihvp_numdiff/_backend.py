@@ -22,7 +22,7 @@ from ihvp_numdiff import _arrays
 from ihvp_numdiff._difference import ORDERS, automatic_length, central_difference, norm, power_of_two
 from ihvp_numdiff._gradient import flatten_gradient, flatten_gradient_by
 from ihvp_numdiff._near import Near, NearArrays, NearVector
-from ihvp_numdiff._searched import searched_product, tolerance
+from ihvp_numdiff._parts import product_by_parts, tolerance
 from ihvp_numdiff._sizes import alike
 from ihvp_numdiff._weights import InPlaceWeights, ShiftedWeights
 
@@ -155,7 +155,7 @@ class NumdiffBackend:
         def product(column: Vector) -> Vector:
             if serves:
                 return self._product(near, column, *self._step(near, column))
-            return searched_product(near, column, self.order)[0]
+            return product_by_parts(near, column, self.order)[0]
 
         if v.ndim == 1:
             return product(v)
@@ -182,7 +182,7 @@ class NumdiffBackend:
         if norm(v) == 0.0:
             return 0.0
         if not self._one_step_serves(near):
-            return searched_product(near, v, self.order)[1]
+            return product_by_parts(near, v, self.order)[1]
         scale, step = self._step(near, v)
         product = self._product(near, v, scale, step)
         size = norm(product)
@@ -191,7 +191,7 @@ class NumdiffBackend:
             return error
         if size > 0.0 and error <= tolerance(near.epsilon) * size:
             return max(error, near.epsilon * size, 0.1 * near.rounding() * scale / step)
-        reference, uncertainty = searched_product(near, v, self.order)
+        reference, uncertainty = product_by_parts(near, v, self.order)
         return max(error, near.epsilon * size, norm(product - reference) + uncertainty)
 
     def _over_arrays(self, params: Params) -> bool:

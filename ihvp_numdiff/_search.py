@@ -21,8 +21,9 @@ from ihvp_numdiff._difference import norm
 _RATIO = 8.0
 # The rounding inside a gradient, its sums and cancellations, in units of its last rounding.
 _ROUNDINGS = 32.0
-# Neighbours that agree as well as this are on the slope of one of the two errors, not beyond both.
-_SLOPE = 0.1
+# Neighbours that agree as well as this are near the least error: where it grows again, it was passed.
+_NEAR = 0.1
+# Neighbours that disagree by more than this know nothing of the product.
 _AGREES = 0.5
 
 
@@ -39,7 +40,8 @@ class Difference:
     @property
     def relative(self) -> float:
         """The error in parts of the product; 1 where it is as large as that, or the product zero."""
-        return min(self.error / self.size, 1.0) if self.size else 1.0
+        relative = self.error / self.size if self.size else 1.0
+        return relative if relative < 1.0 else 1.0  # also where it is not a number
 
 
 def search(
@@ -75,6 +77,7 @@ def search(
     shorter = _neighbours(product, first, step, 1 / _RATIO, shortest)
     longer = _neighbours(product, first, step, _RATIO, longest)
     noise, farthest, falls = rounding / 2, 0.0, False
+    # Rounding ends the first walk early. If longer steps do not agree either, it was not rounding.
     for walk in (shorter, longer, shorter):
         lowest = best.relative if best else math.inf
         for pair in walk:
@@ -98,11 +101,11 @@ def search(
             if best is None or truncated or (found.relative, found.error) < (best.relative, best.error):
                 best, falls = found, truncated
             lowest = min(lowest, found.relative)
-            if lowest < _SLOPE and found.relative > 4 * lowest and not (lost and walk is longer):
+            if lowest < _NEAR and found.relative > 4 * lowest and not (lost and walk is longer):
                 break
             if walk is shorter and lost and (falls or best.product is first):
                 break
-        if best and (falls or (best.relative < _SLOPE and best.product is not first)):
+        if best and (falls or (best.relative < _NEAR and best.product is not first)):
             break
     if best is None:
         return Difference(first, step, math.inf, norm(first))

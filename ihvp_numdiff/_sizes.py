@@ -1,4 +1,4 @@
-"""Parameters of unlike sizes: where one length serves all of them, and the groups that have their own."""
+"""The sizes of parameters: whether one step suits all, and the parts of v that have steps of their own."""
 
 from __future__ import annotations
 
@@ -43,15 +43,14 @@ def alike(arrays: list[Vector]) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
-    """The part of v along parameters of like size.
+class Part:
+    """v along parameters of like size, and zero along the others.
 
     Attributes
     ----------
     v : array, shape (P,)
-        The part, zero elsewhere.
     scale : float
-        The power of two just below its largest entry.
+        The power of two just below the largest entry of v.
     size : float
         The root mean square of the parameters, weighted by ``v²``; zero if they are zero.
     """
@@ -61,11 +60,11 @@ class Group:
     size: float
 
 
-def groups(arrays: list[Vector], v: Vector) -> Iterator[Group]:
-    """The parts of v whose sum is v: the sizes in one lie within a factor of 1,000, and zeros come last."""
+def parts(arrays: list[Vector], v: Vector) -> Iterator[Part]:
+    """The parts that v is the sum of: the sizes in one lie within a factor of 1,000, and zeros come last."""
     xp: Any = array_namespace(v)
     sizes = xp.abs(xp.concat(arrays))
-    zero = xp.zeros_like(v)
+    zero = xp.zeros_like(v[:1])
     top = float(xp.max(sizes))
     while True:
         bottom = top / _RANGE
@@ -73,11 +72,14 @@ def groups(arrays: list[Vector], v: Vector) -> Iterator[Group]:
         largest = float(xp.max(xp.abs(part)))
         if largest:
             scale = power_of_two(largest)
-            unit = part / scale
-            yield Group(part, scale, norm(unit * sizes) / norm(unit))
+            yield Part(part, scale, _weighted_size(part / (2 * scale), sizes))
         if top == 0.0:
             return
-        top = float(xp.max(xp.where(sizes <= bottom, sizes, xp.zeros_like(sizes))))
+        top = float(xp.max(xp.where(sizes <= bottom, sizes, xp.zeros_like(sizes[:1]))))
+
+
+def _weighted_size(v: Vector, sizes: Vector) -> float:
+    return norm(v * sizes) / norm(v)
 
 
 def _largest(array: Vector) -> float:

@@ -122,7 +122,7 @@ def test_length_of_curvature_is_found_beside_a_large_weight(weight, order):
     np.testing.assert_allclose(product, [1, 0], atol=1e-4)
 
 
-def test_groups_keep_the_noise_of_a_strong_loss_off_a_weak_one():
+def test_parts_keep_the_noise_of_a_strong_loss_off_a_weak_one():
     # One difference along both would move the second by too much, or the first by too little.
     w = np.array([3e4, 2e-5])
     curvature, length = np.array([1e2, 1.0]), w
@@ -214,3 +214,17 @@ def test_solve_beside_unlike_sizes_is_certified_by_the_true_hessian(order):
         H = ihvp.Hessian(ihvp.Objective(params=problem.w, data=np.zeros((1, 1)), grad=problem._gradient))
     solution = ihvp.solve(H, v, solver=ihvp.CG(rtol=1e-5))
     assert np.linalg.norm(hessian @ solution.x - v) <= 2e-5 * np.linalg.norm(v)
+
+
+def test_gradient_that_is_nan_everywhere_gives_nan():
+    nan, w = GradientFunction(lambda w, batch: np.full_like(w, np.nan)), np.array([1e6, 1e-6])
+    assert np.all(np.isnan(NumdiffBackend().hvp(nan, w, None, np.ones(2))))
+    assert np.isnan(NumdiffBackend().product_error(nan, w, None, np.ones(2)))
+
+
+def test_gradient_that_is_nan_at_the_first_step_is_searched_at_shorter_ones():
+    # Defined for |w| < 1e-9 alone.
+    logarithms = GradientFunction(lambda w, batch: np.log1p(1e9 * w))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        product = NumdiffBackend().hvp(logarithms, np.zeros(2), None, np.ones(2))
+    np.testing.assert_allclose(product, [1e9, 1e9], rtol=1e-5)
