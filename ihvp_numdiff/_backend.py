@@ -175,7 +175,8 @@ class NumdiffBackend:
         A step that is far too long or too short has a neighbour that is as wrong. Where the two differ by
         more than ``ε^(3/8)`` of the product, it is therefore compared also with the product by searched
         steps (see the notes of the class). Where the product is such a one itself, the estimate is
-        what its neighbours disagree by.
+        what its neighbours disagree by. A gradient that changes over less than the spacing of the dtype's
+        numbers at x is beyond both.
         """
         near = self._near(loss, params, batch)
         _check_vector(v, near)
