@@ -22,10 +22,9 @@ from ihvp_numdiff import _arrays
 from ihvp_numdiff._difference import ORDERS, automatic_length, central_difference, norm, power_of_two
 from ihvp_numdiff._gradient import flatten_gradient, flatten_gradient_by
 from ihvp_numdiff._near import Near, NearArrays, NearVector
+from ihvp_numdiff._parts import product_by_parts, tolerance
+from ihvp_numdiff._sizes import alike
 from ihvp_numdiff._weights import InPlaceWeights, ShiftedWeights
-
-# A displacement shorter than this many roundings of x is mostly lost when added to it.
-_LOST = 16.0
 
 T = TypeVar("T")
 
@@ -44,10 +43,10 @@ class NumdiffBackend:
         differentiates once; vectors are of its array type. None: numpy arrays, or nested dicts
         (insertion order), lists and tuples of them, or :class:`~ihvp_numdiff.InPlaceWeights`.
     step : float, optional
-        A fixed absolute r, not divided by ``‖v‖``. None: chosen for each v from the dtype's epsilon,
-        ``‖x‖`` and ``‖v‖``, which then does not depend on the scale of v.
+        A fixed absolute r, not divided by ``‖v‖``. None: chosen for each v as the notes say, so that it
+        does not depend on the scale of v.
     order : {2, 4}
-        The order of the truncation error in r, and the number of gradients a product takes.
+        The order of the truncation error in r, and the number of gradients a difference takes.
 
     Raises
     ------
@@ -58,6 +57,16 @@ class NumdiffBackend:
     -----
     A product is good to about ``ε^(2/3)`` (order 2) or ``ε^(4/5)`` (order 4) of its size where the
     gradient is smooth and computed to the precision of its dtype; ``product_error`` estimates it.
+
+    Where the parameters are of like size, a product is one difference, whose r comes from the dtype's
+    epsilon, ``1 + ‖x‖`` and ``‖v‖`` (Knoll and Keyes, Jacobian-free Newton–Krylov methods, J. Comput.
+    Phys. 193, 2004). It is not one where a size is above 100, where more than a tenth of an array is
+    below 3e-5 of one more than the largest size without being zero, or where a third of all is zero. Then
+    v is split into parts along sizes within a factor of 1,000, each with a step that starts in parts of
+    its own sizes (Dennis and Schnabel, Numerical Methods for Unconstrained Optimization and Nonlinear
+    Equations, 1983, section 5.4) and is made shorter or longer by factors of 8 until neighbouring steps
+    agree to ``ε^(3/8)`` (Gill, Murray, Saunders and Wright, SIAM J. Sci. Stat. Comput. 4, 1983). A part
+    takes at least two differences, mostly two to five.
 
     Examples
     --------
@@ -141,11 +150,17 @@ class NumdiffBackend:
         """
         near = self._near(loss, params, batch)
         _check_vector(v, near)
+        serves = self._one_step_serves(near)
+
+        def product(column: Vector) -> Vector:
+            if serves:
+                return self._product(near, column, *self._step(near, column))
+            return product_by_parts(near, column, self.order)[0]
+
         if v.ndim == 1:
-            return self._product(near, v, *self._step(near, v))
+            return product(v)
         xp: Any = array_namespace(v)
-        columns = (v[:, k] for k in range(v.shape[1]))
-        return xp.stack([self._product(near, column, *self._step(near, column)) for column in columns]).T
+        return xp.stack([product(v[:, k]) for k in range(v.shape[1])]).T
 
     def product_error(self, loss: Loss | GradientFunction, params: Params, batch: Batch, v: Vector) -> float:
         """An estimate of ``‖computed product − exact product‖`` for ``v`` of shape ``(P,)``.
@@ -154,26 +169,31 @@ class NumdiffBackend:
         error (all but 1/4 or 1/16 of it) and doubles the rounding error, which is independent of the
         first one, so that the difference is 0.75 to about 2.2 times the true error, whichever of the two
         dominates. With few parameters the two rounding errors can cancel by chance; the estimate is
-        therefore never below ``0.1 ε ‖g‖ / r``, what the last rounding of a gradient costs.
+        therefore never below ``0.1 ε ‖g‖ / r``, what the last rounding of a gradient costs. It takes twice
+        the gradients of a product, and one.
 
-        A fixed step so short that it is lost when added to x is compared with the automatic one.
-        Takes twice the gradients of a product, and one.
+        A step that is far too long or too short has a neighbour that is as wrong. Where the two differ by
+        more than ``ε^(3/8)`` of the product, it is therefore compared also with the product by searched
+        steps (see the notes of the class). Where the product is such a one itself, the estimate is
+        what its neighbours disagree by. A gradient that changes over less than the spacing of the dtype's
+        numbers at x is beyond both.
         """
         near = self._near(loss, params, batch)
         _check_vector(v, near)
-        v_norm = norm(v)
-        if v_norm == 0.0:
+        if norm(v) == 0.0:
             return 0.0
+        if not self._one_step_serves(near):
+            return product_by_parts(near, v, self.order)[1]
         scale, step = self._step(near, v)
         product = self._product(near, v, scale, step)
-        floor = near.epsilon * norm(product)
-        if step / scale * v_norm < _LOST * near.epsilon * near.norm():
-            reference_step = NumdiffBackend(self.inner, order=self.order)._step(near, v)
-        else:
-            reference_step = scale, step / 2
-            floor += 0.1 * near.epsilon * norm(self.grad(loss, params, batch)) * scale / step
-        product -= self._product(near, v, *reference_step)
-        return max(norm(product), floor)
+        size = norm(product)
+        error = norm(product - self._product(near, v, scale, step / 2))
+        if math.isnan(error):
+            return error
+        if size > 0.0 and error <= tolerance(near.epsilon) * size:
+            return max(error, near.epsilon * size, 0.1 * near.rounding() * scale / step)
+        reference, uncertainty = product_by_parts(near, v, self.order)
+        return max(error, near.epsilon * size, norm(product - reference) + uncertainty)
 
     def _over_arrays(self, params: Params) -> bool:
         return self.inner is None or isinstance(params, InPlaceWeights | ShiftedWeights)
@@ -193,6 +213,9 @@ class NumdiffBackend:
             return self.grad(loss, shifted, batch)
 
         return NearVector(gradient, self.flatten(params))
+
+    def _one_step_serves(self, near: Near) -> bool:
+        return self.step is not None or alike(near.arrays)
 
     def _step(self, near: Near, v: Vector) -> tuple[float, float]:
         """A scale and a step, such that ``r = step / scale``; the scale 0 for ``v = 0``."""

@@ -14,7 +14,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ihvp.backend import Params, Vector
-from ihvp_numdiff._arrays import epsilon, floating_arrays, unflatten
+from ihvp_numdiff._arrays import epsilon, flatten, floating_arrays, unflatten
 from ihvp_numdiff._difference import norm
 from ihvp_numdiff._gradient import flatten_gradient, subtract_gradient
 
@@ -40,8 +40,17 @@ class Near(Protocol):
     dtype: Any
     epsilon: float
 
+    @property
+    def arrays(self) -> list[Vector]:
+        """The parts of x, in order."""
+        ...
+
     def norm(self) -> float:
         """``‖x‖₂``."""
+        ...
+
+    def rounding(self) -> float:
+        """``ε ‖g(x)‖₂``, what the last rounding of a gradient costs."""
         ...
 
     def difference(self, v: Vector, scale: float, step: float) -> Vector:
@@ -57,13 +66,25 @@ class NearArrays:
 
     def __init__(self, take_gradient: TakeGradient[Any], params: Params) -> None:
         self._take_gradient, self._params = take_gradient, params
-        self._arrays = floating_arrays(params)
-        self.size = sum(array.size for array in self._arrays)
-        self.dtype = np.result_type(*self._arrays)
-        self.epsilon = epsilon(self._arrays)
+        self._leaves = floating_arrays(params)
+        self.size = sum(array.size for array in self._leaves)
+        self.dtype = np.result_type(*self._leaves)
+        self.epsilon = epsilon(self._leaves)
+
+    @property
+    def arrays(self) -> list[Vector]:
+        return [array.reshape(-1) for array in self._leaves]
 
     def norm(self) -> float:
-        return math.hypot(*(norm(array.reshape(-1)) for array in self._arrays if array.size))
+        return math.hypot(*(norm(array) for array in self.arrays if array.size))
+
+    def rounding(self) -> float:
+        # A copy, as every point is, for a gradient that writes to its argument.
+        point = unflatten(flatten(self._params), self._params)
+        gradient: np.ndarray = self._take_gradient(
+            point, lambda gradient: flatten_gradient(gradient, self._params)
+        )
+        return self.epsilon * norm(gradient)
 
     def difference(self, v: Vector, scale: float, step: float) -> Vector:
         point = np.empty(self.size, self.dtype)
@@ -83,7 +104,7 @@ class NearArrays:
             np.divide(v, scale, out=point)
             point *= step
         start = 0
-        for array in self._arrays:
+        for array in self._leaves:
             piece = point[start : start + array.size].reshape(array.shape)
             piece += array
             start += array.size
@@ -98,8 +119,15 @@ class NearVector:
         self.size, self.dtype = x.shape[0], x.dtype
         self.epsilon = float(array_namespace(x).finfo(x.dtype).eps)
 
+    @property
+    def arrays(self) -> list[Vector]:
+        return [self._x]
+
     def norm(self) -> float:
         return norm(self._x)
+
+    def rounding(self) -> float:
+        return self.epsilon * norm(self._gradient(self._x))
 
     def difference(self, v: Vector, scale: float, step: float) -> Vector:
         total = self._gradient(self._shifted(v, scale, step))

@@ -75,6 +75,18 @@ def test_weights_are_restored_bit_for_bit(framework, weights, bits):
     assert bits() == before
 
 
+@pytest.mark.parametrize("order", [2, 4])
+def test_weights_of_unlike_size_have_products_and_are_restored(order):
+    held = np.array([3e4, 0.5, 2e-5, 0.0])
+    lengths = np.array([3e4, 0.5, 2e-5, 1.0])
+    weights = InPlaceWeights(read=lambda: held, write=lambda values: np.copyto(held, values))
+    sines = GradientFunction(lambda weights, batch: np.sin(held / lengths))
+    before = held.tobytes()
+    product = NumdiffBackend(order=order).hvp(sines, weights, None, np.ones(4))
+    np.testing.assert_allclose(product, np.cos(held / lengths) / lengths, rtol=1e-6, atol=1e-6)
+    assert held.tobytes() == before
+
+
 @pytest.mark.parametrize("failure", [RuntimeError("out of memory"), KeyboardInterrupt()])
 def test_weights_are_restored_when_the_gradient_raises(framework, weights, bits, failure):
     before, framework.failure = bits(), failure

@@ -69,3 +69,20 @@ def test_product_error_is_of_the_size_of_the_true_error(backend):
     product, exact = (b.hvp(loss, parameters(), None, v) for b in (backend, backend.inner))
     true = float(jax.numpy.linalg.norm(product - exact))
     assert true / 10 < backend.product_error(loss, parameters(), None, v) < 100 * true
+
+
+@pytest.mark.parametrize("order", [2, 4])
+def test_unlike_sizes_have_products_in_the_arrays_of_jax(backend, order):
+    sizes = jax.numpy.array([3e4, 0.5, 2e-5, 1.0])
+
+    def waves(params, batch):
+        return jax.numpy.sum(jax.numpy.sin(params["w"] / sizes)) ** 2
+
+    w, backend = (
+        {"w": sizes * jax.numpy.array([1.0, -0.5, 0.3, 0.0])},
+        NumdiffBackend(backend.inner, order=order),
+    )
+    block = jax.numpy.stack([sizes, jax.numpy.ones(4), jax.numpy.eye(4)[2]], 1)
+    product, exact = (b.hvp(waves, w, None, block) for b in (backend, backend.inner))
+    assert isinstance(product, jax.Array)
+    assert np.all(np.linalg.norm(product - exact, axis=0) < 1e-6 * np.linalg.norm(exact, axis=0))

@@ -65,6 +65,22 @@ def test_product_over_a_module_equals_that_of_torch(backend, module, batch):
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("order", [2, 4])
+def test_unlike_sizes_have_products_in_the_arrays_of_torch(backend, module, batch, order):
+    # The first layer of a network in other units: its input is as much smaller as its weights are larger.
+    inputs, targets = batch[0] * torch.tensor([1e-6, 1.0, 1e6, 1e3], dtype=torch.float64), batch[1]
+    with torch.no_grad():
+        module[0].weight /= torch.tensor([1e-6, 1.0, 1e6, 1e3], dtype=torch.float64)
+    backend = NumdiffBackend(backend.inner, order=order)
+    v = torch.ones(backend.flatten(module).shape[0], 2, dtype=torch.float64)
+    v[::3, 1] = 0
+    product = backend.hvp(loss, module, (inputs, targets), v)
+    exact = backend.inner.hvp(loss, module, (inputs, targets), v)
+    assert isinstance(product, torch.Tensor)
+    error = torch.linalg.norm(product - exact, dim=0) / torch.linalg.norm(exact, dim=0)
+    assert float(error.max()) < 1e-5
+
+
 def test_operation_without_a_second_derivative_has_products(backend):
     w = [torch.tensor([0.1, 0.2], dtype=torch.float64)]
     product = backend.hvp(
