@@ -1,17 +1,325 @@
-"""placeholder"""
+r"""Whether a framework's product with the Hessian is the derivative of its gradient.
+
+Near the parameters, on a ray :math:`x_t = x + t u`, one product with the Hessian at x is compared with two
+differences of the gradient g:
+
+.. math::
+    D_1 = \frac{g(x_h) - g(x)}{h}, \qquad D_2 = \frac{g(x_f) - g(x_h)}{f - h}, \qquad h \ll f .
+
+Agreement of the product with either is no accident. Disagreement alone says little, because differences are
+wrong too: at kinks (ReLU, max-pooling), by rounding, in a computation of lower precision than its parameters,
+over curvature narrower than h. But then they are wrong in different ways on two intervals of different lengths
+that share an end. The product is called wrong where the two differences agree with each other much better than
+with it, and the gradient has changed by more than its rounding.
+
+Three choices keep the differences good where losses are not smooth. The steps are as short as rounding permits,
+because the kinks in an interval are as many as it is long. The point x is not the parameters but beside them,
+``ρ u`` away with h, f ≪ ρ in what is exactly zero: a kink at the parameters themselves (zero inputs and biases,
+ties, L1 at 0) stays behind, for to first order what vanishes there keeps its sign along the ray. And parameters
+whose gradient is exactly zero stay where they are: frameworks leave some out on purpose (padding).
+"""
 
 from __future__ import annotations
+
+import math
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp import algebra
+from ihvp.backend import Batch, CurvatureBackend, Loss, Params, Vector
+from ihvp.data import count_examples, take_examples
+from ihvp.space import VectorSpace
+
+# The differences must agree with each other so many times better than with the product. Where it is right,
+# this asks of two errors to agree; those of kinks, rounding and truncation differ by about themselves.
+_AGREEMENT = 8.0
+# Rounding of a gradient is taken to be within so many ε of the largest gradient seen.
+_ROUNDING = 16.0
 
 
 @dataclass(frozen=True)
 class Comparison:
+    """What a product with the Hessian and a few gradients say of each other.
+
+    Attributes
+    ----------
+    outcome : {"passed", "wrong", "inconclusive"}
+        ``"inconclusive"`` where the differences of the gradient are not good enough to judge by.
+    error : float
+        ``‖H u − D‖ / max(‖H u‖, ‖D‖)`` with a difference of gradients D; NaN where it is unknown.
+    allowed : float
+        The largest error that passes; NaN where no error could be told.
+    why : str
+        The reason, in one sentence.
+    """
+
     outcome: Literal["passed", "wrong", "inconclusive"]
     error: float
     allowed: float
     why: str
 
 
-def compare_with_gradients(backend: Any, loss: Any, params: Any, batch: Any, space: Any) -> Comparison:
-    return Comparison("inconclusive", float("nan"), 0.01, "placeholder")
+@dataclass(frozen=True)
+class _Precision:
+    """What can be told in a precision, and the lengths along u for it, as fractions of the parameters' sizes.
+
+    Attributes
+    ----------
+    eps : float
+    allowed : float
+        The error that a right product may have.
+    rows : int
+        How many examples are enough.
+    place, near, far, longest : float
+        ρ, h, f, and a step for which even half precision would not be too coarse.
+    spread : float
+        How much more, or less, than its own size allows an entry may move.
+    """
+
+    eps: float
+    allowed: float
+    rows: int
+    place: float
+    near: float
+    far: float
+    longest: float
+    spread: float
+
+
+_PRECISIONS = (
+    _Precision(
+        eps=2**-52, allowed=0.01, rows=32, place=2**-20, near=2**-29, far=2**-20, longest=2**-5, spread=2**8
+    ),
+    _Precision(
+        eps=2**-23, allowed=0.1, rows=8, place=2**-8, near=2**-15, far=2**-11, longest=2**-6, spread=2
+    ),
+)
+
+
+def compare_with_gradients(
+    backend: CurvatureBackend, loss: Loss, params: Params, batch: Batch, space: VectorSpace
+) -> Comparison:
+    """Compare one product ``∇² loss · u`` with differences of the gradient along u.
+
+    It takes the product and two gradients where they agree, a third gradient where they do not, and a fourth
+    only before it calls the product wrong. All are of the first rows of the batch, 32 or 8; where these cannot be
+    evaluated or have no gradient, of the whole batch. It holds about five vectors beside what the backend needs.
+
+    Parameters
+    ----------
+    backend : CurvatureBackend
+        One that differentiates losses: products made from gradients have nothing to be compared with.
+    loss, params, batch
+        As the backend takes them.
+    space : VectorSpace
+        That of the parameters.
+
+    Returns
+    -------
+    Comparison
+        An error passes up to 1 % of the product in float64, 10 % in float32. Half precision is too coarse to
+        tell.
+
+    Raises
+    ------
+    Exception
+        What the loss or the backend raises on the whole batch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> class Sines:
+    ...     device = "cpu"
+    ...     flatten = staticmethod(np.array)
+    ...     unflatten = staticmethod(lambda vector, like: vector)
+    ...     grad = staticmethod(lambda loss, w, batch: np.sin(w))
+    ...     hvp = staticmethod(lambda loss, w, batch, v: -np.cos(w) * v)
+    >>> w = np.array([0.3, -2.0])
+    >>> comparison = compare_with_gradients(Sines(), None, w, None, VectorSpace.of(w))
+    >>> comparison.outcome, round(comparison.error, 3)
+    ('wrong', 2.0)
+    """
+    for precision in _PRECISIONS:
+        if space.eps <= precision.eps:
+            check = _Check(backend, loss, params, space, precision)
+            if check.moves():
+                return check.run_on_few_rows(batch)
+    return Comparison(
+        "inconclusive", math.nan, math.nan, "parameters in half precision are too coarse for differences"
+    )
+
+
+class _Uninformative(Exception):
+    """The gradient is zero or not finite."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Check:
+    backend: CurvatureBackend
+    loss: Loss
+    params: Params
+    space: VectorSpace
+    precision: _Precision
+
+    def moves(self) -> bool:
+        """Whether every parameter has the precision for the shortest step."""
+        x, u = self.ray()
+        return bool(self.space.xp.all(self.moved(x, self.precision.near, u) - x))
+
+    def run_on_few_rows(self, batch: Batch) -> Comparison:
+        """The comparison on the first rows; where they do not tell, on more of them, and then on all."""
+        for rows in (self.precision.rows, 32 * self.precision.rows):
+            # What a loss raises on fewer rows is its own, and others may have a gradient.
+            with suppress(Exception):
+                if count_examples(batch) > rows:
+                    return self.run(take_examples(batch, 0, rows))
+        try:
+            return self.run(batch)
+        except _Uninformative as error:
+            return self.inconclusive(str(error))
+
+    def run(self, batch: Batch) -> Comparison:
+        """The comparison on this batch."""
+        near, allowed = self.precision.near, self.precision.allowed
+        x, u = self.ray()
+        start = self.gradient(x, batch)
+        size = _size(start)
+        u = self.space.xp.where(start != 0, u, 0.0)
+        point = self.moved(x, near, u)
+        # The displacement is what rounding left of it.
+        u = algebra.scale(point - x, 1 / near)
+        end = self.gradient(point, batch)
+        del point
+        _size(end)
+        product = self.backend.hvp(self.loss, self.backend.unflatten(x, self.params), batch, u)
+        if not algebra.all_finite(product):
+            return self.inconclusive("the product with the Hessian is not finite")
+        change = algebra.axpy(algebra.scale(start, -1.0), 1.0, end)
+        predicted, moved = _norm(product), _norm(change) / near
+        missed = algebra.axpy(change, -near, product)
+        discrepancy = _norm(missed) / near
+        error = discrepancy / max(predicted, moved) if discrepancy else 0.0
+        if error <= allowed:
+            return self.passed(error)
+        if max(predicted, size) < self.smallest:
+            return self.inconclusive("the gradient is close to the smallest numbers of its dtype", error)
+
+        between = self.precision.far - near
+        x = self.moved(x, self.precision.far, u)
+        beyond = self.gradient(x, batch)
+        if not algebra.all_finite(beyond):
+            return self.inconclusive("the gradient is not finite nearby", error)
+        missed_beyond = algebra.axpy(algebra.axpy(end, between, product), -1.0, beyond)
+        if predicted > 0 and _norm(missed_beyond) <= allowed * between * predicted:
+            return self.passed(_norm(missed_beyond) / (between * predicted))
+        disagreement = _norm(algebra.axpy(missed, near / between, missed_beyond)) / near
+        del missed
+        # Few numbers agree by accident more easily than many.
+        agreement = _AGREEMENT * max(1.0, 16 / self.space.size)
+        if agreement * disagreement > min(discrepancy, moved):
+            return self.inconclusive("differences of gradients disagree with each other too", error)
+        if _coarse_part(beyond, product) > allowed:
+            return self.inconclusive("the gradient has a lower precision than the parameters", error)
+
+        # Quantities that are rounded to few bits inside the loss stand still over short steps, not over long ones.
+        longest = self.precision.longest
+        beyond = algebra.axpy(beyond, longest, product)
+        del product
+        x = algebra.axpy(x, longest, u)
+        missed_longest = algebra.axpy(self.gradient(x, batch), -1.0, beyond)
+        by_product = _norm(missed_longest)
+        by_differences = _norm(algebra.axpy(missed_longest, longest / between, missed_beyond))
+        if error > 0.1 and 1.5 * by_product < by_differences:
+            return self.inconclusive("the product agrees with longer differences of gradients", error)
+
+        # Where a model is saturated the gradient is small, and its rounding is not.
+        del x, u
+        elsewhere = self.gradient(algebra.scale(self.ray()[1], -0.125), batch)
+        if algebra.all_finite(elsewhere):
+            size = max(size, _norm(elsewhere))
+        if _norm(missed_beyond) <= _ROUNDING * self.precision.eps * size:
+            return self.inconclusive("the gradient changes by no more than its rounding", error)
+        return Comparison(
+            "wrong",
+            error,
+            allowed,
+            "two differences of gradients agree with each other, not with the product",
+        )
+
+    def ray(self) -> tuple[Vector, Vector]:
+        """A point beside the parameters, and the direction in which it lies."""
+        x = self.backend.flatten(self.params)
+        u = self.space.asarray(_direction(algebra.to_numpy(x), self.precision.spread))
+        return self.held(algebra.axpy(x, self.precision.place, u)), u
+
+    def moved(self, x: Vector, length: float, u: Vector) -> Vector:
+        """``x + length u``."""
+        return self.held(algebra.axpy(algebra.copy(x), length, u))
+
+    def held(self, point: Vector) -> Vector:
+        """The point as the dtypes of the parameters hold it."""
+        return self.backend.flatten(self.backend.unflatten(point, self.params))
+
+    def gradient(self, point: Vector, batch: Batch) -> Vector:
+        return self.backend.grad(self.loss, self.backend.unflatten(point, self.params), batch)
+
+    def passed(self, error: float) -> Comparison:
+        return Comparison(
+            "passed", error, self.precision.allowed, "the product agrees with a difference of gradients"
+        )
+
+    @property
+    def smallest(self) -> float:
+        """Gradients below have lost digits to underflow on the way."""
+        info = self.space.xp.finfo(self.space.dtype)
+        return float(info.smallest_normal) / float(info.eps) ** 2
+
+    def inconclusive(self, why: str, error: float = math.nan) -> Comparison:
+        return Comparison("inconclusive", error, self.precision.allowed, why)
+
+
+def _direction(x: NDArray[np.floating], spread: float) -> NDArray[np.floating]:
+    """Entries of random signs and of the typical size of those of x, within ``spread`` of each one's own.
+
+    Parameters of very unlike sizes have curvature of very unlike lengths.
+    """
+    sizes = np.abs(x)
+    zero = sizes <= np.finfo(x.dtype).tiny / np.finfo(x.dtype).eps
+    every = max(1, x.size >> 16)
+    sample = sizes[::every][~zero[::every]]
+    typical = np.median(sample) if sample.size else np.ones((), x.dtype)
+    np.copyto(sizes, np.clip(typical, sizes / spread, sizes * spread), where=~zero)
+    sizes[zero] = typical
+    # None is so small that an entry stays. The first one leads away from zero, so that −u has another sign.
+    factors = np.random.default_rng(0).uniform(-1.0, 1.0, x.size).astype(x.dtype, copy=False)
+    factors[0] = abs(factors[0])
+    factors += np.copysign(np.asarray(0.5, x.dtype), factors)
+    sizes *= factors
+    return np.copysign(np.ones((), x.dtype), x) * sizes
+
+
+def _coarse_part(gradient: Vector, product: Vector) -> float:
+    """The part of a product in whose entries the gradient has no more than half of its dtype's digits."""
+    entries = algebra.to_numpy(gradient)
+    half = (np.finfo(entries.dtype).nmant + 1) // 2
+    digits = np.ldexp(np.frexp(entries)[0], half)
+    coarse = (entries != 0) & (digits == np.rint(digits))
+    product = algebra.to_numpy(product)
+    return float(algebra.norms(product[coarse]) / algebra.norms(product)) if coarse.any() else 0.0
+
+
+def _size(gradient: Vector) -> float:
+    if not algebra.all_finite(gradient):
+        raise _Uninformative("the gradient is not finite")
+    size = _norm(gradient)
+    if size == 0.0:
+        raise _Uninformative("the gradient is zero")
+    return size
+
+
+def _norm(x: Vector) -> float:
+    return float(algebra.norms(x))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own custom
 
-from ihvp.second_derivative import Comparison, compare_with_gradients
+from ihvp.verification.second_derivative import Comparison, compare_with_gradients
 from ihvp.space import VectorSpace
 from ihvp_torch._backend import TorchBackend
 
@@ -59,7 +59,9 @@ class Attention(nn.Module):
     def __init__(self, pick: np.random.Generator) -> None:
         super().__init__()
         activation = "relu" if pick.random() < 0.5 else "gelu"
-        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation=activation, batch_first=True)
+        self.block = nn.TransformerEncoderLayer(
+            8, 2, 16, dropout=0.0, activation=activation, batch_first=True
+        )
         self.out = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +72,9 @@ class Words(nn.Module):
     def __init__(self, pick: np.random.Generator) -> None:
         super().__init__()
         self.embedding = nn.Embedding(11, int(pick.integers(3, 9)), padding_idx=0)
-        self.layers = nn.Sequential(nn.LayerNorm(self.embedding.embedding_dim), nn.Linear(self.embedding.embedding_dim, 5))
+        self.layers = nn.Sequential(
+            nn.LayerNorm(self.embedding.embedding_dim), nn.Linear(self.embedding.embedding_dim, 5)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         words = (x.abs() * 5).long().clamp(0, 10)
@@ -78,7 +82,16 @@ class Words(nn.Module):
 
 
 def dense(pick: np.random.Generator) -> nn.Module:
-    activations = [nn.ReLU, nn.LeakyReLU, nn.GELU, nn.Tanh, nn.SiLU, nn.ELU, nn.Hardtanh, lambda: nn.Softplus(beta=50)]
+    activations = [
+        nn.ReLU,
+        nn.LeakyReLU,
+        nn.GELU,
+        nn.Tanh,
+        nn.SiLU,
+        nn.ELU,
+        nn.Hardtanh,
+        lambda: nn.Softplus(beta=50),
+    ]
     activation = activations[pick.integers(len(activations))]
     norms = [nn.Identity, nn.LayerNorm, nn.BatchNorm1d, lambda width: nn.GroupNorm(2, width)]
     norm = norms[pick.integers(len(norms))]
@@ -292,7 +305,11 @@ WRONG: dict[str, tuple[tuple[int, ...], Callable[[dict[str, Tensor], tuple[Tenso
     "one normalisation of three": (
         (8, 12, 12, 12, 5),
         lambda w, b: squared(
-            forward(w, b[0], lambda z, i: torch.tanh(Normalise.apply(z) if i == 1 else F.layer_norm(z, z.shape[1:]))),
+            forward(
+                w,
+                b[0],
+                lambda z, i: torch.tanh(Normalise.apply(z) if i == 1 else F.layer_norm(z, z.shape[1:])),
+            ),
             b[1],
         ),
     ),
@@ -318,12 +335,15 @@ WRONG: dict[str, tuple[tuple[int, ...], Callable[[dict[str, Tensor], tuple[Tenso
     ),
     "a penalty without curvature": (
         WIDE,
-        lambda w, b: squared(forward(w, b[0]), b[1])
-        + Elementwise.apply(w["W0"], lambda z: 0.1 * z * z).sum(),
+        lambda w, b: (
+            squared(forward(w, b[0]), b[1]) + Elementwise.apply(w["W0"], lambda z: 0.1 * z * z).sum()
+        ),
     ),
     "a ReLU network with one lost curvature": (
         DEEP,
-        lambda w, b: F.cross_entropy(forward(w, b[0], lambda z, i: F.gelu(z) if i != 2 else Elementwise.apply(z, F.gelu)).relu(), b[1]),
+        lambda w, b: F.cross_entropy(
+            forward(w, b[0], lambda z, i: F.gelu(z) if i != 2 else Elementwise.apply(z, F.gelu)).relu(), b[1]
+        ),
     ),
 }
 
@@ -356,4 +376,4 @@ def test_a_wrong_second_derivative_is_found(what, dtype):
     comparison = compare(loss, w, (x, y))
     if dtype == "float64" or error > 0.15:
         assert comparison.outcome == "wrong", (error, comparison)
-    print(dtype, what, round(error,4), comparison)
+    print(dtype, what, round(error, 4), comparison)
