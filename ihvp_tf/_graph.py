@@ -153,21 +153,26 @@ class Graph:
     def _traced(self, signature: tuple[Any, ...]) -> Any:
         with self._moments():
             concrete = self._concrete(signature)
-        if concrete in self._states:
-            return concrete
-        graph = concrete.graph.as_graph_def()
-        if self._second_order and self._moments is nullcontext and has_stopped_mean(graph):
-            self._moments = differentiable_moments
-            self._function = tf.function(self._python, reduce_retracing=True)
+        if concrete not in self._states:
             try:
-                return self._traced(signature)
-            except IhvpError:
-                raise
-            except Exception as error:
-                # It could be traced before: a tf.function of the user's does not run as part of another graph.
-                raise UnsupportedOperation(_MOMENTS, "TensorFlow", _MODES) from error
-        self._states[concrete] = self._checked(concrete, graph)
+                self._states[concrete] = self._checked(concrete)
+            except UnsupportedOperation as error:
+                if error.operation != _MOMENTS or self._moments is differentiable_moments:
+                    raise
+                return self._with_differentiable_moments(signature)
         return concrete
+
+    def _with_differentiable_moments(self, signature: tuple[Any, ...]) -> Any:
+        """The trace that is right for a loss with moments; later ones are like it."""
+        self._moments = differentiable_moments
+        self._function = tf.function(self._python, reduce_retracing=True)
+        try:
+            return self._traced(signature)
+        except IhvpError:
+            raise
+        except Exception as error:
+            # It could be traced before: some tf.function of the user's cannot run as part of another graph.
+            raise UnsupportedOperation(_MOMENTS, "TensorFlow", _MODES) from error
 
     def _concrete(self, signature: tuple[Any, ...]) -> Any:
         try:
@@ -186,7 +191,8 @@ class Graph:
             explained = self._explained(original)
             raise explained from (None if explained is original else original)
 
-    def _checked(self, concrete: Any, graph: Any) -> UnchangedState:
+    def _checked(self, concrete: Any) -> UnchangedState:
+        graph = concrete.graph.as_graph_def()
         nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
         operations = {node.op for node in nodes}
         if self._second_order:
