@@ -15,7 +15,6 @@ from ihvp_torch._backend import TorchBackend
 LAYERS = {
     "layer norm": lambda: nn.LayerNorm(6),
     "layer norm without parameters": lambda: nn.LayerNorm(6, elementwise_affine=False),
-    "layer norm without bias": lambda: nn.LayerNorm(6, bias=False),
     "layer norm over two axes": lambda: nn.LayerNorm((4, 6)),
     "group norm": lambda: nn.GroupNorm(2, 4),
     "group norm without parameters": lambda: nn.GroupNorm(2, 4, affine=False),
@@ -106,12 +105,12 @@ def test_hessian_products_are_differences_of_the_gradient(backend, differences, 
 
 
 def test_compiled_products_are_differences_of_the_gradient(differences, batch, block, caplog):
-    model = make("layer norm", "layer norm over two axes", "group norm", "instance norm", "root mean square norm")
-    model.layers.extend(make("weight norm", "weight norm of columns by a hook", "batch norm in evaluation").layers)
+    # One network, because each takes a compiler many seconds.
+    model = make("layer norm", "group norm", "weight norm by a hook", "instance norm", "root mean square norm")
     hessian = differences(loss, model, batch).hessian
     v = block[: len(hessian)]
     product = TorchBackend(compile=True).linearize(loss, model, batch)
-    for columns in (v[:, 0], v[:, :16]):
+    for columns in (v[:, 0], v[:, :4]):
         close(product(columns), hessian @ columns.numpy())
     assert not caplog.records
 
