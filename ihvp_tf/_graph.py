@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from ihvp.backend import Batch, Params, Vector
-from ihvp.errors import LossError, UnsupportedOperation
+from ihvp.errors import IhvpError, LossError, UnsupportedOperation
 from ihvp_tf._host import aligned_copy, share, to_tensor
+from ihvp_tf._moments import differentiable_moments, has_stopped_mean
 from ihvp_tf._state import UnchangedState
 
 _MODES = "reverse over reverse"
@@ -26,6 +28,7 @@ _SILENTLY_CONSTANT = frozenset(
         "SparseAddGrad",
     }
 )
+_MOMENTS = "tf.nn.moments, where it cannot be traced again,"
 _NAMES_OF_OPERATION = (
     r"\(op type: (\w+)\)",
     r"gradient registry has no entry for: (\w+)",
@@ -52,6 +55,7 @@ class Graph:
 
     def __init__(self, derivative: Callable[..., Any]) -> None:
         self._second_order = derivative.__name__.endswith("_product")
+        self._moments: Callable[[], AbstractContextManager[None]] = nullcontext
         self._raised: Exception | None = None
         self._subject: tuple[Any, ...] = ()
         self._lock = threading.RLock()
@@ -147,23 +151,45 @@ class Graph:
                 self._subject = ()
 
     def _traced(self, signature: tuple[Any, ...]) -> Any:
+        with self._moments():
+            concrete = self._concrete(signature)
+        if concrete not in self._states:
+            try:
+                self._states[concrete] = self._checked(concrete)
+            except UnsupportedOperation as error:
+                if error.operation != _MOMENTS or self._moments is differentiable_moments:
+                    raise
+                return self._with_differentiable_moments(signature)
+        return concrete
+
+    def _with_differentiable_moments(self, signature: tuple[Any, ...]) -> Any:
+        """The trace that is right for a loss with moments; later ones are like it."""
+        self._moments = differentiable_moments
+        self._function = tf.function(self._python, reduce_retracing=True)
+        try:
+            return self._traced(signature)
+        except IhvpError:
+            raise
+        except Exception as error:
+            # It could be traced before: some tf.function of the user's cannot run as part of another graph.
+            raise UnsupportedOperation(_MOMENTS, "TensorFlow", _MODES) from error
+
+    def _concrete(self, signature: tuple[Any, ...]) -> Any:
         try:
             try:
-                concrete = self._function.get_concrete_function(*signature)
+                return self._function.get_concrete_function(*signature)
             except Exception:
                 if not self._states:
                     raise
                 exact = tf.function(self._python)
                 concrete = exact.get_concrete_function(*signature)
                 self._function = exact
+                return concrete
         except Exception as error:
             original = _before_autograph(self._raised or error)
             self._raised = None
             explained = self._explained(original)
             raise explained from (None if explained is original else original)
-        if concrete not in self._states:
-            self._states[concrete] = self._checked(concrete)
-        return concrete
 
     def _checked(self, concrete: Any) -> UnchangedState:
         graph = concrete.graph.as_graph_def()
@@ -173,6 +199,8 @@ class Graph:
             constant = sorted(operations & _SILENTLY_CONSTANT)
             if any(node.op == "EagerPyFunc" and "gradient_tape/" in node.name for node in nodes):
                 constant.append("tf.py_function")
+            if has_stopped_mean(graph):
+                constant.append(_MOMENTS)
             if constant:
                 raise UnsupportedOperation(constant[0], "TensorFlow", _MODES)
         return UnchangedState(concrete, operations)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ihvp.errors import LossIndependentOfParameters, LossNotScalar, describe
+from ihvp_torch._checkpoint import recorded_checkpoints
 from ihvp_torch._parameters import Call
 from ihvp_torch._vector import join
 
@@ -54,14 +55,15 @@ class Function:
 
 
 def recording(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, recording gradients also for a caller in ``no_grad`` or ``inference_mode``."""
+    """``function``, recording gradients also in ``no_grad``, ``inference_mode`` and re-entrant checkpoints."""
 
     @functools.wraps(function)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-            return function(*args, **kwargs)
-        with torch.inference_mode(False), torch.enable_grad():
-            return function(*args, **kwargs)
+        with recorded_checkpoints():
+            if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+                return function(*args, **kwargs)
+            with torch.inference_mode(False), torch.enable_grad():
+                return function(*args, **kwargs)
 
     return recorded
 

@@ -29,6 +29,7 @@ def example_products(function_of: Callable[[Any], Function], examples: Examples,
     examples : Examples
     v : Tensor
     """
+    v = v.detach()
     try:
         return _pushed(function_of, examples, v.unsqueeze(1) if v.ndim == 1 else v).reshape(-1, *v.shape[1:])
     except Exception:
@@ -54,5 +55,6 @@ def _pushed(function_of: Callable[[Any], Function], examples: Examples, v: Tenso
                 return pushed
 
             pushed = torch.func.vmap(along, chunk_size=_VECTORS)(*split(vectors, point))
-            result[start : start + rows] = pushed.T
+            # Data and vectors may require gradients of their own.
+            result[start : start + rows] = pushed.T.detach()
     return result

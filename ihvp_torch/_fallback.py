@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ihvp.errors import IhvpError, UnsupportedOperation
 from ihvp_torch._opaque import UNNAMED, unsupported_operation
 from ihvp_torch._vector import Product
+from ihvp_torch._weight_norm import PlainWeightNorm
 
 
 class Memory:
@@ -102,9 +103,11 @@ class FirstThatWorks:
 def unfused_kernels() -> Iterator[None]:
     """Fused kernels, which have one derivative, give way to compositions of operations that have all.
 
-    Attention runs in its mathematical form, recurrent layers without cuDNN, compiled functions eagerly.
+    Attention and weight normalisation run in their mathematical form, recurrent layers without cuDNN, compiled
+    functions eagerly.
     """
     with ExitStack() as stack:
+        stack.enter_context(PlainWeightNorm())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if torch.backends.cudnn.is_available():
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +25,8 @@ _MESSAGES = tuple(
         r"must implement the jvp function",
     )
 )
+# Nodes of autograd whose own second derivative is wrong, and the functions that make them.
+_WRONG = {"WeightNormInterfaceBackward0": "torch._weight_norm"}
 _ONCE = once_differentiable(lambda ctx: None).__code__
 
 
@@ -37,13 +39,18 @@ def unsupported_operation(error: BaseException) -> str | None:
 
 
 def refuse_once_differentiable(values: Iterable[Tensor]) -> None:
-    """Raise if ``values`` were computed by functions that are declared to have one derivative only.
+    """Raise if ``values`` were computed by functions that have one derivative only and do not say so.
 
-    Their backward pass returns constants: torch would take the second derivative for zero and not say so.
+    The backward pass of those that are declared as such returns constants, and torch would take the second
+    derivative for zero. That of a fused kernel is wrong.
     """
-    for function in _custom_functions(values):
-        if _is_once_differentiable(function):
-            raise NotImplementedError(f"The second derivative for {function.__name__} is not implemented")
+    for node in nodes(value.grad_fn for value in values):
+        if isinstance(node, BackwardCFunction):
+            function = node._forward_cls.__name__ if _is_once_differentiable(node._forward_cls) else None
+        else:
+            function = _WRONG.get(type(node).__name__)
+        if function:
+            raise NotImplementedError(f"The second derivative for {function} is not implemented")
 
 
 def refuse_constants(gradients: Iterable[Tensor | None], values: Sequence[Tensor]) -> None:
@@ -52,15 +59,9 @@ def refuse_constants(gradients: Iterable[Tensor | None], values: Sequence[Tensor
     Some backward pass has then left torch. Zeros, as the gradient of a step function, are constant rightly.
     """
     if any(part is not None and not part.requires_grad and bool(part.any()) for part in gradients):
-        names = ", ".join(sorted({function.__name__ for function in _custom_functions(values)}))
+        custom = (node for node in nodes(v.grad_fn for v in values) if isinstance(node, BackwardCFunction))
+        names = ", ".join(sorted({node._forward_cls.__name__ for node in custom}))
         raise NotImplementedError(f"The second derivative for {names or UNNAMED} is not implemented")
-
-
-def _custom_functions(values: Iterable[Tensor]) -> Iterator[type]:
-    """The ``torch.autograd.Function`` classes in the graph of ``values``."""
-    for node in nodes(value.grad_fn for value in values):
-        if isinstance(node, BackwardCFunction):
-            yield node._forward_cls
 
 
 def _is_once_differentiable(function: Any) -> bool:

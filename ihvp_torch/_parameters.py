@@ -64,6 +64,7 @@ class ModuleParameters:
     names: list[str]
     tensors: list[Tensor]
     slots: tuple[list[Slot], list[Slot]]
+    computed: list[Slot]
 
     @property
     def rest(self) -> list[Tensor]:
@@ -80,7 +81,7 @@ class ModuleParameters:
         """Calls functions of the module with ``tensors`` in the place of its parameters.
 
         Buffers are replaced by clones, because batch norm in training mode writes to them; with ``rest``,
-        those that are in the place of :attr:`rest`.
+        those that are in the place of :attr:`rest`. What hooks compute from the parameters is put back.
         """
         parameters, buffers = self.slots
         own = {slot.name: slot.tensor for slot in parameters}
@@ -95,6 +96,7 @@ class ModuleParameters:
             for slot in (*parameters, *buffers)
             if id(slot.tensor) in substitutes
         ]
+        places += [(slot.holder, slot.key, slot.tensor) for slot in self.computed]
 
         # torch.func.functional_call does the same, but for a small network takes as long as a product.
         def call(function: Callable[[nn.Module], Any]) -> Any:
@@ -122,7 +124,8 @@ def parameters_of(params: Any) -> Parameters:
         Unknown container, no parameters, a parameter that is not real floating point, several devices.
     """
     if isinstance(params, nn.Module):
-        module, places = params, slots(params)
+        module = params
+        places, computed = slots(module)
         trainable: dict[int, Slot] = {}
         for slot in places[0]:
             if slot.tensor.requires_grad:
@@ -134,26 +137,35 @@ def parameters_of(params: Any) -> Parameters:
                 "module.requires_grad_(True), or on the layers to differentiate."
             )
     elif isinstance(params, ModuleState):
-        module, places, named = params.module, slots(params.module), dict(params)
+        module, named = params.module, dict(params)
+        places, computed = slots(module)
     else:
         leaves = list(named_leaves(params))
         _check(leaves, params)
         return TreeParameters(params, [tensor for _, tensor in leaves])
     _check(list(named.items()), params)
-    return ModuleParameters(module, list(named), list(named.values()), places)
+    return ModuleParameters(module, list(named), list(named.values()), places, computed)
 
 
-def slots(module: nn.Module) -> tuple[list[Slot], list[Slot]]:
-    """The places of a module's parameters and of its buffers; a tied tensor has several."""
+def slots(module: nn.Module) -> tuple[tuple[list[Slot], list[Slot]], list[Slot]]:
+    """The places of a module's parameters and of its buffers, and of tensors that a hook computes from them.
+
+    A tied tensor has several places.
+    """
     parameters: list[Slot] = []
     buffers: list[Slot] = []
+    computed: list[Slot] = []
     for path, part in module.named_modules():
         prefix = f"{path}." if path else ""
         for found, holder in ((parameters, part._parameters), (buffers, part._buffers)):
             # Most parts have none of one kind or of both.
             if holder:
                 found += [Slot(prefix + key, holder, key, t) for key, t in holder.items() if t is not None]
-    return parameters, buffers
+        if part._forward_pre_hooks:
+            # As the old weight norm does, which keeps the weight of the last forward pass as an attribute.
+            own = vars(part)
+            computed += [Slot(prefix + key, own, key, t) for key, t in own.items() if isinstance(t, Tensor)]
+    return (parameters, buffers), computed
 
 
 def live_tensors(params: Any) -> list[Tensor]:

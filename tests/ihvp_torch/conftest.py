@@ -116,3 +116,63 @@ def gradient(net: TanhNet, batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 def hessian(net: TanhNet, batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     w = torch.cat([p.detach().reshape(-1) for p in net.parameters()]).numpy()
     return numpy_hessian(w, batch)
+
+
+class Differences:
+    """Derivatives of a module's loss from ``backward()`` alone: torch is no oracle for its own second derivative."""
+
+    def __init__(self, loss, model: nn.Module, batch) -> None:
+        self._loss, self._model, self._batch = loss, model, batch
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.point = self._flat(self._parameters)
+
+    def gradient(self, batch=None) -> np.ndarray:
+        """With the state of the module, such as running means, as it was."""
+        state = {name: value.clone() for name, value in self._model.state_dict().items()}
+        for p in self._parameters:
+            p.grad = None
+        self._loss(self._model, self._batch if batch is None else batch).backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        for p in self._parameters:
+            p.grad = None
+        self._model.load_state_dict(state)
+        return self._flat(gradients)
+
+    @property
+    def hessian(self) -> np.ndarray:
+        def at(w: np.ndarray) -> np.ndarray:
+            nn.utils.vector_to_parameters(torch.from_numpy(w), self._parameters)
+            return self.gradient()
+
+        try:
+            return np.stack([fourth_order(lambda t, e=e: at(self.point + t * e)) for e in np.eye(len(self.point))], 1)
+        finally:
+            nn.utils.vector_to_parameters(torch.from_numpy(self.point), self._parameters)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The gradients of single examples."""
+        x, y = self._batch
+        return np.stack([self.gradient((x[i : i + 1], y[i : i + 1])) for i in range(len(x))])
+
+    def by_inputs(self, v: np.ndarray) -> np.ndarray:
+        """The derivative of ``∇ loss · v`` by the first array of the batch."""
+        x, y = self._batch
+        units = torch.eye(x.numel(), dtype=x.dtype).reshape(-1, *x.shape)
+        entries = [fourth_order(lambda t, e=e: self.gradient((x + t * e, y)) @ v) for e in units]
+        return np.array(entries).reshape(x.shape)
+
+    @staticmethod
+    def _flat(tensors) -> np.ndarray:
+        return torch.cat([t.detach().reshape(-1) for t in tensors]).numpy().copy()
+
+
+def fourth_order(function, step: float = 1e-3):
+    """The derivative of a function of a number at zero."""
+    near, far = function(step) - function(-step), function(2 * step) - function(-2 * step)
+    return (8 * near - far) / (12 * step)
+
+
+@pytest.fixture
+def differences() -> type[Differences]:
+    return Differences

@@ -1,0 +1,114 @@
+"""The variance about a stopped mean, whose second derivative is not that of its first.
+
+``tf.nn.moments`` computes ``mean (y − s)²`` with ``s = tf.stop_gradient(mean y)``. The value and the first derivative are
+those of the variance, because ``Σ (y − mean y) = 0``; the second derivative lacks ``−2/n² 1 1ᵀ``. All layers of Keras that
+normalise rest on it.
+
+Where a traced graph has that form, it is traced again with ``mean y`` in the place of ``s``, and with each ``tf.function``
+of the user run in the trace itself, because its own traces are its user's. Other uses of ``tf.stop_gradient`` stay.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.eager.polymorphic_function.autograph_util import py_func_from_autograph
+from tensorflow.python.framework import op_def_library
+
+_Function = type(tf.function(lambda: None))
+
+
+def has_stopped_mean(graph: Any) -> bool:
+    """Whether a ``GraphDef``, or a function in its library, has a variance about a stopped mean."""
+    return any(map(_stopped_in, (graph.node, *(function.node_def for function in graph.library.function))))
+
+
+def _stopped_in(nodes: Iterable[Any]) -> bool:
+    by_name = {node.name: node for node in nodes}
+
+    def source(name: str) -> Any:
+        return by_name.get(name.partition(":")[0])
+
+    def same(name: str, other: str) -> bool:
+        first, second = source(name), source(other)
+        reads = first is not None and second is not None and first.op == second.op == "ReadVariableOp"
+        return name == other or (reads and first.input[0] == second.input[0])
+
+    def stops(name: str, other: str) -> bool:
+        stop = source(name)
+        mean = source(stop.input[0]) if stop is not None and stop.op == "StopGradient" else None
+        return mean is not None and mean.op == "Mean" and same(mean.input[0], other)
+
+    pairs = (node.input[:2] for node in by_name.values() if node.op == "SquaredDifference")
+    return any(stops(y, x) or stops(x, y) for x, y in pairs)
+
+
+class _Here(threading.local):
+    differentiable = False
+
+
+_here = _Here()
+_lock = threading.Lock()
+_users = 0
+_apply_op: Any = None
+_call: Any = None
+
+
+@contextmanager
+def differentiable_moments() -> Iterator[None]:
+    """What this thread traces in the block has no variance about a stopped mean."""
+    global _users, _apply_op, _call
+    with _lock:
+        if not _users:
+            _apply_op, op_def_library._apply_op_helper = op_def_library._apply_op_helper, _create
+            _call, _Function.__call__ = _Function.__call__, _run_here
+        _users += 1
+    before, _here.differentiable = _here.differentiable, True
+    try:
+        yield
+    finally:
+        _here.differentiable = before
+        with _lock:
+            _users -= 1
+            if not _users:
+                op_def_library._apply_op_helper, _Function.__call__ = _apply_op, _call
+
+
+def _create(op_type_name: str, name: str | None = None, **keywords: Any) -> Any:
+    if _here.differentiable and op_type_name == "SquaredDifference":
+        x, y = (
+            tf.convert_to_tensor(keywords[key]) if isinstance(keywords[key], tf.Variable) else keywords[key]
+            for key in ("x", "y")
+        )
+        keywords |= {"x": _mean_behind(x, y), "y": _mean_behind(y, x)}
+    return _apply_op(op_type_name, name=name, **keywords)
+
+
+def _mean_behind(stopped: Any, other: Any) -> Any:
+    stop = getattr(stopped, "op", None)
+    if stop is not None and stop.type == "StopGradient":
+        mean = stop.inputs[0]
+        if mean.op.type == "Mean" and _same(mean.op.inputs[0], other):
+            return mean
+    return stopped
+
+
+def _same(x: Any, y: Any) -> bool:
+    if x is y:
+        return True
+    first, second = x.op, getattr(y, "op", None)
+    reads = second is not None and first.type == second.type == "ReadVariableOp"
+    return reads and first.inputs[0] is second.inputs[0]
+
+
+def _run_here(function: Any, *args: Any, **kwargs: Any) -> Any:
+    if not _here.differentiable:
+        return _call(function, *args, **kwargs)
+    python: Callable[..., Any] = function.python_function
+    if function._autograph:
+        python = py_func_from_autograph(python, function._experimental_autograph_options)
+    return python(*args, **kwargs)
