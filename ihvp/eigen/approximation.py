@@ -51,9 +51,9 @@ class Products:
             raise NonFinite("A product with the operator")
         return algebra.wide(matrix)
 
-    def error(self, v: Vector) -> float:
-        """What the operator says of the error of its product."""
-        return self.operator.product_error(self.space.xp.astype(v, self.space.dtype, copy=False))
+    def noise(self, v: Vector) -> float:
+        """What the error of the product may be, from what the operator says of it."""
+        return _NOISE * self.operator.product_error(self.space.xp.astype(v, self.space.dtype, copy=False))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,8 @@ class Approximation:
         Orthonormal.
     residuals : ndarray (k,)
         ``‖A x − θ x‖`` as the method knows it.
+    assured : ndarray (k,) of bool
+        Whether no other eigenvalue belongs in the place of this one.
     size : float
         The largest magnitude of an eigenvalue.
     leading : Vector (P,)
@@ -81,6 +83,7 @@ class Approximation:
     values: NDArray[np.float64]
     vectors: Vector
     residuals: NDArray[np.float64]
+    assured: NDArray[np.bool_]
     size: float
     leading: Vector
     image: Callable[[NDArray[np.float64]], Vector]
@@ -104,7 +107,7 @@ def certified(product: Products, found: Approximation, tol: float, *, seed: int,
     """
     space, limit = product.space, tol * found.size
     if noisy:
-        limit = max(limit, _NOISE * product.error(found.leading))
+        limit = max(limit, product.noise(found.leading))
     vectors = space.xp.astype(found.vectors, space.dtype, copy=False)
     values, residuals = found.values, found.residuals
     if found.complete:
@@ -119,4 +122,5 @@ def certified(product: Products, found: Approximation, tol: float, *, seed: int,
     order = np.argsort(-values, kind="stable")
     if np.any(order != np.arange(order.size)):
         vectors = algebra.columns(vectors, order)
-    return Eigenpairs(values[order], vectors, residuals[order], residuals[order] <= limit, product.count)
+    converged = found.assured & (residuals <= limit)
+    return Eigenpairs(values[order], vectors, residuals[order], converged[order], product.count)

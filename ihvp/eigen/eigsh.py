@@ -11,8 +11,9 @@ from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.eigen.approximation import Products, certified
 from ihvp.eigen.dense import dense_eigenpairs
-from ihvp.eigen.lanczos import Key, Lanczos
+from ihvp.eigen.lanczos import Lanczos
 from ihvp.eigen.opg import opg_eigenpairs
+from ihvp.eigen.wanted import CHOICES, Wanted, Which
 from ihvp.eigenpairs import Eigenpairs
 from ihvp.errors import EigenpairsNotConverged, InvalidOption, VectorError, describe
 from ihvp.memory import require_memory
@@ -21,10 +22,6 @@ from ihvp.operators.opg import OPG
 from ihvp.operators.symmetry import check_symmetric
 from ihvp.progress import Monitor, Step
 from ihvp.space import VectorSpace
-
-Which = Literal["LA", "SA", "LM"]
-
-_KEYS: dict[str, Key] = {"LA": lambda values: values, "SA": lambda values: -values, "LM": np.abs}
 
 # Vectors of length P beside the basis and the result: the next direction, the product, what updates take.
 _VECTORS = 4
@@ -38,7 +35,7 @@ def eigsh(
     tol: float | None = None,
     ncv: int | None = None,
     max_restarts: int = 1000,
-    confidence: float | None = None,
+    confidence: float | None = 0.999,
     seed: int = 0,
     v0: Any = None,
     check: bool = False,
@@ -125,18 +122,19 @@ def eigsh(
         check_symmetric(operator)
     product = Products(operator)
     limit = _default_tolerance(product) if tol is None else float(tol)
-    lanczos_asked_for = ncv is not None or v0 is not None or confidence is not None
+    wanted = Wanted(which, k)
     # The rows of J that other processes have reach this one through products only.
     if (
         isinstance(operator, OPG)
-        and which != "SA"
-        and not lanczos_asked_for
+        and which in ("LA", "LM")
+        and ncv is None
+        and v0 is None
         and operator.objective.num_processes == 1
     ):
         pairs, complete = opg_eigenpairs(operator, k, tol=limit), True
     else:
         if capacity >= space.size:
-            found = dense_eigenpairs(product, k, _KEYS[which])
+            found = dense_eigenpairs(product, wanted)
         else:
             numbers = (capacity + 3 * k + _VECTORS) * space.size
             what = f"A Lanczos basis of {capacity} vectors of P = {space.size:,} with k = {k} results"
@@ -144,11 +142,11 @@ def eigsh(
             require_memory(space, numbers, bytes_each, what, "Pass a smaller ncv or k.")
             iteration = Lanczos(
                 product,
-                k=k,
+                wanted=wanted,
                 capacity=capacity,
-                key=_KEYS[which],
                 tol=limit,
                 missed=None if confidence is None else 1 - confidence,
+                noisy=tol is None,
                 seed=seed,
                 start=start,
             )
@@ -176,8 +174,9 @@ def _checked(
     """The size of the basis."""
     if not (isinstance(k, (int, np.integer)) and 1 <= k <= space.size):
         raise InvalidOption("k", k, f"an integer from 1 to P = {space.size}")
-    if which not in _KEYS:
-        raise InvalidOption("which", which, "'LA' (largest), 'SA' (smallest) or 'LM' (largest in magnitude)")
+    if which not in CHOICES:
+        expected = "'LA' (largest), 'SA' (smallest), 'LM' (largest in magnitude) or 'BE' (from both ends)"
+        raise InvalidOption("which", which, expected)
     if tol is not None and not (isinstance(tol, (int, float, np.integer, np.floating)) and 0 < tol < 1):
         raise InvalidOption("tol", tol, "a number between 0 and 1, or None for what the dtype allows")
     least = min(k + 2, space.size)
