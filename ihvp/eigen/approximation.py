@@ -17,6 +17,7 @@ from ihvp.operators.base import LinearOperator
 
 # The products' own error is estimated to within this factor.
 _NOISE = 3.0
+_OTHER = 0.7
 
 
 class Products:
@@ -27,6 +28,7 @@ class Products:
 
     def __init__(self, operator: LinearOperator) -> None:
         self.operator, self.space, self.count = operator, operator.space, 0
+        self._noise: float | None = None
         self.dtype = algebra.wide(self.space.zeros(1)[:0]).dtype
 
     def __call__(self, v: Vector) -> Vector:
@@ -51,9 +53,19 @@ class Products:
             raise NonFinite("A product with the operator")
         return algebra.wide(matrix)
 
-    def noise(self, v: Vector) -> float:
-        """What the error of the product may be, from what the operator says of it."""
-        return _NOISE * self.operator.product_error(self.space.xp.astype(v, self.space.dtype, copy=False))
+    def noise(self, leading: Vector) -> float:
+        """What the error of a product may be: estimated once, for the leading eigenvector.
+
+        Half precision is not rounded alike on every processor, and there it is measured.
+        """
+        if self._noise is None:
+            error = self.operator.product_error(self.space.xp.astype(leading, self.space.dtype, copy=False))
+            if self.space.dtype != self.dtype:
+                # Other multiples of a vector have other rounding errors.
+                other = self(_OTHER * leading) / _OTHER
+                error += float(algebra.norms(algebra.subtract_from(self(leading), other)))
+            self._noise = _NOISE * error
+        return self._noise
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.eigen.approximation import Products, certified
-from ihvp.eigen.dense import dense_eigenpairs
-from ihvp.eigen.lanczos import Lanczos
+from ihvp.eigen.failure import failure
 from ihvp.eigen.opg import opg_eigenpairs
+from ihvp.eigen.search import search
 from ihvp.eigen.wanted import CHOICES, Wanted, Which
 from ihvp.eigenpairs import Eigenpairs
-from ihvp.errors import EigenpairsNotConverged, InvalidOption, VectorError, describe
-from ihvp.memory import require_memory
+from ihvp.errors import InvalidOption, VectorError, describe
 from ihvp.operators.base import LinearOperator
 from ihvp.operators.opg import OPG
 from ihvp.operators.symmetry import check_symmetric
-from ihvp.progress import Monitor, Step
+from ihvp.progress import Step
 from ihvp.space import VectorSpace
 
-# Vectors of length P beside the basis and the result: the next direction, the product, what updates take.
-_VECTORS = 4
+# Small problems have as many vectors in the basis as make this many numbers, up to a limit.
+_SMALL, _MOST_OF_SMALL = 1 << 18, 100
 
 
 def eigsh(
@@ -122,42 +122,50 @@ def eigsh(
         check_symmetric(operator)
     product = Products(operator)
     limit = _default_tolerance(product) if tol is None else float(tol)
-    wanted = Wanted(which, k)
+    known = None
     # The rows of J that other processes have reach this one through products only.
-    if (
-        isinstance(operator, OPG)
-        and which in ("LA", "LM")
-        and ncv is None
-        and v0 is None
-        and operator.objective.num_processes == 1
-    ):
-        pairs, complete = opg_eigenpairs(operator, k, tol=limit), True
+    rows_are_here = isinstance(operator, OPG) and operator.objective.num_processes == 1
+    if rows_are_here and which in ("LA", "LM") and ncv is None and v0 is None:
+        known = opg_eigenpairs(cast(OPG, operator), k, tol=limit)
+        product.count = known.matvecs
+    if known is not None and (confidence is None or not np.all(known.converged) or _is_exact(known, limit)):
+        pairs, size, complete = known, float(np.abs(known.values).max()), True
     else:
-        if capacity >= space.size:
-            found = dense_eigenpairs(product, wanted)
-        else:
-            numbers = (capacity + 3 * k + _VECTORS) * space.size
-            what = f"A Lanczos basis of {capacity} vectors of P = {space.size:,} with k = {k} results"
-            bytes_each = int(space.xp.finfo(product.dtype).bits // 8)
-            require_memory(space, numbers, bytes_each, what, "Pass a smaller ncv or k.")
-            iteration = Lanczos(
-                product,
-                wanted=wanted,
-                capacity=capacity,
-                tol=limit,
-                missed=None if confidence is None else 1 - confidence,
-                noisy=tol is None,
-                seed=seed,
-                start=start,
-            )
-            with Monitor("Lanczos", callback, progress) as monitor:
-                found = iteration.run(max_restarts, monitor)
-            del iteration
-        complete = found.complete
+        found = search(
+            product,
+            Wanted(which, k),
+            capacity=capacity,
+            tol=limit,
+            confidence=confidence,
+            noisy=tol is None,
+            seed=seed,
+            start=start,
+            known=known,
+            max_restarts=max_restarts,
+            callback=callback,
+            progress=progress,
+        )
+        size, complete = found.size, found.complete
         pairs = certified(product, found, limit, seed=seed, noisy=tol is None)
+        if known is not None:
+            pairs = replace(pairs, truncation_error=known.truncation_error)
     if on_failure == "raise" and not np.all(pairs.converged):
-        raise _failure(operator, pairs, limit, max_restarts, complete)
+        raise failure(
+            operator,
+            pairs,
+            tol=limit,
+            size=size,
+            max_restarts=max_restarts,
+            complete=complete,
+            confidence=confidence,
+        )
     return pairs
+
+
+def _is_exact(pairs: Eigenpairs, tol: float) -> bool:
+    """Whether so little of a matrix was left out that no pair can be missed."""
+    assert pairs.truncation_error is not None
+    return pairs.truncation_error <= tol * float(np.abs(pairs.values).max())
 
 
 def _checked(
@@ -190,13 +198,18 @@ def _checked(
         raise InvalidOption("seed", seed, "an integer ≥ 0")
     if on_failure not in ("raise", "return"):
         raise InvalidOption("on_failure", on_failure, "'raise' or 'return'")
-    return min(2 * k + 20, space.size) if ncv is None else int(ncv)
+    if ncv is not None:
+        return int(ncv)
+    # With more vectors there are fewer products, where a spectrum is dense at its end.
+    roomy = min(_MOST_OF_SMALL, _SMALL // space.size, space.size // 2)
+    return min(max(2 * k + 20, roomy), space.size)
 
 
 def _default_tolerance(product: Products) -> float:
     space = product.space
-    # In half precision only the products are.
-    return float(max(space.xp.finfo(product.dtype).eps ** (2 / 3), 2 * space.eps))
+    # In half precision only the products are: at least the vector and the result are rounded, by up to ε/2,
+    # for the pair and for the fresh product.
+    return float(max(space.xp.finfo(product.dtype).eps ** (2 / 3), 4 * space.eps))
 
 
 def _checked_start(space: VectorSpace, v0: Any) -> Vector:
@@ -207,34 +220,3 @@ def _checked_start(space: VectorSpace, v0: Any) -> Vector:
     if not 0 < size < np.inf:
         raise VectorError(f"v0 has size {size}; expected a finite vector that is not 0.")
     return start
-
-
-def _failure(
-    operator: LinearOperator, pairs: Eigenpairs, tol: float, max_restarts: int, complete: bool
-) -> EigenpairsNotConverged:
-    missing = np.flatnonzero(~pairs.converged)
-    worst = int(missing[np.argmax(pairs.residuals[missing])])
-    size = float(np.abs(pairs.values).max())
-    reached = float(pairs.residuals[worst]) / size if size else np.inf
-    found = (
-        f"{missing.size} of {pairs.values.size} eigenpairs have not converged: residuals of up to "
-        f"{reached:.1e} of the largest of them, above the tolerance {tol:.1e}, "
-    )
-    if not complete:
-        return EigenpairsNotConverged(
-            found + f"after {max_restarts} restarts and {pairs.matvecs} products. Raise max_restarts or ncv, "
-            "loosen tol, or ask for fewer pairs.",
-            pairs,
-        )
-    noise = operator.product_error(algebra.column(pairs.vectors, worst))
-    if noise:
-        cause = f"the backend's products carry an error of about {noise / size:.1e} (their noise floor)"
-        advice = "or use a backend with exact products"
-    else:
-        cause = f"rounding in {operator.dtype}, or products that differ between calls or are not symmetric"
-        advice = "use a wider dtype, or test the operator with check=True"
-    return EigenpairsNotConverged(
-        found + f"by fresh products, though the method saw smaller ones: {cause}. Ask for tol ≥ "
-        f"{2 * reached:.0e}, {advice}.",
-        pairs,
-    )

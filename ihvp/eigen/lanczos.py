@@ -13,6 +13,7 @@ from ihvp.eigen.approximation import Approximation, Products
 from ihvp.eigen.basis import GrowingBasis, combinations
 from ihvp.eigen.probe import Probe
 from ihvp.eigen.wanted import Wanted
+from ihvp.eigenpairs import Eigenpairs
 from ihvp.progress import Monitor, Step
 
 # What rounding leaves of a zero, in machine epsilons.
@@ -55,8 +56,8 @@ class Lanczos:
     basis.
 
     Of an eigenspace the Krylov space of one start holds one vector. Therefore, once the pairs have converged,
-    a *probe* goes on from a random vector that is orthogonal to them. It ends with a further pair, after which
-    the next one begins, or with the proof that there is none (:class:`~ihvp.eigen.probe.Probe`).
+    a *probe* goes on from a random vector that is orthogonal to them. It ends with a further pair, after
+    which the next one begins, or with the proof that there is none (:class:`~ihvp.eigen.probe.Probe`).
 
     Parameters
     ----------
@@ -75,10 +76,8 @@ class Lanczos:
     seed : int
         Of the random vectors.
     start : Vector, optional
-    found : Vector (P, k), optional
-        Eigenvectors, orthonormal, and
-    values : ndarray (k,)
-        their eigenvalues, to begin with a probe.
+    known : Eigenpairs, optional
+        To begin with a probe for others.
     """
 
     def __init__(
@@ -92,8 +91,7 @@ class Lanczos:
         noisy: bool,
         seed: int,
         start: Vector | None = None,
-        found: Vector | None = None,
-        values: NDArray[np.float64] | None = None,
+        known: Eigenpairs | None = None,
     ) -> None:
         self.product, self.wanted, self.k, self.capacity = product, wanted, wanted.k, capacity
         self.tol, self.missed, self.noisy = tol, missed, noisy
@@ -107,10 +105,10 @@ class Lanczos:
         self._leading: Vector = None
         self._probe: Probe | None = None
         self._probes, self._margin, self._found = 0, 0.0, np.zeros(0)
-        if found is not None and values is not None:
+        if known is not None:
             for place in range(self.k):
-                self._basis.append(algebra.wide(algebra.column(found, place)))
-            np.fill_diagonal(self._projected[: self.k, : self.k], values)
+                self._basis.append(algebra.wide(algebra.column(known.vectors, place)))
+            np.fill_diagonal(self._projected[: self.k, : self.k], known.values)
             self._couplings, self._next = np.zeros(self.k), self._random_direction()
         elif start is None:
             self._next = self._random_direction()
@@ -118,8 +116,11 @@ class Lanczos:
             start = algebra.wide(start)
             self._next = start / float(algebra.norms(start))
 
-    def run(self, max_restarts: int, monitor: Monitor) -> Approximation:
-        """Iterate until the pairs have converged, or the basis was full once more than ``max_restarts``."""
+    def run(self, max_restarts: int, max_products: int | None, monitor: Monitor) -> Approximation:
+        """Iterate until the pairs have converged and no other is missed, or up to a limit.
+
+        The basis may be full once more than ``max_restarts``, and ``max_products`` be made.
+        """
         restarts = 0
         if self._basis.size:
             self._begin_probe(self._ritz())
@@ -133,9 +134,10 @@ class Lanczos:
             if pending == 0 and np.all(self._assured(ritz)):
                 return self._approximation(ritz, complete=True)
             probes = pending == 0 and (self._probe is None or self._is_improved(ritz))
-            if not probes and self._basis.size < self.capacity:
+            spent = max_products is not None and self.product.count >= max_products
+            if not probes and not spent and self._basis.size < self.capacity:
                 continue
-            if restarts == max_restarts:
+            if spent or restarts == max_restarts:
                 return self._approximation(ritz, complete=False)
             restarts += 1
             if probes:
@@ -217,9 +219,7 @@ class Lanczos:
         np.fill_diagonal(self._projected[:size, :size], ritz.values[:size])
 
     def _padded_left(self) -> list[tuple[Vector, NDArray[np.float64]]]:
-        return [
-            (v, np.pad(couplings, (0, self._basis.size - couplings.size))) for v, couplings in self._left
-        ]
+        return [(v, np.pad(couplings, (0, self._basis.size - couplings.size))) for v, couplings in self._left]
 
     def _begin_probe(self, ritz: Ritz) -> None:
         """Go on from a random vector that is orthogonal to the wanted pairs."""

@@ -17,10 +17,10 @@ class Probe:
     \beta v_{j+1}` gives :math:`\lambda\,u^\top v_j = \sum_i t_{ij}\,u^\top v_i + \beta\,u^\top v_{j+1}`, so
     that the components are :math:`u^\top v_j = p_j(\lambda)\,\gamma` with polynomials :math:`p_j` that are
     known, also after restarts. For orthonormal vectors the squares of the components sum to at most 1. Hence
-    :math:`\sum_j p_j(\lambda)^2 > 1/\delta^2` rules out every u with :math:`|\gamma| > \delta`; beyond the
-    Ritz values of the basis, p grows with the distance, so that one λ stands for all beyond it (van Dorsselaer,
-    Hochstenbach and van der Vorst, "Computing probabilistic bounds for extreme eigenvalues of symmetric
-    matrices with the Lanczos method", SIAM Journal on Matrix Analysis and Applications 22, 2000, section 3,
+    :math:`\sum_j p_j(\lambda)^2 > 1/\delta^2` rules out every u with :math:`|\gamma| > \delta`. Beyond the
+    Ritz values of the basis, p grows with the distance, so that one λ stands for all beyond it (van
+    Dorsselaer, Hochstenbach and van der Vorst, "Computing probabilistic bounds for extreme eigenvalues of
+    symmetric matrices with the Lanczos method", SIAM Journal on Matrix Analysis and Applications 22, 2000,
     where only the last of the components counts).
 
     Parameters
