@@ -37,8 +37,8 @@ def failure(
     if not complete and reached <= tol:
         return EigenpairsNotConverged(
             f"{count}they are eigenpairs, with residuals within the tolerance {tol:.1e}, but {spent} it is "
-            f"not certain, with confidence {confidence}, that no other eigenvalue belongs in their place, such "
-            f"as a copy of a multiple one, or one that is further out by more than {tol * size:.1e}. Raise "
+            f"not certain, with confidence {confidence}, that no other eigenvalue belongs in their place, "
+            f"such as a copy of a multiple one, or one further out by more than {tol * size:.1e}. Raise "
             "max_restarts or ncv, loosen tol, ask for fewer pairs, or pass confidence=None to do without "
             "this proof.",
             pairs,
