@@ -45,11 +45,17 @@ def eigsh(
 ) -> Eigenpairs:
     r"""The k largest or smallest eigenvalues of a symmetric operator, and their eigenvectors.
 
+    A pair that is called converged is the one of its place: the j-th largest value is the j-th largest
+    eigenvalue, multiple ones counted as often as they occur, to within ``tol · max |θ|``. Eigenvalues that
+    are closer to each other than this are not told apart.
+
     By the Lanczos method with thick restarts and full reorthogonalisation, on the operator's device (Wu and
-    Simon, SIAM Journal on Matrix Analysis and Applications 22, 2000). Where its basis would span the whole
-    space, as for k close to P, by P products and a dense decomposition instead; k = P is no exception. For
-    the largest of an :class:`~ihvp.OPG` by a streaming singular value decomposition of the per-example
-    gradients, unless ``ncv``, ``v0`` or ``confidence`` ask for Lanczos.
+    Simon, SIAM Journal on Matrix Analysis and Applications 22, 2000), and a probe for what it missed (van
+    Dorsselaer, Hochstenbach and van der Vorst, same volume). Where the basis would span the whole space, as
+    for k close to P, by P products and a dense decomposition instead, and for P ≤ 4,096 also where P/2
+    products have not been enough. For the largest of an :class:`~ihvp.OPG` by a streaming singular value
+    decomposition of the per-example gradients, unless ``ncv`` or ``v0`` ask for Lanczos; the probe then
+    follows where the decomposition had to leave something out.
 
     Parameters
     ----------
@@ -57,24 +63,28 @@ def eigsh(
         A.
     k : int
         The number of eigenpairs, from 1 to P.
-    which : {"LA", "SA", "LM"}
-        The largest, the smallest (algebraically, so that negative ones come first), or the largest in
-        magnitude.
+    which : {"LA", "SA", "LM", "BE"}
+        The largest, the smallest (algebraically, so that negative ones come first), the largest in
+        magnitude, or half from each end, with one more from the upper end where k is odd.
     tol : float, optional
         A pair has converged when ``‖A q − λ q‖ ≤ tol · max |θ|``, where the maximum over all Ritz values
-        stands for ``‖A‖``. (ARPACK takes each pair's own |θ|, which for small eigenvalues asks for less than
-        rounding errors.) The error of an eigenvalue is about the square of its residual. By default ε^(2/3)
-        of the dtype (3.7e-11 in float64, 2.4e-5 in float32; 2ε in half precision), or what the error of the
-        operator's products allows.
+        stands for ``‖A‖``, and no eigenvalue belongs in its place that differs by more than that. (ARPACK
+        takes each pair's own |θ|, which for small eigenvalues asks for less than rounding errors.) The error
+        of an eigenvalue is about the square of its residual. By default ε^(2/3) of the dtype (3.7e-11 in
+        float64, 2.4e-5 in float32; 4ε in half precision), or what the error of the operator's products
+        allows.
     ncv : int, optional
-        Vectors in the basis, from k + 2 to P. By default 2k + 20.
+        Vectors in the basis, from k + 2 to P. By default 2k + 20; up to 100 where P is small.
     max_restarts : int
-        How often the basis may be filled and cut back.
-    confidence : float, optional
-        Below 1, such as 0.999: after the pairs have converged, go on from a random vector until no wanted
-        eigenvalue is missed with this probability. One start vector finds each *multiple* eigenvalue once, in
-        Lanczos' method as in ARPACK; this finds its copies. It takes more products, 5 to 20 for spectra that
-        decay. By default only where the basis has spanned an invariant subspace.
+        How often the basis may be filled and cut back; each probe begins so.
+    confidence : float or None
+        The probability, over the random vectors, that no wanted eigenvalue is missed, below 1. One start
+        vector finds each *multiple* eigenvalue once, in Lanczos' method as in ARPACK, and may pass over one
+        in a cluster. Therefore, after the pairs have converged, the iteration goes on from a random vector
+        until nothing wanted can be left. That takes 10 to 20 products for a network's largest eigenvalues,
+        and up to as many again as before where the spectrum is dense at its end. For each copy that is found
+        the iteration begins anew. None leaves the probe out, unless the basis has spanned an invariant
+        subspace: then ``converged`` is about residuals alone.
     seed : int
         Of the start vector and other random ones.
     v0 : optional
@@ -99,6 +109,7 @@ def eigsh(
     Raises
     ------
     EigenpairsNotConverged
+        Residuals are above the tolerance, or it is not certain that no eigenvalue is missed;
         ``.eigenpairs`` holds what was computed.
     InvalidOption, VectorError, NotSymmetric, NonFinite
     TooLarge

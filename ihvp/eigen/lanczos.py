@@ -205,7 +205,9 @@ class Lanczos:
 
     def _kept(self, pending: int) -> int:
         """The Ritz vectors to restart with: more of them as pairs converge, as ARPACK does."""
-        return self.k + max(1, min(self.k - pending, (self.capacity - self.k) // 2))
+        room = (self.capacity - self.k) // 2
+        # Once all have, it is the polynomial of a probe that has to grow, and it grows with what is kept.
+        return self.k + max(1, room if pending == 0 else min(self.k - pending, room))
 
     def _restart(self, ritz: Ritz, size: int) -> None:
         rotation = ritz.rotation[:, :size]
