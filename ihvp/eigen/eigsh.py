@@ -81,9 +81,9 @@ def eigsh(
         The probability, over the random vectors, that no wanted eigenvalue is missed, below 1. One start
         vector finds each *multiple* eigenvalue once, in Lanczos' method as in ARPACK, and may pass over one
         in a cluster. Therefore, after the pairs have converged, the iteration goes on from a random vector
-        until nothing wanted can be left. That takes 10 to 20 products for a network's largest eigenvalues,
-        and up to as many again as before where the spectrum is dense at its end. For each copy that is found
-        the iteration begins anew. None leaves the probe out, unless the basis has spanned an invariant
+        until nothing wanted can be left. That takes 10 to 25 products for a network's largest eigenvalues,
+        and one to three times those before where the spectrum is dense at its end. For each copy that is
+        found the iteration begins anew. None leaves the probe out, unless the basis has spanned an invariant
         subspace: then ``converged`` is about residuals alone.
     seed : int
         Of the start vector and other random ones.
