@@ -22,7 +22,8 @@ class Eigenpairs:
     residuals : ndarray (k,)
         ``‖A q − λ q‖``. An eigenvalue of A lies within this distance of λ.
     converged : ndarray (k,) of bool
-        Whether the residual of each pair is within the tolerance.
+        Whether the residual of each pair is within the tolerance, and no other eigenvalue belongs in its
+        place: :func:`~ihvp.eigsh` says with which confidence.
     matvecs : int
         Products with single vectors, those for the certificate included.
     truncation_error : float or None

@@ -17,6 +17,7 @@ from ihvp.operators.base import LinearOperator
 
 # The products' own error is estimated to within this factor.
 _NOISE = 3.0
+_OTHER = 0.7
 
 
 class Products:
@@ -27,6 +28,7 @@ class Products:
 
     def __init__(self, operator: LinearOperator) -> None:
         self.operator, self.space, self.count = operator, operator.space, 0
+        self._noise: float | None = None
         self.dtype = algebra.wide(self.space.zeros(1)[:0]).dtype
 
     def __call__(self, v: Vector) -> Vector:
@@ -51,9 +53,19 @@ class Products:
             raise NonFinite("A product with the operator")
         return algebra.wide(matrix)
 
-    def error(self, v: Vector) -> float:
-        """What the operator says of the error of its product."""
-        return self.operator.product_error(self.space.xp.astype(v, self.space.dtype, copy=False))
+    def noise(self, leading: Vector) -> float:
+        """What the error of a product may be: estimated once, for the leading eigenvector.
+
+        Half precision is not rounded alike on every processor, and there it is measured.
+        """
+        if self._noise is None:
+            error = self.operator.product_error(self.space.xp.astype(leading, self.space.dtype, copy=False))
+            if self.space.dtype != self.dtype:
+                # Other multiples of a vector have other rounding errors.
+                other = self(_OTHER * leading) / _OTHER
+                error += float(algebra.norms(algebra.subtract_from(self(leading), other)))
+            self._noise = _NOISE * error
+        return self._noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +80,8 @@ class Approximation:
         Orthonormal.
     residuals : ndarray (k,)
         ``‖A x − θ x‖`` as the method knows it.
+    assured : ndarray (k,) of bool
+        Whether no other eigenvalue belongs in the place of this one.
     size : float
         The largest magnitude of an eigenvalue.
     leading : Vector (P,)
@@ -81,6 +95,7 @@ class Approximation:
     values: NDArray[np.float64]
     vectors: Vector
     residuals: NDArray[np.float64]
+    assured: NDArray[np.bool_]
     size: float
     leading: Vector
     image: Callable[[NDArray[np.float64]], Vector]
@@ -104,7 +119,7 @@ def certified(product: Products, found: Approximation, tol: float, *, seed: int,
     """
     space, limit = product.space, tol * found.size
     if noisy:
-        limit = max(limit, _NOISE * product.error(found.leading))
+        limit = max(limit, product.noise(found.leading))
     vectors = space.xp.astype(found.vectors, space.dtype, copy=False)
     values, residuals = found.values, found.residuals
     if found.complete:
@@ -119,4 +134,5 @@ def certified(product: Products, found: Approximation, tol: float, *, seed: int,
     order = np.argsort(-values, kind="stable")
     if np.any(order != np.arange(order.size)):
         vectors = algebra.columns(vectors, order)
-    return Eigenpairs(values[order], vectors, residuals[order], residuals[order] <= limit, product.count)
+    converged = found.assured & (residuals <= limit)
+    return Eigenpairs(values[order], vectors, residuals[order], converged[order], product.count)

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.eigen.approximation import Products, certified
-from ihvp.eigen.dense import dense_eigenpairs
-from ihvp.eigen.lanczos import Key, Lanczos
+from ihvp.eigen.failure import failure
 from ihvp.eigen.opg import opg_eigenpairs
+from ihvp.eigen.search import search
+from ihvp.eigen.wanted import CHOICES, Wanted, Which
 from ihvp.eigenpairs import Eigenpairs
-from ihvp.errors import EigenpairsNotConverged, InvalidOption, VectorError, describe
-from ihvp.memory import require_memory
+from ihvp.errors import InvalidOption, VectorError, describe
 from ihvp.operators.base import LinearOperator
 from ihvp.operators.opg import OPG
 from ihvp.operators.symmetry import check_symmetric
-from ihvp.progress import Monitor, Step
+from ihvp.progress import Step
 from ihvp.space import VectorSpace
 
-Which = Literal["LA", "SA", "LM"]
-
-_KEYS: dict[str, Key] = {"LA": lambda values: values, "SA": lambda values: -values, "LM": np.abs}
-
-# Vectors of length P beside the basis and the result: the next direction, the product, what updates take.
-_VECTORS = 4
+# Small problems have as many vectors in the basis as make this many numbers, up to a limit.
+_SMALL, _MOST_OF_SMALL = 1 << 18, 100
 
 
 def eigsh(
@@ -38,7 +35,7 @@ def eigsh(
     tol: float | None = None,
     ncv: int | None = None,
     max_restarts: int = 1000,
-    confidence: float | None = None,
+    confidence: float | None = 0.999,
     seed: int = 0,
     v0: Any = None,
     check: bool = False,
@@ -48,11 +45,17 @@ def eigsh(
 ) -> Eigenpairs:
     r"""The k largest or smallest eigenvalues of a symmetric operator, and their eigenvectors.
 
+    A pair that is called converged is the one of its place: the j-th largest value is the j-th largest
+    eigenvalue, multiple ones counted as often as they occur, to within ``tol · max |θ|``. Eigenvalues that
+    are closer to each other than this are not told apart.
+
     By the Lanczos method with thick restarts and full reorthogonalisation, on the operator's device (Wu and
-    Simon, SIAM Journal on Matrix Analysis and Applications 22, 2000). Where its basis would span the whole
-    space, as for k close to P, by P products and a dense decomposition instead; k = P is no exception. For
-    the largest of an :class:`~ihvp.OPG` by a streaming singular value decomposition of the per-example
-    gradients, unless ``ncv``, ``v0`` or ``confidence`` ask for Lanczos.
+    Simon, SIAM Journal on Matrix Analysis and Applications 22, 2000), and a probe for what it missed (van
+    Dorsselaer, Hochstenbach and van der Vorst, same volume). Where the basis would span the whole space, as
+    for k close to P, by P products and a dense decomposition instead, and for P ≤ 4,096 also where P/2
+    products have not been enough. For the largest of an :class:`~ihvp.OPG` by a streaming singular value
+    decomposition of the per-example gradients, unless ``ncv`` or ``v0`` ask for Lanczos; the probe then
+    follows where the decomposition had to leave something out.
 
     Parameters
     ----------
@@ -60,24 +63,28 @@ def eigsh(
         A.
     k : int
         The number of eigenpairs, from 1 to P.
-    which : {"LA", "SA", "LM"}
-        The largest, the smallest (algebraically, so that negative ones come first), or the largest in
-        magnitude.
+    which : {"LA", "SA", "LM", "BE"}
+        The largest, the smallest (algebraically, so that negative ones come first), the largest in
+        magnitude, or half from each end, with one more from the upper end where k is odd.
     tol : float, optional
         A pair has converged when ``‖A q − λ q‖ ≤ tol · max |θ|``, where the maximum over all Ritz values
-        stands for ``‖A‖``. (ARPACK takes each pair's own |θ|, which for small eigenvalues asks for less than
-        rounding errors.) The error of an eigenvalue is about the square of its residual. By default ε^(2/3)
-        of the dtype (3.7e-11 in float64, 2.4e-5 in float32; 2ε in half precision), or what the error of the
-        operator's products allows.
+        stands for ``‖A‖``, and no eigenvalue belongs in its place that differs by more than that. (ARPACK
+        takes each pair's own |θ|, which for small eigenvalues asks for less than rounding errors.) The error
+        of an eigenvalue is about the square of its residual. By default ε^(2/3) of the dtype (3.7e-11 in
+        float64, 2.4e-5 in float32; 4ε in half precision), or what the error of the operator's products
+        allows.
     ncv : int, optional
-        Vectors in the basis, from k + 2 to P. By default 2k + 20.
+        Vectors in the basis, from k + 2 to P. By default 2k + 20; up to 100 where P is small.
     max_restarts : int
-        How often the basis may be filled and cut back.
-    confidence : float, optional
-        Below 1, such as 0.999: after the pairs have converged, go on from a random vector until no wanted
-        eigenvalue is missed with this probability. One start vector finds each *multiple* eigenvalue once, in
-        Lanczos' method as in ARPACK; this finds its copies. It takes more products, 5 to 20 for spectra that
-        decay. By default only where the basis has spanned an invariant subspace.
+        How often the basis may be filled and cut back; each probe begins so.
+    confidence : float or None
+        The probability, over the random vectors, that no wanted eigenvalue is missed, below 1. One start
+        vector finds each *multiple* eigenvalue once, in Lanczos' method as in ARPACK, and may pass over one
+        in a cluster. Therefore, after the pairs have converged, the iteration goes on from a random vector
+        until nothing wanted can be left. That takes 10 to 25 products for a network's largest eigenvalues,
+        and one to three times those before where the spectrum is dense at its end. For each copy that is
+        found the iteration begins anew. None leaves the probe out, unless the basis has spanned an invariant
+        subspace: then ``converged`` is about residuals alone.
     seed : int
         Of the start vector and other random ones.
     v0 : optional
@@ -102,6 +109,7 @@ def eigsh(
     Raises
     ------
     EigenpairsNotConverged
+        Residuals are above the tolerance, or it is not certain that no eigenvalue is missed;
         ``.eigenpairs`` holds what was computed.
     InvalidOption, VectorError, NotSymmetric, NonFinite
     TooLarge
@@ -125,41 +133,50 @@ def eigsh(
         check_symmetric(operator)
     product = Products(operator)
     limit = _default_tolerance(product) if tol is None else float(tol)
-    lanczos_asked_for = ncv is not None or v0 is not None or confidence is not None
+    known = None
     # The rows of J that other processes have reach this one through products only.
-    if (
-        isinstance(operator, OPG)
-        and which != "SA"
-        and not lanczos_asked_for
-        and operator.objective.num_processes == 1
-    ):
-        pairs, complete = opg_eigenpairs(operator, k, tol=limit), True
+    rows_are_here = isinstance(operator, OPG) and operator.objective.num_processes == 1
+    if rows_are_here and which in ("LA", "LM") and ncv is None and v0 is None:
+        known = opg_eigenpairs(cast(OPG, operator), k, tol=limit)
+        product.count = known.matvecs
+    if known is not None and (confidence is None or not np.all(known.converged) or _is_exact(known, limit)):
+        pairs, size, complete = known, float(np.abs(known.values).max()), True
     else:
-        if capacity >= space.size:
-            found = dense_eigenpairs(product, k, _KEYS[which])
-        else:
-            numbers = (capacity + 3 * k + _VECTORS) * space.size
-            what = f"A Lanczos basis of {capacity} vectors of P = {space.size:,} with k = {k} results"
-            bytes_each = int(space.xp.finfo(product.dtype).bits // 8)
-            require_memory(space, numbers, bytes_each, what, "Pass a smaller ncv or k.")
-            iteration = Lanczos(
-                product,
-                k=k,
-                capacity=capacity,
-                key=_KEYS[which],
-                tol=limit,
-                missed=None if confidence is None else 1 - confidence,
-                seed=seed,
-                start=start,
-            )
-            with Monitor("Lanczos", callback, progress) as monitor:
-                found = iteration.run(max_restarts, monitor)
-            del iteration
-        complete = found.complete
+        found = search(
+            product,
+            Wanted(which, k),
+            capacity=capacity,
+            tol=limit,
+            confidence=confidence,
+            noisy=tol is None,
+            seed=seed,
+            start=start,
+            known=known,
+            max_restarts=max_restarts,
+            callback=callback,
+            progress=progress,
+        )
+        size, complete = found.size, found.complete
         pairs = certified(product, found, limit, seed=seed, noisy=tol is None)
+        if known is not None:
+            pairs = replace(pairs, truncation_error=known.truncation_error)
     if on_failure == "raise" and not np.all(pairs.converged):
-        raise _failure(operator, pairs, limit, max_restarts, complete)
+        raise failure(
+            operator,
+            pairs,
+            tol=limit,
+            size=size,
+            max_restarts=max_restarts,
+            complete=complete,
+            confidence=confidence,
+        )
     return pairs
+
+
+def _is_exact(pairs: Eigenpairs, tol: float) -> bool:
+    """Whether so little of a matrix was left out that no pair can be missed."""
+    assert pairs.truncation_error is not None
+    return pairs.truncation_error <= tol * float(np.abs(pairs.values).max())
 
 
 def _checked(
@@ -176,8 +193,9 @@ def _checked(
     """The size of the basis."""
     if not (isinstance(k, (int, np.integer)) and 1 <= k <= space.size):
         raise InvalidOption("k", k, f"an integer from 1 to P = {space.size}")
-    if which not in _KEYS:
-        raise InvalidOption("which", which, "'LA' (largest), 'SA' (smallest) or 'LM' (largest in magnitude)")
+    if which not in CHOICES:
+        expected = "'LA' (largest), 'SA' (smallest), 'LM' (largest in magnitude) or 'BE' (from both ends)"
+        raise InvalidOption("which", which, expected)
     if tol is not None and not (isinstance(tol, (int, float, np.integer, np.floating)) and 0 < tol < 1):
         raise InvalidOption("tol", tol, "a number between 0 and 1, or None for what the dtype allows")
     least = min(k + 2, space.size)
@@ -191,13 +209,18 @@ def _checked(
         raise InvalidOption("seed", seed, "an integer ≥ 0")
     if on_failure not in ("raise", "return"):
         raise InvalidOption("on_failure", on_failure, "'raise' or 'return'")
-    return min(2 * k + 20, space.size) if ncv is None else int(ncv)
+    if ncv is not None:
+        return int(ncv)
+    # With more vectors there are fewer products, where a spectrum is dense at its end.
+    roomy = min(_MOST_OF_SMALL, _SMALL // space.size, space.size // 2)
+    return min(max(2 * k + 20, roomy), space.size)
 
 
 def _default_tolerance(product: Products) -> float:
     space = product.space
-    # In half precision only the products are.
-    return float(max(space.xp.finfo(product.dtype).eps ** (2 / 3), 2 * space.eps))
+    # In half precision only the products are: at least the vector and the result are rounded, by up to ε/2,
+    # for the pair and for the fresh product.
+    return float(max(space.xp.finfo(product.dtype).eps ** (2 / 3), 4 * space.eps))
 
 
 def _checked_start(space: VectorSpace, v0: Any) -> Vector:
@@ -208,34 +231,3 @@ def _checked_start(space: VectorSpace, v0: Any) -> Vector:
     if not 0 < size < np.inf:
         raise VectorError(f"v0 has size {size}; expected a finite vector that is not 0.")
     return start
-
-
-def _failure(
-    operator: LinearOperator, pairs: Eigenpairs, tol: float, max_restarts: int, complete: bool
-) -> EigenpairsNotConverged:
-    missing = np.flatnonzero(~pairs.converged)
-    worst = int(missing[np.argmax(pairs.residuals[missing])])
-    size = float(np.abs(pairs.values).max())
-    reached = float(pairs.residuals[worst]) / size if size else np.inf
-    found = (
-        f"{missing.size} of {pairs.values.size} eigenpairs have not converged: residuals of up to "
-        f"{reached:.1e} of the largest of them, above the tolerance {tol:.1e}, "
-    )
-    if not complete:
-        return EigenpairsNotConverged(
-            found + f"after {max_restarts} restarts and {pairs.matvecs} products. Raise max_restarts or ncv, "
-            "loosen tol, or ask for fewer pairs.",
-            pairs,
-        )
-    noise = operator.product_error(algebra.column(pairs.vectors, worst))
-    if noise:
-        cause = f"the backend's products carry an error of about {noise / size:.1e} (their noise floor)"
-        advice = "or use a backend with exact products"
-    else:
-        cause = f"rounding in {operator.dtype}, or products that differ between calls or are not symmetric"
-        advice = "use a wider dtype, or test the operator with check=True"
-    return EigenpairsNotConverged(
-        found + f"by fresh products, though the method saw smaller ones: {cause}. Ask for tol ≥ "
-        f"{2 * reached:.0e}, {advice}.",
-        pairs,
-    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +11,10 @@ from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.eigen.approximation import Approximation, Products
 from ihvp.eigen.basis import GrowingBasis, combinations
+from ihvp.eigen.probe import Probe
+from ihvp.eigen.wanted import Wanted
+from ihvp.eigenpairs import Eigenpairs
 from ihvp.progress import Monitor, Step
-
-Key: TypeAlias = "Callable[[NDArray[np.float64]], NDArray[np.float64]]"
-"""The wanted eigenvalues are those whose keys are largest."""
 
 # What rounding leaves of a zero, in machine epsilons.
 _ZERO = 10
@@ -24,6 +22,9 @@ _ZERO = 10
 _SMALL = 64
 # The chance to miss a multiple eigenvalue that is accepted where an invariant subspace was found.
 _MISSED = 1e-3
+# Shares of the tolerance. Couplings e of the pairs to the rest of the space, and what a probe does not see
+# of it, η, move eigenvalues by at most η/2 + √(η²/4 + e²): together less than the tolerance.
+_COUPLED, _UNSEEN = 0.25, 0.9
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,9 @@ class Ritz:
     rotation: NDArray[np.float64]
     residuals: NDArray[np.float64]
 
-    @property
-    def size(self) -> float:
-        """The largest magnitude of a Ritz value."""
-        return float(np.abs(self.values).max())
-
 
 class Lanczos:
-    r"""The thick-restart Lanczos iteration for the k eigenpairs of the largest ``key``.
+    r"""The thick-restart Lanczos iteration for the k wanted eigenpairs.
 
     After m products :math:`A V_m = V_m T_m + v_{m+1} b^\top` with orthonormal :math:`(V_m, v_{m+1})`, so that
     a Ritz pair :math:`T s = \theta s` has the residual :math:`|b^\top s|`. A full basis is cut back to the
@@ -59,62 +55,75 @@ class Lanczos:
     Journal on Matrix Analysis and Applications 22, 2000). Each product is orthogonalised against the whole
     basis.
 
-    Of an eigenspace the Krylov space of one start holds one vector. To find the others, a *probe* goes on
-    from a random vector orthogonal to the pairs found. If that has a component γ along a missed eigenvector,
-    then the probe's basis vectors have components :math:`p_j(\lambda)\,\gamma`, of at most 1, where the
-    polynomials :math:`p_j` are known. So :math:`|p_j(\theta_k)| > 1/\delta` rules out every missed
-    eigenvector with :math:`|\gamma| > \delta` (van Dorsselaer, Hochstenbach and van der Vorst, "Computing
-    probabilistic bounds for extreme eigenvalues of symmetric matrices with the Lanczos method", SIAM Journal
-    on Matrix Analysis and Applications 22, 2000).
+    Of an eigenspace the Krylov space of one start holds one vector. Therefore, once the pairs have converged,
+    a *probe* goes on from a random vector that is orthogonal to them. It ends with a further pair, after
+    which the next one begins, or with the proof that there is none (:class:`~ihvp.eigen.probe.Probe`).
 
     Parameters
     ----------
     product : Products
-    k, capacity : int
-        The pairs to find; the size of the basis, from k + 2 to P − 1.
-    key : callable
+    wanted : Wanted
+    capacity : int
+        The size of the basis, from k + 2 to P − 1.
     tol : float
         Residuals of at most ``tol`` times the largest Ritz value in magnitude are small enough.
     missed : float or None
         The chance to miss a wanted eigenvector that is accepted. None probes only after the basis has spanned
         an invariant subspace.
+    noisy : bool
+        Whether the products' own error, where it is larger, takes the place of the tolerance in what a probe
+        has to see.
     seed : int
         Of the random vectors.
     start : Vector, optional
+    known : Eigenpairs, optional
+        To begin with a probe for others.
     """
 
     def __init__(
         self,
         product: Products,
         *,
-        k: int,
+        wanted: Wanted,
         capacity: int,
-        key: Key,
         tol: float,
         missed: float | None,
+        noisy: bool,
         seed: int,
-        start: Vector | None,
+        start: Vector | None = None,
+        known: Eigenpairs | None = None,
     ) -> None:
-        self.product, self.k, self.capacity, self.key, self.tol = product, k, capacity, key, tol
-        self.missed, self._random = missed, np.random.default_rng(seed)
+        self.product, self.wanted, self.k, self.capacity = product, wanted, wanted.k, capacity
+        self.tol, self.missed, self.noisy = tol, missed, noisy
+        self._random = np.random.default_rng(seed)
         self._eps = float(product.space.xp.finfo(product.dtype).eps)
         self._basis = GrowingBasis(product.space, capacity, product.dtype)
         self._projected = np.zeros((capacity, capacity))
-        self._size = 0.0
-        if start is None:
+        self._image_norm = self._size = 0.0  # the largest norm of a product, and magnitude of a Ritz value
+        self._couplings = np.zeros(0)  # of the next direction to the basis: b
+        self._left: list[tuple[Vector, NDArray[np.float64]]] = []  # directions left by probes, with their b
+        self._leading: Vector = None
+        self._probe: Probe | None = None
+        self._probes, self._margin, self._found = 0, 0.0, np.zeros(0)
+        if known is not None:
+            for place in range(self.k):
+                self._basis.append(algebra.wide(algebra.column(known.vectors, place)))
+            np.fill_diagonal(self._projected[: self.k, : self.k], known.values)
+            self._couplings, self._next = np.zeros(self.k), self._random_direction()
+        elif start is None:
             self._next = self._random_direction()
         else:
             start = algebra.wide(start)
             self._next = start / float(algebra.norms(start))
-        self._couplings = np.zeros(0)  # of the next direction to the basis: b
-        self._found: NDArray[np.float64] | None = None
-        self._shifts = np.zeros(0)
-        self._components = np.zeros((0, capacity))
-        self._next_components = np.zeros(0)
 
-    def run(self, max_restarts: int, monitor: Monitor) -> Approximation:
-        """Iterate until the pairs have converged, or the basis was full once more than ``max_restarts``."""
+    def run(self, max_restarts: int, max_products: int | None, monitor: Monitor) -> Approximation:
+        """Iterate until the pairs have converged and no other is missed, or up to a limit.
+
+        The basis may be full once more than ``max_restarts``, and ``max_products`` be made.
+        """
         restarts = 0
+        if self._basis.size:
+            self._begin_probe(self._ritz())
         while True:
             self._expand()
             if not self._is_due():
@@ -122,16 +131,17 @@ class Lanczos:
             ritz = self._ritz()
             pending = self._pending(ritz)
             monitor.step(self._step(ritz, pending))
-            if pending == 0 and (self.missed is None or self._is_excluded(ritz)):
+            if pending == 0 and np.all(self._assured(ritz)):
                 return self._approximation(ritz, complete=True)
-            probes = pending == 0 and (self._found is None or self._is_improved(ritz))
-            if not probes and self._basis.size < self.capacity:
+            probes = pending == 0 and (self._probe is None or self._is_improved(ritz))
+            spent = max_products is not None and self.product.count >= max_products
+            if not probes and not spent and self._basis.size < self.capacity:
                 continue
-            if restarts == max_restarts:
+            if spent or restarts == max_restarts:
                 return self._approximation(ritz, complete=False)
             restarts += 1
             if probes:
-                self._probe(ritz)
+                self._begin_probe(ritz)
             else:
                 self._restart(ritz, self._kept(pending))
 
@@ -141,23 +151,34 @@ class Lanczos:
         size = self._basis.size
         image, norms = self.product.measured(self._next)
         norm = float(norms)
-        self._size = max(self._size, norm)
+        self._image_norm = max(self._image_norm, norm)
         coupled = np.flatnonzero(self._couplings)
         since = int(coupled[0]) if coupled.size else size - 1
         rest, projections, norm = self._basis.orthogonalise(image, norm, since=since)
         # By symmetry all but the last projection are known. Noise in them would hide convergence.
         column = np.append(self._couplings, projections[-1])
         self._projected[:size, size - 1] = self._projected[size - 1, :size] = column
-        self._components[:, size - 1] = self._next_components
         self._couplings = np.zeros(size)
-        if norm <= _ZERO * self._eps * self._size:
+        if norm <= _ZERO * self._eps * self._image_norm:
+            rest, norm = self._beyond_rounding(rest, norm)
+        if self._probe is not None:
+            self._probe.extend(column, norm)
+        if norm == 0:
             # The basis spans an invariant subspace. Eigenvalues outside of it may be any, also multiples.
-            self._next, self._next_components = self._random_direction(), np.ones(self._shifts.size)
+            self._next = self._random_direction()
             self.missed = self.missed or _MISSED
             return
         self._couplings[-1], self._next = norm, algebra.scale(rest, 1 / norm)
-        carried = self._components[:, :size] @ column
-        self._next_components = (self._shifts * self._next_components - carried) / norm
+
+    def _beyond_rounding(self, rest: Vector, norm: float) -> tuple[Vector, float]:
+        """What to go on from where only rounding errors are left of a product; the norm 0 for nothing.
+
+        They serve a probe: in relation to them, whatever was missed is large.
+        """
+        if self._probe is None or norm == 0:
+            return rest, 0.0
+        rest, _, left = self._basis.orthogonalise(algebra.scale(rest, 1 / norm), 1.0)
+        return (algebra.scale(rest, norm / left), norm) if left > 0.5 else (rest, 0.0)
 
     def _is_due(self) -> bool:
         size = self._basis.size
@@ -166,58 +187,70 @@ class Lanczos:
     def _ritz(self) -> Ritz:
         size = self._basis.size
         values, rotation = np.linalg.eigh(self._projected[:size, :size])
-        order = np.argsort(-self.key(values), kind="stable")
+        self._size = max(self._size, float(np.abs(values).max()))
+        order = self.wanted.order(values)
         values, rotation = values[order], rotation[:, order]
         return Ritz(values, rotation, np.abs(self._couplings @ rotation))
 
     def _pending(self, ritz: Ritz) -> int:
         """The wanted pairs that have not converged."""
-        return int(np.count_nonzero(ritz.residuals[: self.k] > self._limit(ritz)))
-
-    def _limit(self, ritz: Ritz) -> float:
-        """The largest residual of a converged pair."""
-        # A probe forgets the residuals of the pairs that it starts from, and may mix them.
-        share = 1.0 if self.missed is None else 4 * self.k**0.5
-        return self.tol * ritz.size / share
+        residuals, limit = ritz.residuals[: self.k], self.tol * self._size
+        if self.missed is not None:
+            # A probe forgets the residuals of the pairs that it starts from, and may mix them.
+            limit *= _COUPLED / (1 + self._probes)
+            if np.linalg.norm(residuals) <= limit:
+                return 0
+            limit /= self.k**0.5
+        return int(np.count_nonzero(residuals > limit))
 
     def _kept(self, pending: int) -> int:
         """The Ritz vectors to restart with: more of them as pairs converge, as ARPACK does."""
-        return self.k + max(1, min(self.k - pending, (self.capacity - self.k) // 2))
+        room = (self.capacity - self.k) // 2
+        # Once all have, it is the polynomial of a probe that has to grow, and it grows with what is kept.
+        return self.k + max(1, room if pending == 0 else min(self.k - pending, room))
 
     def _restart(self, ritz: Ritz, size: int) -> None:
         rotation = ritz.rotation[:, :size]
-        self._components[:, :size] = self._components[:, : self._basis.size] @ rotation
+        before = self._basis.size
+        if self._probe is not None:
+            self._probe.rotate(rotation)
+        self._left = [(v, couplings[:before] @ rotation) for v, couplings in self._padded_left()]
         self._couplings = self._couplings @ rotation
         self._basis.rotate(rotation)
         self._projected[:] = 0.0
         np.fill_diagonal(self._projected[:size, :size], ritz.values[:size])
 
-    def _probe(self, ritz: Ritz) -> None:
+    def _padded_left(self) -> list[tuple[Vector, NDArray[np.float64]]]:
+        return [(v, np.pad(couplings, (0, self._basis.size - couplings.size))) for v, couplings in self._left]
+
+    def _begin_probe(self, ritz: Ritz) -> None:
         """Go on from a random vector that is orthogonal to the wanted pairs."""
+        if self._leading is None:
+            # It may leave the basis.
+            self._leading = self._largest(ritz)
+            noise = self.product.noise(self._leading) if self.noisy else 0.0
+            self._margin = max(_UNSEEN * self.tol * self._size, noise)
         self._restart(ritz, self.k)
-        self._found = self.key(ritz.values[: self.k])
-        last = ritz.values[self.k - 1]
-        # For magnitudes, a missed eigenvalue may lie on either side.
-        self._shifts = np.unique([value for value in (last, -last) if self.key(value) == self.key(last)])
-        self._components = np.zeros((self._shifts.size, self.capacity))
-        self._next, self._next_components = self._random_direction(), np.ones(self._shifts.size)
-        self._couplings = np.zeros(self.k)
+        if np.any(self._couplings):
+            self._left.append((self._next, self._couplings))
+        self._found = ritz.values[: self.k]
+        self._probe = Probe(*self.wanted.fences(self._found, self._margin), self.capacity)
+        self._probes += 1
+        self._next, self._couplings = self._random_direction(), np.zeros(self.k)
 
     def _is_improved(self, ritz: Ritz) -> bool:
         """Whether the probe found a pair that is wanted more."""
-        assert self._found is not None
-        return bool(np.any(self.key(ritz.values[: self.k]) > self._found + self._limit(ritz)))
+        return self.wanted.change(self._found, ritz.values[: self.k]) > self._margin / 2
 
-    def _is_excluded(self, ritz: Ritz) -> bool:
-        """Whether the probe, which has found nothing, would have found a missed eigenvector."""
-        if self._found is None or self._is_improved(ritz):
-            return False
-        assert self.missed is not None
-        if ritz.values.size > self.k and ritz.residuals[self.k] <= self._limit(ritz):
-            return True  # the next pair has converged, and it is wanted less
-        # |γ| of a random unit vector of P entries is below δ with probability δ √(2P/π).
-        delta = self.missed * (np.pi / 2 / self.product.space.size) ** 0.5
-        return bool(np.all(np.abs(self._next_components) > 1 / delta))
+    def _assured(self, ritz: Ritz) -> NDArray[np.bool_]:
+        """For each wanted pair, whether no eigenvector is missed that would take its place."""
+        if self.missed is None:
+            return np.ones(self.k, dtype=bool)
+        if self._probe is None or self._is_improved(ritz):
+            return np.zeros(self.k, dtype=bool)
+        # The chances of all probes sum to what is accepted.
+        chance = self.missed / (self._probes * (self._probes + 1))
+        return self._probe.excluded(chance, self.product.space.size)
 
     def _random_direction(self) -> Vector:
         """A random unit vector that is orthogonal to the basis."""
@@ -229,24 +262,31 @@ class Lanczos:
 
     def _step(self, ritz: Ritz, pending: int) -> Step:
         largest = float(ritz.residuals[: self.k].max())
-        return Step(self.product.count, largest / ritz.size if ritz.size else 0.0, pending)
+        return Step(self.product.count, largest / self._size if self._size else 0.0, pending)
+
+    def _largest(self, ritz: Ritz) -> Vector:
+        largest = int(np.argmax(np.abs(ritz.values)))
+        return self._basis.combinations(ritz.rotation[:, [largest]])[:, 0]
 
     def _approximation(self, ritz: Ritz, *, complete: bool) -> Approximation:
         values, rotation = ritz.values[: self.k], ritz.rotation[:, : self.k]
-        largest = int(np.argmax(np.abs(ritz.values)))
-        vectors, rest = self._basis.combinations(rotation), self._next
-        couplings = self._couplings @ rotation
+        vectors = self._basis.combinations(rotation)
+        beside = [(self._next, self._couplings @ rotation)]
+        beside += [(v, couplings @ rotation) for v, couplings in self._padded_left()]
 
         def image(mixture: NDArray[np.float64]) -> Vector:
-            along = combinations(vectors, (values * mixture)[:, None])[:, 0]
-            return algebra.axpy(along, float(couplings @ mixture), rest)
+            total = combinations(vectors, (values * mixture)[:, None])[:, 0]
+            for direction, couplings in beside:
+                total = algebra.axpy(total, float(couplings @ mixture), direction)
+            return total
 
         return Approximation(
             values=values,
             vectors=vectors,
-            residuals=ritz.residuals[: self.k],
-            size=ritz.size,
-            leading=self._basis.combinations(ritz.rotation[:, [largest]])[:, 0],
+            residuals=np.sum([np.abs(couplings) for _, couplings in beside], axis=0),
+            assured=self._assured(ritz),
+            size=self._size,
+            leading=self._largest(ritz) if self._leading is None else self._leading,
             image=image,
             complete=complete,
         )
