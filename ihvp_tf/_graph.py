@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from ihvp.backend import Batch, Params, Vector
 from ihvp.errors import IhvpError, LossError, UnsupportedOperation
+from ihvp_tf._cross_entropy import whole_cross_entropy
 from ihvp_tf._host import aligned_copy, share, to_tensor
 from ihvp_tf._moments import differentiable_moments, has_stopped_mean
 from ihvp_tf._state import UnchangedState
@@ -151,13 +152,13 @@ class Graph:
                 self._subject = ()
 
     def _traced(self, signature: tuple[Any, ...]) -> Any:
-        with self._moments():
+        with whole_cross_entropy(), self._moments():
             concrete = self._concrete(signature)
         if concrete not in self._states:
             try:
                 self._states[concrete] = self._checked(concrete)
             except UnsupportedOperation as error:
-                if error.operation != _MOMENTS or self._moments is differentiable_moments:
+                if error.operation != _MOMENTS or self._moments is not nullcontext:
                     raise
                 return self._with_differentiable_moments(signature)
         return concrete

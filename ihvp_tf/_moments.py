@@ -10,17 +10,14 @@ of the user run in the trace itself, because its own traces are its user's. Othe
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager.polymorphic_function.autograph_util import py_func_from_autograph
 from tensorflow.python.framework import op_def_library
 
-_Function = type(tf.function(lambda: None))
-
+from ihvp_tf._substitution import Substitution
 
 def has_stopped_mean(graph: Any) -> bool:
     """Whether a ``GraphDef``, or a function in its library, has a variance about a stopped mean."""
@@ -47,45 +44,14 @@ def _stopped_in(nodes: Iterable[Any]) -> bool:
     return any(stops(y, x) or stops(x, y) for x, y in pairs)
 
 
-class _Here(threading.local):
-    differentiable = False
-
-
-_here = _Here()
-_lock = threading.Lock()
-_users = 0
-_apply_op: Any = None
-_call: Any = None
-
-
-@contextmanager
-def differentiable_moments() -> Iterator[None]:
-    """What this thread traces in the block has no variance about a stopped mean."""
-    global _users, _apply_op, _call
-    with _lock:
-        if not _users:
-            _apply_op, op_def_library._apply_op_helper = op_def_library._apply_op_helper, _create
-            _call, _Function.__call__ = _Function.__call__, _run_here
-        _users += 1
-    before, _here.differentiable = _here.differentiable, True
-    try:
-        yield
-    finally:
-        _here.differentiable = before
-        with _lock:
-            _users -= 1
-            if not _users:
-                op_def_library._apply_op_helper, _Function.__call__ = _apply_op, _call
-
-
 def _create(op_type_name: str, name: str | None = None, **keywords: Any) -> Any:
-    if _here.differentiable and op_type_name == "SquaredDifference":
+    if differentiable_moments.here and op_type_name == "SquaredDifference":
         x, y = (
             tf.convert_to_tensor(keywords[key]) if isinstance(keywords[key], tf.Variable) else keywords[key]
             for key in ("x", "y")
         )
         keywords |= {"x": _mean_behind(x, y), "y": _mean_behind(y, x)}
-    return _apply_op(op_type_name, name=name, **keywords)
+    return differentiable_moments.originals[0](op_type_name, name=name, **keywords)
 
 
 def _mean_behind(stopped: Any, other: Any) -> Any:
@@ -98,17 +64,26 @@ def _mean_behind(stopped: Any, other: Any) -> Any:
 
 
 def _same(x: Any, y: Any) -> bool:
-    if x is y:
-        return True
-    first, second = x.op, getattr(y, "op", None)
-    reads = second is not None and first.type == second.type == "ReadVariableOp"
-    return reads and first.inputs[0] is second.inputs[0]
+    """Whether two tensors have one value: ``y`` may be in a graph around that of ``x``, or another read."""
+    second = getattr(y, "op", None)
+    if second is None:
+        return False
+    if y.graph is not x.graph and hasattr(x.graph, "capture"):
+        y = x.graph.capture(y)
+    reads = x.op.type == second.type == "ReadVariableOp"
+    return x is y or (reads and x.op.inputs[0] is second.inputs[0])
 
 
 def _run_here(function: Any, *args: Any, **kwargs: Any) -> Any:
-    if not _here.differentiable:
-        return _call(function, *args, **kwargs)
+    if not differentiable_moments.here:
+        return differentiable_moments.originals[1](function, *args, **kwargs)
     python: Callable[..., Any] = function.python_function
     if function._autograph:
         python = py_func_from_autograph(python, function._experimental_autograph_options)
     return python(*args, **kwargs)
+
+
+differentiable_moments = Substitution(
+    (op_def_library, "_apply_op_helper", _create), (type(tf.function(lambda: None)), "__call__", _run_here)
+)
+"""In this context nothing that is traced has a variance about a stopped mean."""
