@@ -37,6 +37,7 @@ class Augmented(Sweep):
 
     def run(self, operator: CountedOperator, limit: int, log: Log) -> None:
         sketch = self.sketch
+        self.largest = max(self.largest, sketch.highest)
         self.park(np.atleast_1d(algebra.norms(self.r)) <= self.targets, "reached")
         for directions, products in sketch.pairs:
             if self.places.size:
@@ -45,6 +46,7 @@ class Augmented(Sweep):
             directions, products, positive = sketch.extend(operator, _block(self.r))
             if not positive or not directions.shape[1]:
                 break  # the other sweep treats curvature ≤ 0 as the caller wants it
+            self.largest = max(self.largest, sketch.highest)
             numbers = self.numbers[self.places]
             log.step(numbers, self._move(directions, products))
         if self.places.size:
@@ -67,7 +69,9 @@ class Augmented(Sweep):
         places = self.places
         rest = self.start(self.numbers[places], self.x, self.r, self.targets[places])
         self.x = self.r = None
+        rest.largest = self.largest
         rest.run(operator, limit, log)
+        self.largest = rest.largest
         self.reasons[places], self.direction = rest.reasons, rest.direction
         self._parked += [(places[part], x) for part, x in rest.parts()]
         self.places = places[:0]

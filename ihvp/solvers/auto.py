@@ -105,7 +105,9 @@ class Auto(Solver):
         return self._iterate(plan, v, x0, monitor)
 
     def _iterate(self, plan: Plan, v: Vector, x0: Vector | None, monitor: Monitor) -> Solution:
-        course = Refinement(plan.system, v, rtol=self.rtol, atol=self.atol, x0=x0, monitor=monitor)
+        course = Refinement(
+            plan.system, v, rtol=self.rtol, atol=self.atol, x0=x0, monitor=monitor, keeps_last=False
+        )
         columns = 1 if v.ndim == 1 else v.shape[1]
         limit = iteration_limit(None, v)
         within = limit

@@ -184,6 +184,7 @@ class BlockConjugate(Sweep):
         if self.flat is not None:
             lowest, highest = np.linalg.eigvalsh(curvature)[[0, -1]]
             least, most = np.linalg.eigvalsh(inner)[[0, -1]]
+            self._see(highest / most)
             # These bound what is asked below, at a fraction of its price.
             if least > 0 and lowest / most > max(_NOISE * eps * highest / least, self.flat):
                 return True
@@ -191,6 +192,7 @@ class BlockConjugate(Sweep):
         if self.flat is None:
             # As with one column: no later quotient is so much smaller unless the matrix is singular.
             self.flat = eps**1.5 * max(float(quotients[-1]), 0.0)
+            self._see(quotients[-1])
         doubt = _NOISE * eps * float(np.linalg.norm(curvature, 2)) * float(np.sum(vectors[:, 0] ** 2))
         if quotients[0] > max(doubt, self.flat):
             return True
@@ -202,6 +204,11 @@ class BlockConjugate(Sweep):
         self.park(everything, "indefinite")
         self.direction = direction if self.fatal else None
         return False
+
+    def _see(self, quotient: float) -> None:
+        """Learn the norm of the matrix; with a preconditioner the quotients are those of another one."""
+        if self.preconditioner is None:
+            self.largest = max(self.largest, float(quotient))
 
 
 def _solve(matrix: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:

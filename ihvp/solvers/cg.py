@@ -111,7 +111,15 @@ class CG(Solver):
 
     def apply(self, prepared: Preconditioned, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
         system, preconditioner = prepared
-        course = Refinement(system, v, rtol=self.rtol, atol=self.atol, x0=x0, monitor=monitor)
+        course = Refinement(
+            system,
+            v,
+            rtol=self.rtol,
+            atol=self.atol,
+            x0=x0,
+            monitor=monitor,
+            keeps_last=self.max_iterations is not None,
+        )
         if isinstance(preconditioner, Sketch):
             course.operator.products += preconditioner.owed
             preconditioner.owed = 0
@@ -130,7 +138,7 @@ class CG(Solver):
             return super().apply_shifted(operator, dampings, v, x0=x0, monitor=monitor)
         counted = CountedOperator(operator)
         shifts = [Shift(damping, v, rtol=self.rtol, atol=self.atol, monitor=monitor) for damping in dampings]
-        shifted_iterates(
+        largest = shifted_iterates(
             counted, shifts, v, iteration_limit(self.max_iterations, v), self.on_indefinite == "raise"
         )
         hardest, outcomes = int(np.argmin(dampings)), list[Solution | SolverError]()
@@ -143,6 +151,8 @@ class CG(Solver):
                 x0=shift.iterate(),
                 monitor=monitor,
                 log=shift.log,
+                largest=shift.damping + largest,
+                keeps_last=self.max_iterations is not None,
             )
             course.operator.products += counted.products if number == hardest else 0
             course.direction = shift.direction

@@ -69,6 +69,7 @@ class Conjugate(Sweep):
                 self.park(indefinite, "indefinite")
                 rz = rz[~indefinite]
                 continue
+            self._see(curvature / rz)
             step = algebra.coefficients(rz / curvature, self.p)
             self.x, self.r, squares = _advance(self.x, self.r, self.p, product, step)
             del product
@@ -95,6 +96,11 @@ class Conjugate(Sweep):
                 "a symmetric positive definite approximation of (A + λI)⁻¹",
             )
         return z, rz
+
+    def _see(self, pivots: NDArray[np.float64]) -> None:
+        """Learn the norm of the matrix from ``pᵀAp / rᵀz``: no larger than that, and close to it early on."""
+        if self.preconditioner is None:
+            self.largest = max(self.largest, float(pivots.max()))
 
     def narrow(self, stay: NDArray[np.bool_]) -> None:
         self.r = algebra.keep(self.r, stay)

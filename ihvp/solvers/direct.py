@@ -43,6 +43,8 @@ class Factorisation:
         Whether an eigenvalue is negative, or zero, beyond rounding.
     owed : int
         Products that the matrix took and no solution has been charged with.
+    largest : float
+        The norm of the matrix, from below.
     """
 
     operator: Shifted
@@ -51,6 +53,7 @@ class Factorisation:
     indefinite: bool = False
     singular: bool = False
     owed: int = 0
+    largest: float = 0.0
 
     def correction(self, r: Vector) -> Vector:
         """``(A + λI)⁻¹ r``, in the dtype of ``r`` whatever that of the factors is."""
@@ -111,7 +114,15 @@ class Direct(Solver):
 
     def apply(self, prepared: Factorisation, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
         rtol = prepared.operator.space.eps**0.5 if self.rtol is None else self.rtol
-        course = Refinement(prepared.operator, v, rtol=rtol, atol=self.atol, x0=x0, monitor=monitor)
+        course = Refinement(
+            prepared.operator,
+            v,
+            rtol=rtol,
+            atol=self.atol,
+            x0=x0,
+            monitor=monitor,
+            largest=prepared.largest,
+        )
         course.operator.products, prepared.owed = course.operator.products + prepared.owed, 0
         while course.pending.size:
             numbers, (x, r) = course.pending, course.take()
@@ -131,8 +142,10 @@ class Direct(Solver):
 
     def prepare_shifted(self, operator: LinearOperator, dampings: Sequence[float]) -> Iterator[Factorisation]:
         matrix, error = _symmetric_matrix(operator)
+        largest = float(algebra.norms(matrix).max())
         for number, damping in enumerate(dampings):
             factorisation = _factorise(Shifted(operator, damping), matrix, error)
+            factorisation.largest = largest + damping
             factorisation.owed = 0 if number else operator.space.size
             yield factorisation
 

@@ -18,6 +18,8 @@ from ihvp.solvers.refinement import Refinement, Sweep, check_tolerances, iterati
 
 # What rounding leaves of a zero, in machine epsilons of the largest entry.
 _ZERO = 10
+# The part of what a step takes off the residual that its rounding may give back.
+_HARMFUL = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,15 @@ class MINRES(Solver):
         return Shifted(operator, damping)
 
     def apply(self, prepared: Shifted, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
-        course = Refinement(prepared, v, rtol=self.rtol, atol=self.atol, x0=x0, monitor=monitor)
+        course = Refinement(
+            prepared,
+            v,
+            rtol=self.rtol,
+            atol=self.atol,
+            x0=x0,
+            monitor=monitor,
+            keeps_last=self.max_iterations is not None,
+        )
         limit = iteration_limit(self.max_iterations, v)
         course.run(MinimalResidual, limit)
         solution = course.solution()
@@ -85,7 +95,8 @@ class MinimalResidual(Sweep):
     def run(self, operator: CountedOperator, limit: int, log: Log) -> None:
         eps, count = operator.operator.space.eps, self.numbers.size
         phi = np.atleast_1d(algebra.norms(self.v))  # the residual norm, by recurrence
-        beta, size = np.zeros(count), np.zeros(count)
+        # The norm of the matrix: what an earlier sweep has seen tells a zero of this one.
+        beta, size = np.zeros(count), np.full(count, self.largest)
         c, s, bar, epsilon = -np.ones(count), np.zeros(count), np.zeros(count), np.zeros(count)
         self.park(phi <= self.targets, "reached")
         if not self.places.size:
@@ -103,6 +114,7 @@ class MinimalResidual(Sweep):
             self.before, self.v = self.v, self.before
             last, beta[at] = beta[at], np.atleast_1d(algebra.norms(self.v))
             size[at] = np.maximum(size[at], np.hypot(np.hypot(last, alpha), beta[at]))
+            self.largest = float(size.max())
 
             delta = c[at] * bar[at] + s[at] * alpha
             gamma_bar = s[at] * bar[at] - c[at] * alpha
@@ -119,7 +131,8 @@ class MinimalResidual(Sweep):
                 at = self.places
             gamma = np.hypot(gamma_bar, beta[at])
             c[at], s[at] = gamma_bar / gamma, beta[at] / gamma
-            step = c[at] * phi[at]
+            before = phi[at]
+            step = c[at] * before
             phi[at] *= s[at]
 
             # The direction before the last makes room for the next one.
@@ -128,10 +141,18 @@ class MinimalResidual(Sweep):
             d = algebra.axpy(d, algebra.coefficients(1 / gamma, self.v), self.before)
             self.d, self.d_before = d, self.d
             del d
+            # A step takes |step| off the residual, and adds its own rounding. Where that is no less, an eigenvalue is 0
+            # up to rounding, and x gets worse from here on.
+            lost = eps * size[at] * np.abs(step) * np.atleast_1d(algebra.norms(self.d))
+            harmful = lost > _HARMFUL * np.maximum(np.abs(step), self.targets[at])
+            step[harmful], phi[at] = 0.0, np.where(harmful, before, phi[at])
             self.x = algebra.axpy(self.x, algebra.coefficients(step, self.v), self.d)
             epsilon[at] = epsilon_next
             log.step(self.numbers[at], phi[at])
-            self.park(phi[at] <= self.targets[at], "reached")
+            self.park(harmful, "singular")
+            if not self.places.size:
+                return
+            self.park(phi[self.places] <= self.targets[self.places], "reached")
             if self.places.size:
                 self.v = algebra.scale(self.v, algebra.coefficients(1 / beta[self.places], self.v))
 

@@ -19,6 +19,7 @@ from ihvp.errors import NonFinite
 from ihvp.progress import Monitor, Step
 from ihvp.solvers.base import CountedOperator, Log, relative
 from ihvp.solvers.refinement import column_sizes
+from ihvp.solvers.rounding import goals
 
 
 class Shift:
@@ -50,7 +51,7 @@ class Shift:
     def __init__(self, damping: float, v: Vector, *, rtol: float, atol: float, monitor: Monitor) -> None:
         sizes = column_sizes(v)
         self.damping = damping
-        self.targets = np.maximum(rtol * sizes, atol)
+        self.targets = goals(np.maximum(rtol * sizes, atol), sizes, v)
         self.open = sizes > self.targets
         self.indefinite = np.zeros(sizes.shape, dtype=bool)
         self.direction: Vector | None = None
@@ -129,8 +130,10 @@ def shifted_iterates(
     v: Vector,
     limit: int,
     strict: bool,
-) -> None:
+) -> float:
     """Advance the shifts until each column of each is finished, or ``limit`` iterations are done.
+
+    Returns the norm of A as far as the products have shown it.
 
     Parameters
     ----------
@@ -146,14 +149,14 @@ def shifted_iterates(
         Whether one column of curvature ≤ 0 ends its damping.
     """
     sizes, monitor = shifts[0].log.sizes, shifts[0].log.monitor
-    places, iterations = np.arange(sizes.size), 0
+    places, iterations, largest = np.arange(sizes.size), 0, 0.0
     current, following, beta = algebra.zeros_like(v), algebra.copy(v), sizes
     while True:
         stay = np.any([shift.open[places] for shift in shifts], axis=0)
         for shift in shifts:
             shift.narrow(stay)
         if iterations == limit or not np.any(stay):
-            return
+            return largest
         places, beta = places[stay], beta[stay]
         before, current = algebra.keep(current, stay), algebra.keep(following, stay)
         current = algebra.scale(current, algebra.coefficients(1 / beta, current))
@@ -167,6 +170,7 @@ def shifted_iterates(
             raise NonFinite("A product with the operator")
         following = algebra.axpy(following, -algebra.coefficients(alpha, following), current)
         beta = np.atleast_1d(algebra.norms(following))
+        largest = max(largest, float(np.hypot(alpha, beta).max()))
         iterations += 1
         for shift in shifts:
             shift.advance(alpha, beta, operator.operator.space.eps, strict)

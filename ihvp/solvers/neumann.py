@@ -16,6 +16,7 @@ from ihvp.progress import Monitor
 from ihvp.solution import Solution
 from ihvp.solvers.base import CountedOperator, Log, relative, true_residual
 from ihvp.solvers.refinement import column_sizes
+from ihvp.solvers.rounding import certify
 
 # The spread of the answer is that of so many parts of the paths, or of the repeats if they are more.
 _ESTIMATES = 10
@@ -171,11 +172,21 @@ class Recursion:
         if not algebra.all_finite(x):
             x = self.v * 0
         self.r = true_residual(self.operator, self.v, x)
-        self.norms = _norms(self.r)
+        targets = self.course.rtol * self.sizes
+        certificate = certify(
+            self.operator,
+            self.v,
+            x,
+            self.r,
+            sizes=self.sizes,
+            targets=targets,
+            largest=2 * self.scale,  # where it contracts
+            shift=self.series.operator.shift,
+        )
+        self.norms = certificate.norms
         missed = "stagnated" if reason == "reached" else reason
-        within = self.norms <= self.course.rtol * self.sizes
-        reasons = np.where(within, "converged", missed).astype(object)
-        solution = self._log.solution(x, self.norms, reasons, self.operator.products)
+        reasons = np.where(certificate.bounds <= targets, "converged", missed).astype(object)
+        solution = self._log.solution(x, certificate.bounds, reasons, self.operator.products)
         error = self._mean.standard_error() if averaged else None
         if error is None:
             return solution

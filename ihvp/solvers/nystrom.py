@@ -154,6 +154,8 @@ class Sketch:
         The columns of D.
     pairs : list of (Vector, Vector)
         D and F in blocks of columns.
+    highest : float
+        The largest Rayleigh quotient of B among the directions.
     owed : int
         Products that no solution has accounted for yet.
     """
@@ -162,7 +164,7 @@ class Sketch:
         self.most, self.grows = most, grows
         self.rank = self.owed = 0
         self.pairs: list[tuple[Vector, Vector]] = []
-        self._highest = 0.0
+        self.highest = 0.0
         self._factors: tuple[NDArray[np.float64], Vector, NDArray[np.float64]] | None = None
 
     def extend(self, operator: CountedOperator, block: Vector) -> tuple[Vector, Vector, bool]:
@@ -182,9 +184,9 @@ class Sketch:
         if not algebra.all_finite(product):
             raise NonFinite("A product with the operator")
         curvatures, basis = np.linalg.eigh(_symmetric_gram(block, product))
-        self._highest = max(self._highest, curvatures[-1])
+        self.highest = max(self.highest, curvatures[-1])
         # As in CG: curvature that the dtype cannot tell from 0.
-        positive = curvatures > eps**1.5 * self._highest
+        positive = curvatures > eps**1.5 * self.highest
         block, product = _mixed(block, product, basis[:, positive] / np.sqrt(curvatures[positive]))
         if block.shape[1]:
             # The second time repairs what rounding left of the first, or drops what it cannot.

@@ -17,6 +17,7 @@ from ihvp.progress import Monitor
 from ihvp.solution import Solution
 from ihvp.solvers import diagnosis
 from ihvp.solvers.base import CountedOperator, Log, true_residual
+from ihvp.solvers.rounding import Certificate, certify, goals
 
 # Sizes whose squares, and those of residuals far smaller, stay in the range of float64.
 _SIZES = 1e-130, 1e130
@@ -88,6 +89,8 @@ class Sweep(ABC):
         Why a column was left: "reached" where the recurrence claims its target.
     direction : Vector or None
         A direction of curvature ≤ 0 that ended the sweep.
+    largest : float
+        The norm of the matrix as far as products have shown it, here or in earlier sweeps.
     """
 
     def __init__(self, numbers: NDArray[np.intp], x: Vector, targets: NDArray[np.float64]) -> None:
@@ -95,6 +98,7 @@ class Sweep(ABC):
         self.places = np.arange(numbers.size)
         self.reasons = np.full(numbers.shape, "max_iterations", dtype=object)
         self.direction: Vector | None = None
+        self.largest = 0.0
         self._parked: list[tuple[NDArray[np.intp], Vector]] = []
 
     @abstractmethod
@@ -130,7 +134,8 @@ class Refinement:
     """The columns of ``(A + λI) x = v``, each pending until a fresh product has settled it.
 
     A column that a method calls solved and the true residual does not goes on from the true one, as in
-    iterative refinement, while that halves it and the products' noise leaves hope.
+    iterative refinement, while that halves it and rounding and the products' noise leave hope. What it ends with
+    is the best iterate that was certified, and never worse than zero or the first guess.
 
     Parameters
     ----------
@@ -146,6 +151,10 @@ class Refinement:
         Hears of each step.
     log : Log, optional
         The course up to ``x0``, where there was one.
+    largest : float, optional
+        The norm of the matrix, where it is known.
+    keeps_last : bool
+        Whether a column that the limit of iterations ended keeps its last iterate, whatever its residual.
 
     Attributes
     ----------
@@ -167,16 +176,23 @@ class Refinement:
         x0: Vector | None,
         monitor: Monitor,
         log: Log | None = None,
+        largest: float | None = None,
+        keeps_last: bool = True,
     ) -> None:
         r = algebra.copy(v) if x0 is None else None
         sizes = column_sizes(v if r is None else r)
         self.system, self.operator = operator, CountedOperator(operator)
         self.v, self.rtol = v, rtol
         self.targets = np.maximum(rtol * sizes, atol)
+        self.goals = goals(self.targets, sizes, v)
+        self.largest, self.keeps_last = largest, keeps_last
         self.pending = np.arange(sizes.size)
         self.reasons = np.full(sizes.shape, "", dtype=object)
         self.direction: Vector | None = None
-        self._norms, self._last = sizes.copy(), np.full(sizes.shape, np.inf)
+        self._sizes, self._norms, self._last = sizes, sizes.copy(), np.full(sizes.shape, np.inf)
+        # What is worse than the first guess gives way to it. The course so far has none to return to.
+        self._guess, self._guessed = (x0 if log is None else None), sizes
+        self._kept: Vector | None = None
         self._settled: list[tuple[NDArray[np.intp], Vector]] = []
         norms = sizes
         if x0 is None:
@@ -185,14 +201,17 @@ class Refinement:
             # No step reaches the solution 0 of v = 0 exactly from elsewhere.
             x = algebra.scale(algebra.copy(x0), algebra.coefficients((sizes > 0).astype(np.float64), v))
             norms = self._open(x)
+            self._guessed = self._norms.copy()
         self.log = Log(sizes, norms, monitor) if log is None else log
 
     def run(self, start: Start, limit: int) -> None:
         """Sweep until every column is settled."""
         while self.pending.size:
-            sweep = start(self.pending, self._x, self._r, self.targets[self.pending])
+            sweep = start(self.pending, self._x, self._r, self.goals[self.pending])
             self._x = self._r = None
+            sweep.largest = self.largest or 0.0
             sweep.run(self.operator, limit, self.log)
+            self.largest = sweep.largest or self.largest
             parts, reasons, self.direction = sweep.parts(), sweep.reasons, sweep.direction
             del sweep  # and with it the vectors of its recurrence
             x = algebra.join(parts)
@@ -215,17 +234,27 @@ class Refinement:
             Why the method left each: "reached" claims the target, "singular" that none is lower.
         """
         r = self._residual(x)
-        norms = np.atleast_1d(algebra.norms(r))
-        solved = norms <= self.targets[self.pending]
-        claimed = np.isin(reasons, ("reached", "singular"))
-        again = ~solved & claimed & (norms <= self._last[self.pending] / 2)
-        again &= norms > 2 * self._noise(x, again)
+        at, last, claimed = self.pending, self._last[self.pending], np.isin(reasons, ("reached", "singular"))
+        certificate = self._certify(x, r, claimed)
+        norms, rounding = certificate.norms, certificate.rounding
+        solved = certificate.bounds <= self.targets[at]
+        again = ~solved & claimed & np.isfinite(norms)
+        again &= (norms <= last / 2) & (norms > 2 * self._noise(x, again))
+        # A measured loss will be the same next time.
+        again &= ~certificate.measured | (rounding < 0.9 * self.targets[at])
+        self.goals[at] = np.where(
+            certificate.measured & again, np.minimum(self.goals[at], self.targets[at] - rounding), self.goals[at]
+        )
         if self.direction is not None:
             again[:] = False
         reasons = np.where(reasons == "reached", "stagnated", reasons)
         reasons[solved] = "converged"
-        self.reasons[self.pending] = reasons
-        self._norms[self.pending] = self._last[self.pending] = norms
+        self.reasons[at] = reasons
+        better = solved | (certificate.bounds <= self._norms[at]) | ~np.isfinite(last)
+        again &= better
+        x = self._restored(x, ~better)
+        self._norms[at] = np.where(better, certificate.bounds, self._norms[at])
+        self._last[at] = np.where(better, norms, last)
         self._divide(x, r, again)
         return norms
 
@@ -248,7 +277,7 @@ class Refinement:
     def solution(self) -> Solution:
         """The answer, once no column is pending."""
         return self.log.solution(
-            algebra.join(self._settled), self._norms, self.reasons, self.operator.products
+            self._no_worse_than_the_guess(algebra.join(self._settled)), self._norms, self.reasons, self.operator.products
         )
 
     def raise_failure(self, solution: Solution, limit: int, *, definite: bool) -> None:
@@ -268,12 +297,48 @@ class Refinement:
     def _open(self, x: Vector) -> NDArray[np.float64]:
         """Start the pending columns from ``x``; the norms of their residuals."""
         r = self._residual(x)
-        norms = np.atleast_1d(algebra.norms(r))
-        solved = norms <= self.targets[self.pending]
-        self._norms[self.pending], self._last[self.pending] = norms, np.inf
+        certificate = self._certify(x, r)
+        solved = certificate.bounds <= self.targets[self.pending]
+        self._norms[self.pending], self._last[self.pending] = certificate.bounds, np.inf
         self.reasons[self.pending] = np.where(solved, "converged", "")
         self._divide(x, r, ~solved)
-        return norms
+        return certificate.norms
+
+    def _certify(self, x: Vector, r: Vector, claimed: NDArray[np.bool_] | None = None) -> Certificate:
+        at = self.pending
+        return certify(
+            self.operator,
+            self._right_hand_sides(),
+            x,
+            r,
+            sizes=self._sizes[at],
+            targets=self.targets[at],
+            claimed=claimed,
+            largest=self.largest,
+            shift=abs(self.system.shift),
+        )
+
+    def _restored(self, x: Vector, worse: NDArray[np.bool_]) -> Vector:
+        """``x`` with the last certified iterates where the new ones are worse."""
+        return _replaced(x, worse, self._kept) if self._kept is not None and np.any(worse) else x
+
+    def _no_worse_than_the_guess(self, x: Vector) -> Vector:
+        """``x`` with the first guess, or zero, in place of what is worse."""
+        exempt = self.reasons == "converged"
+        if self.keeps_last:
+            exempt |= self.reasons == "max_iterations"
+        if self.direction is None:
+            exempt |= self.reasons == "indefinite"  # truncated, as the caller asked
+        least = np.minimum(self._sizes, self._guessed)
+        worse = ~exempt & ~(self._norms <= least)
+        if not np.any(worse):
+            return x
+        zero = worse & ((self._sizes <= self._guessed) | (self._guess is None))
+        x = _replaced(x, zero, None)
+        if np.any(worse & ~zero):
+            x = _replaced(x, worse & ~zero, self._guess)
+        self._norms[worse] = least[worse]
+        return x
 
     def _divide(self, x: Vector, r: Vector, again: NDArray[np.bool_]) -> None:
         if not np.all(again):
@@ -282,13 +347,31 @@ class Refinement:
         self._x, self._r = (
             (algebra.keep(x, again), algebra.keep(r, again)) if self.pending.size else (None, None)
         )
+        # The next sweep writes to x, and may make it worse.
+        self._kept = algebra.copy(self._x) if self.pending.size and np.all(np.isfinite(self._last[self.pending])) else None
 
     def _residual(self, x: Vector) -> Vector:
-        pending = np.isin(np.arange(self.targets.size), self.pending)
-        return true_residual(self.operator, algebra.keep(self.v, pending), x)
+        return true_residual(self.operator, self._right_hand_sides(), x)
+
+    def _right_hand_sides(self) -> Vector:
+        return algebra.keep(self.v, np.isin(np.arange(self.targets.size), self.pending))
 
     def _noise(self, x: Vector, wanted: NDArray[np.bool_]) -> NDArray[np.float64]:
         errors = np.zeros(wanted.shape)
         for place in np.flatnonzero(wanted):
             errors[place] = self.system.product_error(algebra.column(x, int(place)))
         return errors
+
+
+def _replaced(x: Vector, chosen: NDArray[np.bool_], by: Vector | None) -> Vector:
+    """``x`` with the columns of another block, or zeros, where chosen."""
+    if not np.any(chosen):
+        return x
+    if x.ndim == 1:
+        return algebra.zeros_like(x) if by is None else algebra.copy(by)
+    numbers = np.arange(chosen.size)
+    new = algebra.keep(x, chosen) if by is None else algebra.keep(by, chosen)
+    new = algebra.zeros_like(new) if by is None else new
+    if np.all(chosen):
+        return algebra.copy(new)
+    return algebra.join([(numbers[~chosen], algebra.keep(x, ~chosen)), (numbers[chosen], new)])
