@@ -239,18 +239,22 @@ class Refinement:
         norms, rounding = certificate.norms, certificate.rounding
         solved = certificate.bounds <= self.targets[at]
         again = ~solved & claimed & np.isfinite(norms)
-        again &= (norms <= last / 2) & (norms > 2 * self._noise(x, again))
+        # Within the target, only the rounding of the residual is left to make room for.
+        again &= norms <= np.where(norms <= self.targets[at], 0.9, 0.5) * last
+        again &= norms > 2 * self._noise(x, again)
         # A measured loss will be the same next time.
         again &= ~certificate.measured | (rounding < 0.9 * self.targets[at])
         self.goals[at] = np.where(
-            certificate.measured & again, np.minimum(self.goals[at], self.targets[at] - rounding), self.goals[at]
+            certificate.measured & again,
+            np.minimum(self.goals[at], self.targets[at] - rounding),
+            self.goals[at],
         )
         if self.direction is not None:
             again[:] = False
         reasons = np.where(reasons == "reached", "stagnated", reasons)
         reasons[solved] = "converged"
         self.reasons[at] = reasons
-        better = solved | (certificate.bounds <= self._norms[at]) | ~np.isfinite(last)
+        better = solved | (certificate.bounds <= (1 + 1e-6) * self._norms[at]) | ~np.isfinite(last)
         again &= better
         x = self._restored(x, ~better)
         self._norms[at] = np.where(better, certificate.bounds, self._norms[at])
@@ -277,7 +281,10 @@ class Refinement:
     def solution(self) -> Solution:
         """The answer, once no column is pending."""
         return self.log.solution(
-            self._no_worse_than_the_guess(algebra.join(self._settled)), self._norms, self.reasons, self.operator.products
+            self._no_worse_than_the_guess(algebra.join(self._settled)),
+            self._norms,
+            self.reasons,
+            self.operator.products,
         )
 
     def raise_failure(self, solution: Solution, limit: int, *, definite: bool) -> None:
@@ -348,7 +355,11 @@ class Refinement:
             (algebra.keep(x, again), algebra.keep(r, again)) if self.pending.size else (None, None)
         )
         # The next sweep writes to x, and may make it worse.
-        self._kept = algebra.copy(self._x) if self.pending.size and np.all(np.isfinite(self._last[self.pending])) else None
+        self._kept = (
+            algebra.copy(self._x)
+            if self.pending.size and np.all(np.isfinite(self._last[self.pending]))
+            else None
+        )
 
     def _residual(self, x: Vector) -> Vector:
         return true_residual(self.operator, self._right_hand_sides(), x)

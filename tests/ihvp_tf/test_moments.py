@@ -74,7 +74,11 @@ def product(loss, model, batch, v, step=1e-4):
         return gradient(loss, model, batch)
 
     columns = [
-        (8 * (at(point + step * e) - at(point - step * e)) - at(point + 2 * step * e) + at(point - 2 * step * e))
+        (
+            8 * (at(point + step * e) - at(point - step * e))
+            - at(point + 2 * step * e)
+            + at(point - 2 * step * e)
+        )
         for e in v.T
     ]
     at(point)
@@ -114,7 +118,10 @@ def test_sums_over_pieces_are_differences_of_the_gradient(backend, batch):
 def test_rows_and_their_products_are_gradients_of_single_examples(backend, batch, name):
     model = MODELS[name]()
     rows = np.stack(
-        [gradient(traced_loss, model, tuple(array[i : i + 1] for array in batch)) for i in range(len(batch[1]))]
+        [
+            gradient(traced_loss, model, tuple(array[i : i + 1] for array in batch))
+            for i in range(len(batch[1]))
+        ]
     )
     v = directions(model, 1)[:, 0]
     close(backend.per_example_grads(loss, model, batch), rows)
@@ -124,7 +131,9 @@ def test_rows_and_their_products_are_gradients_of_single_examples(backend, batch
 def test_gauss_newton_products_are_those_of_the_jacobian(backend, batch):
     model = MODELS["layer"]()
     predict = lambda m, b: m(b[0])[:, 0]  # noqa: E731
-    jacobian = np.stack([gradient(lambda m, b, i=i: predict(m, b)[i], model, batch) for i in range(len(batch[1]))])
+    jacobian = np.stack(
+        [gradient(lambda m, b, i=i: predict(m, b)[i], model, batch) for i in range(len(batch[1]))]
+    )
     # The loss normalises the outputs, so that it has moments too.
     outputs = tf.Variable(predict(model, batch))
 
@@ -175,7 +184,11 @@ def test_other_stopped_gradients_keep_their_meaning(backend):
     def loss(p, _):
         x = p[0]
         target = tf.stop_gradient(tf.reduce_mean(x**2))
-        return tf.reduce_sum((x - target) ** 2) / 2 + tf.reduce_sum(tf.math.squared_difference(x, target)) / 2 + variance_of(x)
+        return (
+            tf.reduce_sum((x - target) ** 2) / 2
+            + tf.reduce_sum(tf.math.squared_difference(x, target)) / 2
+            + variance_of(x)
+        )
 
     w = [tf.Variable(np.array([0.5, -0.25]))]
     product = backend.hvp(loss, w, None, np.eye(2))

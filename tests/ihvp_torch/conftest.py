@@ -145,7 +145,9 @@ class Differences:
             return self.gradient()
 
         try:
-            return np.stack([fourth_order(lambda t, e=e: at(self.point + t * e)) for e in np.eye(len(self.point))], 1)
+            return np.stack(
+                [fourth_order(lambda t, e=e: at(self.point + t * e)) for e in np.eye(len(self.point))], 1
+            )
         finally:
             nn.utils.vector_to_parameters(torch.from_numpy(self.point), self._parameters)
 

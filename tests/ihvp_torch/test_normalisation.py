@@ -27,7 +27,9 @@ LAYERS = {
     "weight norm of columns": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 6), dim=1),
     "weight norm of all": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 6), dim=None),
     "weight norm of channels": lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3, padding=1)),
-    "weight norm of inner axis": lambda: nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3, padding=1), dim=1),
+    "weight norm of inner axis": lambda: nn.utils.parametrizations.weight_norm(
+        nn.Conv1d(4, 4, 3, padding=1), dim=1
+    ),
     "weight norm by a hook": lambda: hooked_weight_norm(nn.Linear(6, 6)),
     "weight norm of columns by a hook": lambda: hooked_weight_norm(nn.Linear(6, 6), dim=1),
 }
@@ -106,7 +108,9 @@ def test_hessian_products_are_differences_of_the_gradient(backend, differences, 
 
 def test_compiled_products_are_differences_of_the_gradient(differences, batch, block, caplog):
     # One network, because each takes a compiler many seconds.
-    model = make("layer norm", "group norm", "weight norm by a hook", "instance norm", "root mean square norm")
+    model = make(
+        "layer norm", "group norm", "weight norm by a hook", "instance norm", "root mean square norm"
+    )
     hessian = differences(loss, model, batch).hessian
     v = block[: len(hessian)]
     product = TorchBackend(compile=True).linearize(loss, model, batch)
