@@ -21,6 +21,7 @@ True
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -196,12 +197,13 @@ class OrderChanges(DataError):
 
 
 class WeightError(DataError):
-    """The weights of examples are not one finite number ≥ 0 each, or no example weighs anything."""
+    """The weights of examples are not one finite number ≥ 0 each, always the same, or all are 0."""
 
     def __init__(self, found: str) -> None:
         super().__init__(
-            f"{found}; expected a finite number ≥ 0 for each example, of shape (B,), not all of them 0: what "
-            "the mean of the loss divides by, such as a number of labelled tokens or the weight of a class."
+            f"{found}; expected a finite number ≥ 0 for each example, of shape (B,), not all of them 0, and "
+            "always the same for an example: what the mean of the loss divides by, as a number of labelled "
+            "tokens or the weight of a class."
         )
 
 
@@ -325,26 +327,26 @@ class LossNotAdditive(LossError, ValueError):
     Attributes
     ----------
     difference : float
-        ``‖g − combination of parts‖``, relative to the sizes of the parts.
+        ``‖g − combination of parts‖``, relative to the sizes of the parts; NaN where a part is not finite.
     """
 
     def __init__(self, difference: float, declared: str, cause: str) -> None:
         self.difference = difference
+        by = f" by {difference:.1e} of its size" if math.isfinite(difference) else ""
         super().__init__(
-            f"The gradient of a batch differs by {difference:.1e} of its size from the {declared} of the "
-            f"gradients of its parts, which cut batches, gradients of single examples and influence rest on. "
-            f"{cause}"
+            f"The gradient of a batch differs{by} from the {declared} of the gradients of its parts, which "
+            f"cut batches, gradients of single examples and influence rest on. {cause}"
         )
 
 
 class LossIgnoresBatch(LossError, ValueError):
-    """Different examples give the same gradient, bit for bit, at two points."""
+    """Different examples give the same gradient, bit for bit, at several points."""
 
     def __init__(self) -> None:
         super().__init__(
-            "The gradient is the same, bit for bit, for different examples, here and at a random point "
-            "nearby; expected a loss of the batch. Compute it from the `batch` that is passed to it, not "
-            "from data that the function closes over; a term of the parameters alone takes data=None."
+            "The gradient is the same, bit for bit, for different examples, here and at random points; "
+            "expected a loss of the batch. Compute it from the `batch` that is passed to it, not from data "
+            "that the function closes over; a term of the parameters alone takes data=None."
         )
 
 

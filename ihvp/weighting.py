@@ -52,13 +52,9 @@ class Weighting:
             found = self.function(batch)
         except Exception as error:
             raise WeightError(f"weights(batch) failed with {type(error).__name__}: {error}") from error
-        try:
-            # Frameworks' tensors may belong to a device or require a gradient.
-            detached = found.detach() if hasattr(found, "detach") else found
-            known = array_api_compat.is_array_api_obj(detached)
-            values = np.asarray(algebra.to_numpy(detached) if known else detached, dtype=np.float64)
-        except Exception as error:
-            raise WeightError(f"weights(batch) returned {describe(found)}") from error
+        values = _numbers(found)
+        if values is None:
+            raise WeightError(f"weights(batch) returned {describe(found)}")
         if values.shape != (count,):
             raise WeightError(f"weights(batch) returned shape {values.shape} for {count} examples")
         wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
@@ -73,6 +69,23 @@ class Weighting:
         return count if self.function is None else float(self.of(batch, count).sum())
 
 
+def _numbers(found: Any) -> NDArray[np.float64] | None:
+    """The real numbers in an array of any framework, or a list; None where it is something else."""
+    try:
+        # Frameworks' tensors may belong to a device or require a gradient.
+        array = found.detach() if hasattr(found, "detach") else found
+        if array_api_compat.is_array_api_obj(array):
+            xp = array_api_compat.array_namespace(array)
+            # numpy has no bfloat16.
+            array = algebra.to_numpy(
+                algebra.wide(array) if xp.isdtype(array.dtype, "real floating") else array
+            )
+        plain = np.asarray(array)
+        return None if found is None or plain.dtype.kind in "cSUMm" else plain.astype(np.float64)
+    except Exception:  # whatever it is, it is no numbers
+        return None
+
+
 def scale_rows(rows: Vector, factors: NDArray[np.float64]) -> Vector:
     """Rows times factors, ``(B, …)``; exact zeros where a factor is 0, whatever the row holds.
 
@@ -81,5 +94,5 @@ def scale_rows(rows: Vector, factors: NDArray[np.float64]) -> Vector:
     xp = array_api_compat.array_namespace(rows)
     shape, device = (-1, *[1] * (rows.ndim - 1)), array_api_compat.device(rows)
     counts = xp.reshape(xp.asarray(factors != 0, device=device), shape)
-    scaled = rows * xp.reshape(xp.asarray(factors, dtype=rows.dtype, device=device), shape)
-    return xp.where(counts, scaled, xp.zeros_like(scaled))
+    multiples = xp.reshape(xp.asarray(factors, dtype=rows.dtype, device=device), shape)
+    return xp.where(counts, rows, xp.zeros_like(rows)) * multiples

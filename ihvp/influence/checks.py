@@ -80,13 +80,15 @@ def check_values(objective: Objective, what: str) -> None:
     if isinstance(objective.loss, GradientFunction) and objective.loss.loss is None:
         return
     for block in counted_blocks(objective, rows_at_once(objective.num_params)):
-        with loss_on(what, block.batches[0]):
-            try:
-                part = objective.on(block.batches)
-                if part.total_weight:
-                    part.value()
-            except NonFinite as error:
-                last = block.first + block.count - 1
-                raise NonFinite(
-                    f"The loss of one of the {what} examples {block.first:,} to {last:,}"
-                ) from error
+        for batch in block.batches:
+            # Batch by batch: of a test loss no more is asked than its values for them.
+            part = objective.on(batch)
+            with loss_on(what, batch):
+                try:
+                    if part.total_weight:
+                        part.value()
+                except NonFinite as error:
+                    last = block.first + block.count - 1
+                    raise NonFinite(
+                        f"The loss of one of the {what} examples {block.first:,} to {last:,}"
+                    ) from error

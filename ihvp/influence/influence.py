@@ -325,7 +325,8 @@ class Influence:
         -------
         structure of a batch
             That of the training data. In the place of an array ``(B, *shape)`` of floating numbers is a numpy
-            array ``(n_test, n_train, *shape)``; in the place of everything else is None.
+            array ``(n_test, n_train, *shape)``; in the place of everything else is None, and of what the
+            objective's weights are made of, which are fixed.
 
         Raises
         ------

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ihvp.algebra import to_numpy
 from ihvp.backend import Batch, SupportsInputDerivatives, Vector
 from ihvp.data import count_examples, map_leaves
-from ihvp.errors import DataError, describe
+from ihvp.errors import DataError, WeightError, describe
 from ihvp.influence.allocation import allocate
 from ihvp.influence.blocks import Block, counted_blocks, rows_at_once
 from ihvp.influence.gradients import derivatives_along, loss_on
@@ -43,7 +43,7 @@ def influence_on_inputs(
     -------
     Batch
         The structure of a training batch: arrays ``(n_test, n_train, *shape)``, and None in the place of what
-        is not made of real floating numbers.
+        is not made of real floating numbers, or what the weights are made of, which are fixed.
 
     Raises
     ------
@@ -51,12 +51,13 @@ def influence_on_inputs(
         There is no such array, or the loss cannot take the data.
     """
     batch, _ = next(iter(training.batches))
+    weighing = iter(_weighing(training, batch))
     entries = training.num_params + sum(math.prod(leaf.shape[1:]) for leaf in _inputs(batch))
     rows = rows_at_once(_POINTS * entries)
     shape = points.count, training.num_examples
 
     def room_for(leaf: Any) -> NDArray[Any] | None:
-        if not _is_input(leaf):
+        if next(weighing) or not _is_input(leaf):
             return None
         return allocate(
             (*shape, *leaf.shape[1:]),
@@ -121,18 +122,26 @@ def input_derivatives(objective: Objective, batch: Batch, first: int, x: Vector)
         objective.require_additive(batch)
         found = backend.input_derivatives(objective.loss, objective.params, batch, x)
     # An example is the part w_i / W_batch of the batch's gradient, and w_i / W is asked for, N times.
-    weight = objective.weighting.total(batch, count_examples(batch)) if objective.reduction == "mean" else 1
-    factor = weight / objective.mean_weight
-    return map_leaves(lambda _, part: None if part is None else factor * to_numpy(part), batch, found)
+    weights = objective.weighting.of(batch, count_examples(batch))
+    factor = (weights.sum() if objective.reduction == "mean" else 1) / objective.mean_weight
+
+    def scaled(_: Any, part: Any) -> Any:
+        if part is None:
+            return None
+        values = to_numpy(part)
+        # Of an example that weighs nothing the loss may be the quotient of two zeros.
+        return factor * np.where((weights > 0).reshape(1, -1, *[1] * (values.ndim - 2)), values, 0)
+
+    return map_leaves(scaled, batch, found)
 
 
 def _differences(objective: Objective, batch: Batch, first: int, x: Vector) -> Batch:
     leaves: list[Any] = []
     map_leaves(leaves.append, batch)
     count, epsilon = count_examples(batch), objective.space.eps
+    objective.require_additive(batch)
     if objective.weighting.function is not None:
-        fixed = objective.weighting.of(batch, count)
-        objective = objective.on(batch, weights=lambda _: fixed, mean_weight=objective.mean_weight)
+        objective = objective.with_fixed_weights(batch)
 
     def products_at(place: int, values: NDArray[Any]) -> NDArray[np.float64]:
         changed = [*leaves[:place], _like(leaves[place], values), *leaves[place + 1 :]]
@@ -159,6 +168,29 @@ def _differences(objective: Objective, batch: Batch, first: int, x: Vector) -> B
 
     found = iter([derivative(i) if _is_input(leaf) else None for i, leaf in enumerate(leaves)])
     return map_leaves(lambda _: next(found), batch)
+
+
+def _weighing(objective: Objective, batch: Batch) -> list[bool]:
+    """Which arrays of a batch the weights of its examples are made of, such as sample weights, or a mask."""
+    leaves: list[Any] = []
+    map_leaves(leaves.append, batch)
+    if objective.weighting.function is None:
+        return [False] * len(leaves)
+    count = count_examples(batch)
+    weights = objective.weighting.of(batch, count)
+
+    def depend_on(place: int) -> bool:
+        if not _is_input(leaves[place]):
+            return False
+        changed = _like(leaves[place], 1.5 * _numpy(leaves[place]) + 1)
+        following = iter([*leaves[:place], changed, *leaves[place + 1 :]])
+        try:
+            other = objective.weighting.of(map_leaves(lambda _: next(following), batch), count)
+        except WeightError:
+            return True
+        return not np.array_equal(other, weights)
+
+    return [depend_on(place) for place in range(len(leaves))]
 
 
 def _inputs(batch: Batch) -> list[Any]:

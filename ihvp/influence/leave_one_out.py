@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Params
-from ihvp.errors import InvalidOption, NonFinite, PackageNotInstalled, ParameterError
+from ihvp.errors import InvalidOption, LossNotAdditive, NonFinite, PackageNotInstalled, ParameterError
 from ihvp.influence.group import groups_of
 from ihvp.influence.influence import Influence
 from ihvp.objective import Objective
@@ -144,8 +144,8 @@ def leave_one_out(
     indices : sequence of int or of groups
         What to remove each time: an example, or a sequence of them.
     test_data, test_loss
-        As for :meth:`ihvp.Influence.scores`; of several test points the mean loss counts, by their weights
-        where the objective's own loss is asked about.
+        As for :meth:`ihvp.Influence.scores`; of several test points the mean loss counts, by the objective's
+        weights where the loss divides by them.
     damping, solver, train_loss
         As for :class:`ihvp.Influence`.
     second_order : bool
@@ -158,6 +158,8 @@ def leave_one_out(
 
     Raises
     ------
+    LossNotAdditive
+        The loss of several test points is no mean over them.
     InvalidOption
         ``train_fn`` is no function or returned nothing; ``indices`` are no numbers of training examples.
     ParameterError
@@ -195,13 +197,23 @@ def leave_one_out(
     influence = Influence(objective, damping, solver, train_loss=train_loss)
     groups = [group for index in indices for group in groups_of([index], objective.num_examples)[0]]
     # Before the solves, which may take long: the value may be unknown.
-    question = influence._model.question(test_data, test_loss)
+    question = _with_a_mean(influence._model.question(test_data, test_loss), objective)
     before = question.value()
     changes = influence.group(groups, test_data, test_loss, second_order=second_order, progress=progress)
     after = _losses(question, train_fn, groups, n_jobs, progress)
     weights = [question.weighting.of(batch, count) for batch, count in question.batches]
     predicted = np.average(np.asarray(changes, dtype=np.float64), axis=0, weights=np.concatenate(weights))
     return LeaveOneOut(groups, predicted, np.asarray(after) - before)
+
+
+def _with_a_mean(question: Objective, objective: Objective) -> Objective:
+    """The question with the weights by which its loss is a mean over test points, none or the objective's."""
+    try:
+        question.require_additive()
+    except LossNotAdditive:
+        question = question.on(question.batches.data, weights=objective.weighting.function)
+        question.require_additive()
+    return question
 
 
 def _losses(

@@ -43,8 +43,7 @@ def warn_unless_optimal(objective: Objective) -> None:
     the training has not taken.
     """
     size = float(algebra.norms(objective.gradient()))
-    rows = gradients(objective, next(blocks(objective.batches, _EXAMPLES)), "training")
-    typical = float(np.sqrt(np.mean(algebra.norms(rows.T) ** 2)))
+    typical = _typical(objective)
     if size > _RATIO * typical:
         warnings.warn(
             f"The parameters are not at an optimum of the objective: its gradient has norm {size:.1e}, "
@@ -54,6 +53,16 @@ def warn_unless_optimal(objective: Objective) -> None:
             NotAtOptimum,
             stacklevel=_level_outside(),
         )
+
+
+def _typical(objective: Objective) -> float:
+    """The root mean square of ``‖∇C_i‖`` over the first examples that have any."""
+    for block in blocks(objective.batches, _EXAMPLES):
+        rows = gradients(objective, block, "training")
+        typical = float(np.sqrt(np.mean(algebra.norms(rows.T) ** 2)))
+        if typical:
+            return typical
+    return 0.0
 
 
 def _level_outside() -> int:

@@ -34,6 +34,7 @@ class TrainedModel:
     def __init__(self, objective: Objective, inverse: Inverse, train_loss: Callable[..., Any] | None) -> None:
         self.objective, self.inverse = objective, inverse
         self._train_loss = train_loss
+        self._removable: Objective | None = None
         self._data_checked = self._optimum_checked = False
 
     @property
@@ -53,11 +54,17 @@ class TrainedModel:
 
     def training(self, data: Any = None) -> Objective:
         """What goes away with an example, over the examples to score: by default those trained on."""
+        objective, known = self.objective, self._removable
+        # What is found out about a loss stays known as long as the objective is the same.
+        if (
+            known is None
+            or known.params is not objective.params
+            or known.batches.data is not objective.batches.data
+        ):
+            self._removable = known = objective.on(objective.batches.data, self._train_loss)
         # Examples that are not in the training data enter it with their weight beside those that are.
-        training = self.objective.on(
-            self.objective.batches.data if data is None else data,
-            self._train_loss,
-            mean_weight=self.objective.mean_weight,
+        training = known.on(
+            objective.batches.data if data is None else data, mean_weight=objective.mean_weight
         )
         check_order(training.batches, "training")
         if data is not None:

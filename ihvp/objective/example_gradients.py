@@ -34,7 +34,7 @@ class ExampleGradients(WeightedMean):
         rows : int, optional
             The most rows of a block; by default as many as keep its memory bounded.
         """
-        self.require_additive(batch)
+        self.require_additive(batch, any_weights=power == 0)
         count = count_examples(batch)
         if rows is None:
             rows = max(1, _CHUNK_NUMBERS // self.space.size)

@@ -11,7 +11,7 @@ import numpy as np
 from ihvp import algebra
 from ihvp._inference import create_backend
 from ihvp.backend import Batch, CurvatureBackend, GradientFunction, Params, SupportsValue, Vector
-from ihvp.data import Batches
+from ihvp.data import Batches, count_examples
 from ihvp.errors import InvalidOption, LossNotScalar, NonFinite, ParameterError, describe
 from ihvp.objective.composed import Composed
 from ihvp.objective.example_gradients import ExampleGradients
@@ -124,6 +124,7 @@ class Objective(ExampleGradients):
         self._num_examples: int | None = None
         self._premises = Premises(checks)
         self._adding_up: dict[int, bool] = {}
+        self._without_parts: Batches | None = None
 
     def _set_weights(self, weights: Weights | None) -> None:
         if weights is not None and not callable(weights):
@@ -149,12 +150,18 @@ class Objective(ExampleGradients):
         Raises
         ------
         LossError
-            The loss is unknown (``grad`` alone was given), not a scalar, or not finite.
+            The loss is unknown (``grad`` alone was given), not a scalar, or not finite; of several batches,
+            it is not the weighted mean, or the sum, that it is said to be.
         """
         if self._value is None:
             raise InvalidOption("loss", None, "a loss beside grad=…, which is all that this objective has")
         total, weight = 0.0, 0.0
+        first: Batch = None
         for index, (batch, count) in enumerate(self.batches):
+            if index == 0:
+                first = batch
+            else:
+                self._require_additive_values(first, batch)
             share = self.weighting.total(batch, count)
             if not share:
                 continue
@@ -168,6 +175,11 @@ class Objective(ExampleGradients):
             total += value * (share if self.reduction == "mean" else 1)
             weight += share
         return total / self._positive(weight)
+
+    def _require_additive_values(self, *at_hand: Batch) -> None:
+        if self._premises.needs_values:
+            batches = self._batches_at_hand(at_hand)
+            self._premises.require_additive_values(self._subject, batches, self._evaluate)
 
     def _evaluate(self, batch: Batch) -> Any:
         assert self._value is not None
@@ -219,7 +231,7 @@ class Objective(ExampleGradients):
         other.batches = Batches(data, self.batches.batch_size)
         other._num_examples = None
         other._adding_up = {}
-        other._set_weights(self.weighting.function if isinstance(weights, str) else weights)
+        other._set_weights(self.weighting.function if weights == "same" else weights)
         other._mean_weight = mean_weight
         if isinstance(loss, GradientFunction):
             other._set_loss(loss.loss, loss.grad)
@@ -227,8 +239,16 @@ class Objective(ExampleGradients):
             if not callable(loss):
                 raise InvalidOption("loss", loss, "a function, as in the constructor")
             other._set_loss(None if self._by_gradient else loss, loss if self._by_gradient else None)
-        if loss is not None:
+        if loss is not None or other.weighting != self.weighting:
             other._premises = Premises(self._premises.enabled)
+        return other
+
+    def with_fixed_weights(self, batch: Batch) -> Objective:
+        """The same for batches that take the place of ``batch``, with the weights of its examples."""
+        weights = self.weighting.of(batch, count_examples(batch))
+        other = copy.copy(self)
+        other.weighting, other._mean_weight = Weighting(lambda _: weights), self.mean_weight
+        other._premises = Premises(enabled=False)
         return other
 
     def at(self, params: Params) -> Objective:

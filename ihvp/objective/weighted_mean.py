@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, TypeAlias
 
 from ihvp import algebra
@@ -12,6 +14,9 @@ from ihvp.errors import DataError, EmptyData, NonFinite, NotReiterable, WeightEr
 from ihvp.space import VectorSpace
 from ihvp.verification import Premises, Subject
 from ihvp.weighting import Weighting
+
+# So many batches of a loader are looked at.
+_AT_HAND = 4
 
 Term: TypeAlias = "tuple[Vector, int, float]"
 """A quantity of a batch, its number of examples, and what they weigh; the first is None where that is 0."""
@@ -49,6 +54,7 @@ class WeightedMean:
     _mean_weight: float | None
     _premises: Premises
     _adding_up: dict[int, bool]
+    _without_parts: Batches | None
 
     @property
     def num_examples(self) -> int:
@@ -98,6 +104,7 @@ class WeightedMean:
         term: Callable[[Batch], Vector],
         what: str,
         terms: Iterable[Term] | None = None,
+        zeros: Callable[[], Vector] | None = None,
     ) -> Vector:
         """``1/W Σ`` of a per-batch quantity, with the weights that make it the mean over examples.
 
@@ -109,6 +116,8 @@ class WeightedMean:
             What is computed, for the error text.
         terms : iterable of Term, optional
             The same over all the data, computed in another way.
+        zeros : callable, optional
+            What a process adds whose examples weigh nothing: by default a zero vector.
 
         Raises
         ------
@@ -117,10 +126,10 @@ class WeightedMean:
         DataError
             The data gave another number of examples than before.
         WeightError
-            No example weighs anything.
+            No example weighs anything, or all together weigh something else than before.
         """
         total: Vector = None
-        first: float = 0
+        largest: float = 0
         weight: float = 0
         examples = 0
         if terms is None:
@@ -132,17 +141,24 @@ class WeightedMean:
             weight += share
             if not share:
                 continue
+            # Weights relative to the largest batch: exactly 1 for uniform batches, and no product that grows
+            # with N, which half precision could not hold.
             if total is None:
-                total, first = part, share
+                total, largest = part, share
+            elif self.reduction == "sum":
+                total = algebra.axpy(total, 1.0, part)
+            elif share <= largest:
+                total = algebra.axpy(total, share / largest, part)
             else:
-                # Weights relative to the first batch: exactly 1 for uniform batches, and no product that
-                # grows with N, which half precision could not hold.
-                total = algebra.axpy(total, share / first if self.reduction == "mean" else 1.0, part)
+                total, largest = algebra.axpy(algebra.scale(total, largest / share), 1.0, part), share
         self._check_count(examples)
-        unit = first if self.reduction == "mean" else 1
+        self._check_weight(weight)
+        unit = largest if self.reduction == "mean" else 1
         if isinstance(self.backend, SupportsReduce):
             weight = self._over_processes(self.backend, weight)
             self._positive(weight)
+            if total is None:
+                total = self.space.zeros() if zeros is None else zeros()
             total = self.backend.reduce(total if unit == weight else total * (unit / weight))
         elif unit != self._positive(weight):
             total = total * (unit / weight)
@@ -163,9 +179,8 @@ class WeightedMean:
                 self._verify_on(batch)
             if number == 0:
                 first = batch
-            elif number == 1:
-                self.require_additive(first)
-                first = None
+            elif self._premises.needs_parts:
+                self.require_additive(first, batch)
             yield term(batch) if share else None, count, share
 
     def _over_processes(self, backend: SupportsReduce, count: float) -> float:
@@ -190,6 +205,14 @@ class WeightedMean:
                 f"The data gave {self._num_examples} examples at first and {examples} now; expected the same "
                 "data at every pass. Pass a list of batches, or drop sampling from the loader."
             )
+
+    def _check_weight(self, weight: float) -> None:
+        if self.weighting.function is None:
+            return
+        if self._total_weight is None:
+            self._total_weight = weight
+        elif not math.isclose(weight, self._total_weight, rel_tol=1e-6):
+            raise WeightError(f"The weights add up to {self._total_weight} at first and to {weight} now")
 
     def _raise_non_finite(self, term: Callable[[Batch], Vector], what: str) -> None:
         for index, (batch, count) in enumerate(self.batches):
@@ -231,29 +254,39 @@ class WeightedMean:
         ------
         LossNotScalar, LossIndependentOfParameters, NonFinite, NonDeterministicGradient
         """
-        if not self._premises.has_gradient:
+        if not self._premises.has_gradient and self._weighs_here():
             self._verify_on(self._first_batch())
 
-    def require_additive(self, batch: Batch = None) -> None:
+    def require_additive(self, *at_hand: Batch, any_weights: bool = False) -> None:
         """Check once that the gradient of a batch is the weighted mean, or the sum, of those of its parts.
 
         Parameters
         ----------
-        batch : Batch, optional
-            One that is at hand, for data that is not in memory.
+        *at_hand : Batch
+            Some batches, for data that is neither in memory nor a list; by default its first ones.
+        any_weights : bool
+            Whether any combination of the parts will do, in place of the declared one: gradients of single
+            examples need no more.
 
         Raises
         ------
         LossNotAdditive, LossIgnoresBatch
             And those of :meth:`verify`.
         """
-        if not self._premises.needs_parts:
+        if not self._premises.needs_parts or self._without_parts is self.batches:
             return
-        if self.batches.in_memory or batch is None:
-            pieces = self.batches.pieces()
-        else:
-            pieces = Batches([batch], self.batches.batch_size).pieces()
-        self._premises.require_additive(self._subject, pieces)
+        batches = self._batches_at_hand(at_hand)
+        if not (batches.in_memory and batches.batch_size is None):
+            self.verify()
+        learnt = self._premises.require_additive(self._subject, batches, any_weights=any_weights)
+        if not learnt and batches is self.batches:
+            self._without_parts = batches
+
+    def _batches_at_hand(self, at_hand: tuple[Batch, ...]) -> Batches:
+        """What premises are checked on: of data that may be slow to come, a few batches."""
+        if self.batches.lasting:
+            return self.batches
+        return Batches(list(at_hand or islice(self.batches.data, _AT_HAND)), self.batches.batch_size)
 
     def verify_second_derivative(self) -> None:
         """Compare once a product with the Hessian with differences of gradients, on the first batch.
@@ -264,11 +297,20 @@ class WeightedMean:
             And those of :meth:`verify`.
         """
         self.verify()
-        self._premises.verify_second_derivative(self._subject, self._first_batch)
+        if self._weighs_here():
+            self._premises.verify_second_derivative(self._subject, self._first_batch)
 
     @property
     def _subject(self) -> Subject:
         return Subject(self.backend, self.loss, self.params, self.space, self.reduction, self.weighting)
+
+    def _weighs_here(self) -> bool:
+        """Whether any example of this process weighs anything."""
+        if self.weighting.function is None or any(self.weighting.total(*pair) for pair in self.batches):
+            return True
+        if isinstance(self.backend, SupportsReduce):
+            return False  # another process may have some; what all add up to is checked where it is needed
+        raise WeightError("The weights of all examples are 0")
 
     def _first_batch(self) -> Batch:
         """The first batch that weighs anything."""

@@ -63,7 +63,12 @@ class CurvatureOperator(LinearOperator):
 
     def apply(self, v: Vector) -> Vector:
         try:
-            return self.objective.mean(lambda batch: self.batch_product(batch, v), self._what, self.terms(v))
+            return self.objective.mean(
+                lambda batch: self.batch_product(batch, v),
+                self._what,
+                self.terms(v),
+                lambda: algebra.zeros_like(v),
+            )
         except NonFinite as error:
             if not algebra.all_finite(v):
                 raise VectorError("v holds NaN or infinite entries; expected finite ones.") from error

@@ -48,7 +48,9 @@ class OPG(CurvatureOperator):
         self._announce_dense()
         # Products with the identity would make the gradients again for every block of its columns.
         return self.objective.mean(
-            lambda batch: self._batch_sum(batch, lambda J, weight: J.T @ (weight * J)), self._what
+            lambda batch: self._batch_sum(batch, lambda J, weight: J.T @ (weight * J)),
+            self._what,
+            zeros=lambda: self.space.zeros(self.space.size),
         )
 
     def _batch_sum(self, batch: Batch, term: Callable[[Vector, float], Vector]) -> Vector:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import array_api_compat
 import numpy as np
@@ -13,106 +13,18 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.backend import Batch, Vector
 from ihvp.data import arrays_of, count_examples, take_examples
-from ihvp.errors import LossIgnoresBatch, LossNotAdditive
+from ihvp.errors import LossIgnoresBatch, LossNotAdditive, WeightError
+from ihvp.verification.partition import Partition
 from ihvp.verification.subject import Subject
 
-# A combination of the parts that explains the whole may miss it by so many times the tolerance.
-_LOOSE = 5.0
-
-_WEIGHTS = "Pass weights=…, a function weights(batch) -> (B,) of what the mean divides by, example by example"
+# A difference of up to so many times the measured rounding may be rounding.
+_ROUNDING = 10.0
 
 
-@dataclass(frozen=True, eq=False)
-class Partition:
-    """The gradients of a batch and of two parts of it.
-
-    Attributes
-    ----------
-    whole, first, second : Vector
-        The gradients.
-    sizes : (int, int)
-        How many examples the parts have.
-    share : float
-        What the first part weighs in the mean.
-    sum_declared : bool
-        Whether the loss is said to be a sum.
-    """
-
-    whole: Vector
-    first: Vector
-    second: Vector
-    sizes: tuple[int, int]
-    share: float
-    sum_declared: bool
-
-    @property
-    def size(self) -> float:
-        """The norm that differences are small against; of the parts, because they cancel at an optimum."""
-        a, b = self._factors
-        return float(a * algebra.norms(self.first) + b * algebra.norms(self.second))
-
-    @property
-    def difference(self) -> float:
-        """``‖g − a g₁ − b g₂‖`` for the declared a and b, relative to :attr:`size`."""
-        return self._distance(*self._factors)
-
-    @property
-    def _factors(self) -> tuple[float, float]:
-        return (1.0, 1.0) if self.sum_declared else (self.share, 1 - self.share)
-
-    def _distance(self, a: float, b: float) -> float:
-        rest = algebra.axpy(algebra.copy(self.whole), -a, self.first)
-        distance, size = float(algebra.norms(algebra.axpy(rest, -b, self.second))), self.size
-        return distance / size if size else (0.0 if distance == 0 else math.inf)
-
-    def ignores_batch(self) -> bool:
-        """Whether both parts have the same gradient, bit for bit."""
-        return float(algebra.norms(algebra.axpy(algebra.copy(self.first), -1.0, self.second))) == 0
-
-    def cause(self, allowed: float, weighted: bool) -> str:
-        """What the whole is instead, and what to do, as far as it can be told."""
-        if not (algebra.all_finite(self.first) and algebra.all_finite(self.second)):
-            return (
-                "Of a part of the batch it is not finite: a mean over nothing, as where labels are missing. "
-                f"{_WEIGHTS}: 0 for those without labels."
-            )
-        loose = _LOOSE * allowed
-        if not self.sum_declared and self._distance(1.0, 1.0) <= loose:
-            return (
-                "It is their sum: return the mean over the batch, or pass reduction='sum'. A sum must not be "
-                "divided by a fixed number."
-            )
-        if self.sum_declared and self._distance(self.share, 1 - self.share) <= loose:
-            return "It is their mean: pass reduction='mean', or return the sum over the batch."
-        found = self._fitted_share()
-        if self._distance(found, 1 - found) <= loose and 0 < found < 1:
-            count = sum(self.sizes)
-            said = "the weights say" if weighted else "their number says"
-            return (
-                f"It is a mean in which the first {self.sizes[0]} of {count} examples weigh {found:.2%}, "
-                f"where {said} {self.share:.2%}: as a mean over tokens, or with class weights. {_WEIGHTS}."
-            )
-        if self.sum_declared:
-            return (
-                "A sum must have no term that stays the same for a larger batch, such as a regulariser; nor "
-                "may examples depend on each other, as by batch norm in training."
-            )
-        return (
-            "Its examples depend on each other, as with negatives from the batch, or batch norm in training. "
-            "Call model.eval() (torch) or pass training=False (Keras); or keep all data in one batch, where "
-            "products with ihvp.Hessian and ihvp.GaussNewton need no parts."
-        )
-
-    def _fitted_share(self) -> float:
-        """The α with which ``α g₁ + (1 − α) g₂`` is nearest to g."""
-        across = algebra.axpy(algebra.copy(self.first), -1.0, self.second)
-        rest = algebra.axpy(algebra.copy(self.whole), -1.0, self.second)
-        square = float(algebra.dots(across, across))
-        return float(algebra.dots(across, rest)) / square if square else math.nan
-
-
-def compare_with_parts(subject: Subject, batch: Batch, whole: Vector | None = None) -> str:
-    """Check that the gradient of a batch is that of its parts; a sentence if nothing can be said of it.
+def compare_with_parts(
+    subject: Subject, batch: Batch, whole: Vector | None = None, *, any_weights: bool = False
+) -> str | None:
+    """Check that the gradient of a batch is that of its parts.
 
     The size of a part and that of the batch have no common divisor, so that examples of two kinds cannot be
     mixed alike in both. Single precision takes two partitions: nearly equal mixtures hide there in rounding.
@@ -121,20 +33,28 @@ def compare_with_parts(subject: Subject, batch: Batch, whole: Vector | None = No
     ----------
     subject : Subject
     batch : Batch
-        Of at least two examples.
     whole : Vector, optional
         Its gradient, where it is known.
+    any_weights : bool
+        Whether any combination of the parts will do, in place of the declared one.
+
+    Returns
+    -------
+    str or None
+        Empty, or why nothing can be said of the loss. None where nothing can be said of it by this batch, in
+        which fewer than two examples weigh anything.
 
     Raises
     ------
     LossNotAdditive, LossIgnoresBatch
+    WeightError
+        Examples weigh something else in a part of the batch.
     """
-    count = count_examples(batch)
-    weights = subject.weighting.of(batch, count)
-    allowed = subject.space.eps**0.5
-    most = 1 if subject.space.eps < 1e-10 else 2
-    checked = 0
-    for stop in _stops(weights, most):
+    weights = subject.weighting.of(batch, count_examples(batch))
+    allowed, unknown = subject.space.eps**0.5, ""
+    stops = list(_stops(weights, 1 if subject.space.eps < 1e-10 else 2))
+    for stop in stops:
+        _check_weights(subject, batch, weights, stop)
         try:
             partition = _divided(subject, batch, weights, stop, whole)
         except Exception as error:  # what a loss raises on a part of a batch is its own
@@ -142,55 +62,110 @@ def compare_with_parts(subject: Subject, batch: Batch, whole: Vector | None = No
         whole = partition.whole
         if not algebra.all_finite(whole):
             return "the gradient is not finite"
-        ignored = partition.ignores_batch() and _rows_differ(batch)
-        if ignored or not partition.difference <= allowed:
-            # Where every example is fitted, gradients are as small as their own rounding: not so elsewhere.
-            elsewhere = _elsewhere(subject, batch, weights, stop)
-            if ignored and elsewhere is not None and elsewhere.ignores_batch():
+        if partition.ignores_batch() and _rows_differ(batch):
+            # Where every example is fitted, losses with a margin have no slope but that of a regulariser.
+            points = [_elsewhere(point, batch, weights, stop) for point in (subject.nearby(), subject.far())]
+            known = [point for point in points if point is not None and algebra.all_finite(point.whole)]
+            if known and all(point.ignores_batch() for point in known):
                 raise LossIgnoresBatch
-        if not partition.difference <= allowed:
-            if elsewhere is not None and elsewhere.difference <= allowed:
-                continue
-            declared = "sum" if subject.reduction == "sum" else "weighted mean"
-            cause = partition.cause(allowed, subject.weighting.function is not None)
-            raise LossNotAdditive(partition.difference, declared, cause)
-        checked += 1
-    return "" if checked else "the batch has no two parts that weigh anything"
+        difference = partition.remainder if any_weights else partition.difference
+        if difference <= allowed:
+            continue
+        # Nor are the gradients of fitted examples larger than their own rounding there, but elsewhere.
+        other = _elsewhere(subject.nearby(), batch, weights, stop)
+        if other is not None and (other.remainder if any_weights else other.difference) <= allowed:
+            continue
+        rounding = _rounding(subject, batch, partition)
+        if difference <= _ROUNDING * rounding:
+            unknown = f"the loss rounds its gradients by {rounding:.0e} of their size"
+            continue
+        raise LossNotAdditive(
+            difference,
+            "combinations" if any_weights else subject.declared,
+            partition.cause(allowed, subject.weighting.function is not None),
+        )
+    return unknown if stops else None
+
+
+def value_difference(subject: Subject, batch: Batch, evaluate: Callable[[Batch], Any]) -> float:
+    """How far the value of a batch is from that of two parts, relative to theirs; 0 where it has none."""
+    weights = subject.weighting.of(batch, count_examples(batch))
+    for stop in _stops(weights, 1):
+        try:
+            values = [np.array([float(evaluate(part))]) for part in (batch, *_parts(batch, weights, stop))]
+        except Exception:  # what a loss raises on a part of a batch is its own
+            break
+        return _partition(subject, weights, stop, *values).difference
+    return 0.0
 
 
 def _divided(
     subject: Subject, batch: Batch, weights: NDArray[np.float64], stop: int, whole: Vector | None
 ) -> Partition:
-    count = len(weights)
-    return Partition(
-        subject.gradient(batch) if whole is None else whole,
-        subject.gradient(take_examples(batch, 0, stop)),
-        subject.gradient(take_examples(batch, stop, count)),
-        (stop, count - stop),
-        float(weights[:stop].sum() / weights.sum()),
-        subject.reduction == "sum",
+    whole = subject.gradient(batch) if whole is None else whole
+    return _partition(
+        subject, weights, stop, whole, *(subject.gradient(part) for part in _parts(batch, weights, stop))
     )
 
 
+def _partition(
+    subject: Subject, weights: NDArray[np.float64], stop: int, whole: Vector, first: Vector, second: Vector
+) -> Partition:
+    share = float(weights[:stop].sum() / weights.sum())
+    sizes = stop, len(weights) - stop
+    return Partition(whole, first, second, sizes, share, subject.reduction == "sum")
+
+
+def _parts(batch: Batch, weights: NDArray[np.float64], stop: int) -> tuple[Batch, Batch]:
+    return take_examples(batch, 0, stop), take_examples(batch, stop, len(weights))
+
+
 def _elsewhere(subject: Subject, batch: Batch, weights: NDArray[np.float64], stop: int) -> Partition | None:
-    """The same at a random point nearby; None where the loss has no value there."""
+    """The same at other parameters; None where the loss has no value there."""
     try:
-        return _divided(subject.nearby(), batch, weights, stop, None)
+        return _divided(subject, batch, weights, stop, None)
     except Exception:  # it is the loss at the parameters that counts
         return None
 
 
+def _rounding(subject: Subject, batch: Batch, partition: Partition) -> float:
+    """How much of the gradient is rounding, which differs for a multiple of the loss: 0 where it has none.
+
+    A loss may count in less precision than its parameters have, as by automatic mixed precision.
+    """
+    try:
+        error = algebra.axpy(subject.multiple_gradient(batch), -1.0, partition.whole)
+    except Exception:  # a gradient by hand has no multiples
+        return 0.0
+    return float(algebra.norms(error)) / partition.size
+
+
+def _check_weights(subject: Subject, batch: Batch, weights: NDArray[np.float64], stop: int) -> None:
+    """Refuse weights that depend on the other examples, such as those that a batch is divided by."""
+    if subject.weighting.function is None:
+        return
+    first, second = _parts(batch, weights, stop)
+    parts = subject.weighting.of(first, stop), subject.weighting.of(second, len(weights) - stop)
+    again = np.concatenate(parts)
+    differing = np.flatnonzero(~np.isclose(again, weights, rtol=1e-4, atol=0))
+    if differing.size:
+        place = differing[0]
+        raise WeightError(
+            f"weights(batch) returned {weights[place]} for an example in a batch of {len(weights)}, and "
+            f"{again[place]} for it in a part of {stop if place < stop else len(weights) - stop}"
+        )
+
+
 def _stops(weights: NDArray[np.float64], most: int) -> Iterator[int]:
-    """Where to divide a batch: parts of about two and three fifths, both of some weight."""
-    count, found = len(weights), 0
-    near = sorted(range(1, count), key=lambda size: abs(size - 0.4 * count))
-    for size in near[:64]:
-        if math.gcd(size, count) > 1:
-            continue
-        for stop in dict.fromkeys((size, count - size)):
-            if found < most and weights[:stop].any() and weights[stop:].any():
-                found += 1
-                yield stop
+    """Where to divide a batch: parts of about two and three fifths of what weighs anything."""
+    count, before = len(weights), np.cumsum(weights > 0)
+    inside = [size for size in range(1, count) if 0 < before[size - 1] < before[-1]]
+    near = sorted(inside, key=lambda size: abs(before[size - 1] - 0.4 * before[-1]))
+    found = 0
+    for size in near:
+        if found < most and math.gcd(size, count) == 1:
+            found += 1
+            yield size
 
 
 def _rows_differ(batch: Batch) -> bool:

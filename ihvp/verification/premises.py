@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable
+from typing import Any
 
 from ihvp.backend import Batch, SupportsProductError, Vector
-from ihvp.data import Piece
-from ihvp.errors import WrongSecondDerivative
-from ihvp.verification.additivity import compare_with_parts
+from ihvp.data import Batches
+from ihvp.errors import LossNotAdditive, WrongSecondDerivative
+from ihvp.verification.additivity import compare_with_parts, value_difference
 from ihvp.verification.gradient import verified_gradient
+from ihvp.verification.probes import probes
 from ihvp.verification.report import Check, Report
 from ihvp.verification.second_derivative import compare_with_gradients
 from ihvp.verification.subject import Subject
@@ -17,11 +18,6 @@ from ihvp.verification.subject import Subject
 _GRADIENT = "The gradient is finite and the same twice"
 _ADDITIVE = "A batch's gradient is that of its parts"
 _SECOND = "The second derivative is that of the first"
-
-# Where one batch in memory is cut into small pieces, so many of them are compared with their own parts.
-_PIECES = 4
-# So many batches are looked through for one that holds two examples.
-_BATCHES = 16
 
 
 class Premises:
@@ -37,12 +33,14 @@ class Premises:
         self.enabled = enabled
         self._gradient: Check | None = None
         self._additive: Check | None = None
+        self._separate = self._values = False
         self._second: Check | None = None
 
     def elsewhere(self) -> Premises:
         """The same at other parameters, where second derivatives are others."""
         moved = Premises(self.enabled)
         moved._gradient, moved._additive = self._gradient, self._additive
+        moved._separate, moved._values = self._separate, self._values
         return moved
 
     @property
@@ -79,27 +77,78 @@ class Premises:
         self._gradient = Check(_GRADIENT, "passed")
         return gradient
 
-    def require_additive(self, subject: Subject, pieces: Iterable[Piece]) -> None:
+    def require_additive(self, subject: Subject, batches: Batches, *, any_weights: bool = False) -> bool:
         """Check once that batches may be taken apart.
+
+        Batches in which fewer than two examples weigh anything settle nothing.
 
         Parameters
         ----------
         subject : Subject
-        pieces : iterable of Piece
-            The batches that the loss may see. Nothing is learnt from those of one example, nor settled.
+            Whose gradient was checked before, unless one batch in memory is all there is.
+        batches : Batches
+            In memory, or a list: those that the loss may see.
+        any_weights : bool
+            Whether only the gradients of single examples are asked for, whatever they weigh in a batch.
+
+        Returns
+        -------
+        bool
+            Whether it is settled.
 
         Raises
         ------
-        LossNotAdditive, LossIgnoresBatch
+        LossNotAdditive, LossIgnoresBatch, WeightError
         """
-        if not self.needs_parts:
-            return
-        for piece in _of_two(pieces):
-            batch = piece.take()
-            if not subject.weighting.total(batch, piece.count):
-                continue
-            silent = compare_with_parts(subject, batch, self.verify(subject, batch))
-            self._additive = Check(_ADDITIVE, "inconclusive" if silent else "passed", silent)
+        if not self.needs_parts or (any_weights and self._separate):
+            return True
+        said = set()
+        for batch in probes(batches):
+            whole = self.verify(subject, batch) if batch is batches.data else None
+            why = compare_with_parts(subject, batch, whole, any_weights=any_weights)
+            said |= set() if why is None else {why}
+        if said and any_weights:
+            self._separate = True
+        elif said:
+            self._additive = Check(_ADDITIVE, "inconclusive" if all(said) else "passed", min(said))
+        return bool(said)
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether it is still to be checked that the values of batches add up."""
+        return self.needs_parts and not self._values
+
+    def require_additive_values(
+        self, subject: Subject, batches: Batches, evaluate: Callable[[Batch], Any]
+    ) -> None:
+        """Check once that the values of batches add up, which need no gradient.
+
+        Parameters
+        ----------
+        subject : Subject
+        batches : Batches
+            As for :meth:`require_additive`.
+        evaluate : callable
+            The loss of a batch.
+
+        Raises
+        ------
+        LossNotAdditive
+        """
+        for batch in probes(batches):
+            difference = value_difference(subject, batch, evaluate)
+            if difference > subject.space.eps**0.5:
+                self._explain(difference, subject, batches)
+        self._values = True
+
+    def _explain(self, difference: float, subject: Subject, batches: Batches) -> None:
+        """What gradients tell about a difference of values: its cause, or that it is rounding."""
+        try:
+            self.require_additive(subject, batches)
+        except LossNotAdditive:
+            raise
+        except Exception as error:  # a loss without a gradient has values all the same
+            raise LossNotAdditive(difference, subject.declared, "So do its values.") from error
 
     def verify_second_derivative(self, subject: Subject, batch: Callable[[], Batch]) -> None:
         """Compare once a product of a batch, which ``batch()`` gives, with differences of gradients.
@@ -117,15 +166,3 @@ class Premises:
         if found.outcome == "wrong":
             raise WrongSecondDerivative(found.error, found.allowed, type(subject.backend).__name__)
         self._second = Check(_SECOND, found.outcome, found.why)
-
-
-def _of_two(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Batches of at least two examples: of one batch in memory pieces from all over it, else the first."""
-    for piece in islice(pieces, _BATCHES):
-        size = max(piece.count, 2)
-        if piece.rows < size:
-            continue
-        for number in range(min(_PIECES, piece.rows // size)):
-            start = number * (piece.rows - size) // max(1, min(_PIECES, piece.rows // size) - 1)
-            yield Piece(piece.batch, start, start + size, piece.rows)
-        return

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ihvp import algebra
-from ihvp.backend import Batch, CurvatureBackend, Params, Vector
+from ihvp.backend import Batch, CurvatureBackend, GradientFunction, Params, Vector
 from ihvp.space import VectorSpace
 from ihvp.weighting import Weighting
 
@@ -37,9 +38,26 @@ class Subject:
     reduction: str
     weighting: Weighting
 
+    @property
+    def declared(self) -> str:
+        """What the loss of a batch is said to be of its parts."""
+        return "sum" if self.reduction == "sum" else "weighted mean"
+
     def gradient(self, batch: Batch) -> Vector:
         """``∇ loss(params, batch)``, ``(P,)``."""
         return self.backend.grad(self.loss, self.params, batch)
+
+    def multiple_gradient(self, batch: Batch) -> Vector:
+        """The gradient of three times the loss, by three: the same up to its rounding.
+
+        Raises
+        ------
+        TypeError
+            The loss is known by its gradient alone.
+        """
+        if isinstance(self.loss, GradientFunction):
+            raise TypeError(self.loss)
+        return self.backend.grad(lambda params, b: 3.0 * self.loss(params, b), self.params, batch) / 3.0
 
     def nearby(self, distance: float | None = None) -> Subject:
         """The loss at a random point, where what cancels at an optimum does not.
@@ -47,11 +65,19 @@ class Subject:
         Parameters
         ----------
         distance : float, optional
-            The standard deviation of each entry's change; by default a tenth of the entries' root mean
-            square.
+            The standard deviation of each parameter's change; by default a tenth of their root mean square.
         """
-        flat = self.backend.flatten(self.params)
         if distance is None:
-            distance = 0.1 * float(algebra.norms(flat)) / self.space.size**0.5 or 1.0
+            distance = 0.1 * self._scale or 1.0
         noise = distance * np.random.default_rng(0).standard_normal(self.space.size)
-        return replace(self, params=self.backend.unflatten(flat + self.space.asarray(noise), self.params))
+        flat = self.backend.flatten(self.params) + self.space.asarray(noise)
+        return replace(self, params=self.backend.unflatten(flat, self.params))
+
+    def far(self) -> Subject:
+        """The loss where nothing is left of what was fitted."""
+        return self.nearby(max(1.0, 10 * self._scale))
+
+    @property
+    def _scale(self) -> float:
+        """The root mean square of the parameters."""
+        return float(algebra.norms(self.backend.flatten(self.params))) / math.sqrt(self.space.size)
