@@ -12,19 +12,19 @@ from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.solvers.base import CountedOperator
 
-# Products lost 0.9 ε ‖A‖ ‖x‖ to rounding at most, over dense matrices of all kinds and sizes from 2 to 300. The
-# rest is for longer sums, P^(1/4) of it, and for a norm that is known from below.
+# Products lost 0.9 ε ‖A‖ ‖x‖ to rounding at most, over dense matrices of all kinds and sizes from 2 to 300.
+# The rest is for longer sums, P^(1/4) of it, and for a norm that is known from below.
 _A_PRIORI = 2.0
-# Evaluations of one residual by different roundings, and how many standard errors their mean may be off: for sizes
-# below the first number, below the second, and above, where the many entries average chance out. Over the same
-# matrices the true norm exceeded so many in none of 40,000 cases.
+# How many standard errors the mean of several evaluations of a residual may be off: for sizes below the first
+# number, below the second, and above, where the many entries average chance out. Over the same matrices the
+# true norm exceeded so many in none of 40,000 cases.
 _FEW, _MANY = 10, 1000
 _STANDARD_ERRORS = 10.0, 5.0, 4.0
 # x is multiplied by these. None is a power of two, so that all roundings differ.
 _SCALES = (4 / 3, 1.1, 1.9)
-# Rounding that is larger than the residual which it is part of, by this factor, cannot be.
+# A residual that is so much smaller than its target leaves no room for rounding to have hidden more.
 _PROOF = 100.0
-# The recurrence aims below the target by this multiple of ε ‖v‖, to leave room for the rounding of the certificate.
+# The recurrence aims below the target by this multiple of ε ‖v‖: room for the rounding of the certificate.
 _ROOM = 8.0
 
 
@@ -68,7 +68,8 @@ def certify(
     A product loses about ``ε ‖A‖ ‖x‖`` to rounding: far more than ``ε ‖v‖`` where x is large along small
     eigenvalues. An a priori bound decides where that is negligible. Where it would decide over the target, the
     loss is measured: the product with a multiple of x, divided by the multiple, has other roundings. Their mean
-    takes the place of the residual. That is one more product for a column, three for fewer than a thousand unknowns.
+    takes the place of the residual. That is one more product for a column, three for fewer than a thousand
+    unknowns.
 
     Parameters
     ----------
@@ -93,9 +94,8 @@ def certify(
     known = largest is not None
     doubtful = candidates & (norms + rounding > targets)
     if not known:
-        # What a product loses to rounding is part of the residual that it gives.
+        # What a product loses to rounding is part of the residual that it gives: a tiny one tells enough.
         doubtful = candidates & (norms > targets / _PROOF)
-        rounding += _PROOF / 10 * norms
     if claimed is not None:
         doubtful |= claimed & np.isfinite(norms) & (norms + rounding > targets) & (rounding > 0.1 * norms)
     doubtful &= lengths > 0
@@ -118,7 +118,7 @@ def goals(targets: NDArray[np.float64], sizes: NDArray[np.float64], v: Vector) -
 def sum_error(v: Vector) -> float:
     """The relative error of a norm: sums are long, and of one sign."""
     wide = array_api_compat.array_namespace(v).finfo(algebra.wide_dtype(v))
-    return float(wide.eps) * v.shape[0] ** 0.5
+    return float(wide.eps) * float(v.shape[0]) ** 0.5
 
 
 def _mean(

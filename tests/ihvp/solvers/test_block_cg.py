@@ -380,7 +380,8 @@ def test_what_is_solved_is_solved_and_where_separate_columns_are_so_is_the_block
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize(
     ("dtype", "rtol", "condition"),
-    [(np.float64, 1e-10, 1e5), (np.float32, 1e-5, 1e2), (np.float32, 1e-3, 1e4)],
+    # The rounding of the residual itself, about ε condition, is part of what the certificate bounds.
+    [(np.float64, 1e-10, 1e5), (np.float32, 1e-5, 1e2), (np.float32, 3e-3, 1e4)],
 )
 def test_residuals_as_small_as_those_of_separate_columns_for_fewer_products(
     make_definite, seed, dtype, rtol, condition

