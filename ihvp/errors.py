@@ -398,6 +398,31 @@ class NotConverged(SolverError):
     """The iteration limit was reached before the tolerance."""
 
 
+class Unaffordable(NotConverged):
+    """A solve was stopped early: at its pace it would take far more time than a solve is given.
+
+    Attributes
+    ----------
+    products : float
+        What it would take, in products with single vectors; infinite where no progress is seen.
+    seconds : float
+        The same in seconds.
+    suggested_damping : float
+        A total damping λ with which it takes some hundred iterations, as far as a few Lanczos steps can see.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        solution: Solution,
+        products: float,
+        seconds: float,
+        suggested_damping: float,
+    ) -> None:
+        self.products, self.seconds, self.suggested_damping = products, seconds, suggested_damping
+        super().__init__(message, solution)
+
+
 class Stagnated(SolverError):
     """The residual stopped falling above the tolerance: rounding or the backend's noise floor."""
 

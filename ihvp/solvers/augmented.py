@@ -42,7 +42,7 @@ class Augmented(Sweep):
         for directions, products in sketch.pairs:
             if self.places.size:
                 self._move(directions, products)
-        while self.places.size and sketch.grows and sketch.rank < sketch.most and log.iterations < limit:
+        while self.places.size and sketch.grows and sketch.rank < sketch.most and log.goes_on(limit):
             directions, products, positive = sketch.extend(operator, _block(self.r))
             if not positive or not directions.shape[1]:
                 break  # the other sweep treats curvature ≤ 0 as the caller wants it

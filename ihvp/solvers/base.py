@@ -16,6 +16,7 @@ from ihvp.errors import SolverError
 from ihvp.operators.base import LinearOperator
 from ihvp.progress import Monitor, Step
 from ihvp.solution import Solution
+from ihvp.solvers.forecast import Forecast, Watch
 
 
 class Solver(ABC):
@@ -105,10 +106,24 @@ class Log:
         ‖v − (A + λI) x‖ before the first step.
     monitor : Monitor
         Hears of each step.
+    watch : Watch, optional
+        Foretells the end, where no limit of iterations was asked for.
+
+    Attributes
+    ----------
+    forecast : Forecast or None
+        Why the work is to stop: it would exceed the budget.
     """
 
-    def __init__(self, sizes: NDArray[np.float64], norms: NDArray[np.float64], monitor: Monitor) -> None:
-        self.sizes, self.monitor = sizes, monitor
+    def __init__(
+        self,
+        sizes: NDArray[np.float64],
+        norms: NDArray[np.float64],
+        monitor: Monitor,
+        watch: Watch | None = None,
+    ) -> None:
+        self.sizes, self.monitor, self.watch = sizes, monitor, watch
+        self.forecast: Forecast | None = None
         self.iterations = 0
         self._current = relative(norms, sizes)
         self._rows = [self._current.copy()]
@@ -118,6 +133,12 @@ class Log:
         self.iterations += 1
         self._current[numbers] = relative(norms, self.sizes[numbers])
         self._rows.append(self._current.copy())
+        if self.watch is not None and self.forecast is None:
+            self.forecast = self.watch.look(self._rows)
+
+    def goes_on(self, limit: int) -> bool:
+        """Whether another iteration is within the limit and the budget."""
+        return self.iterations < limit and self.forecast is None
 
     def step(self, numbers: NDArray[np.intp], norms: NDArray[np.float64]) -> None:
         """Record an iteration and tell the monitor."""

@@ -87,7 +87,7 @@ class BlockConjugate(Sweep):
         z, inner = self._preconditioned()
         self.p = algebra.copy(z)
         del z, basis
-        while self.places.size and log.iterations < limit:
+        while self.places.size and log.goes_on(limit):
             product = operator.apply(self.p)
             curvature = algebra.gram(self.p, product)
             if not np.all(np.isfinite(curvature)):

@@ -137,7 +137,11 @@ class CG(Solver):
         if self.preconditioner is not None or x0 is not None:
             return super().apply_shifted(operator, dampings, v, x0=x0, monitor=monitor)
         counted = CountedOperator(operator)
-        shifts = [Shift(damping, v, rtol=self.rtol, atol=self.atol, monitor=monitor) for damping in dampings]
+        watched = operator if self.max_iterations is None else None
+        shifts = [
+            Shift(damping, v, rtol=self.rtol, atol=self.atol, monitor=monitor, watched=watched)
+            for damping in dampings
+        ]
         largest = shifted_iterates(
             counted, shifts, v, iteration_limit(self.max_iterations, v), self.on_indefinite == "raise"
         )
@@ -190,7 +194,7 @@ class CG(Solver):
         if solution.converged:
             return solution
         if course.direction is not None:
-            raise diagnosis.indefinite(course.system, solution, course.direction)
+            raise diagnosis.indefinite(course.system, solution, course.direction, self.rtol)
         course.raise_failure(solution, limit, definite=not handed_over)
         return solution
 

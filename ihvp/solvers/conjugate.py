@@ -50,7 +50,7 @@ class Conjugate(Sweep):
         z, rz = self._preconditioned(norms[~reached])
         self.p = algebra.copy(z)
         del z
-        while self.places.size and log.iterations < limit:
+        while self.places.size and log.goes_on(limit):
             product = operator.apply(self.p)
             curvature = np.atleast_1d(algebra.dots(self.p, product))
             if not np.all(np.isfinite(curvature)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,22 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
-from ihvp.errors import IndefiniteCurvature, NotConverged, Singular, SolverError, Stagnated
+from ihvp.errors import (
+    IndefiniteCurvature,
+    NotConverged,
+    Singular,
+    SolverError,
+    Stagnated,
+    Unaffordable,
+)
 from ihvp.operators.base import Shifted
 from ihvp.solution import Solution
+from ihvp.solvers.forecast import Forecast, damping_for, duration, iterations_of_cg
 from ihvp.solvers.ritz import RitzRange, ritz_range
+
+# A damping is advised with which a solve takes about so many iterations, by the ends of the spectrum that so
+# many Lanczos steps see.
+_AFFORDABLE, _RITZ_STEPS = 300.0, 30
 
 
 def failure(
@@ -24,12 +37,13 @@ def failure(
     rtol: float,
     limit: int,
     definite: bool,
+    forecast: Forecast | None = None,
 ) -> SolverError | None:
     """The error for the first column of the block ``v`` that failed, the gravest reason first.
 
-    ``definite`` says whether the method needs a positive definite matrix.
+    ``definite`` says whether the method needs a positive definite matrix; ``forecast``, why it was stopped.
     """
-    for reason in ("singular", "stagnated", "max_iterations"):
+    for reason in ("singular", "stagnated", "unaffordable", "max_iterations"):
         failed = np.flatnonzero(reasons == reason)
         if failed.size:
             column, x = (algebra.column(block, int(failed[0])) for block in (v, solution.x))
@@ -37,15 +51,17 @@ def failure(
                 return singular(operator, solution, rtol, column, x)
             if reason == "stagnated":
                 return stagnated(operator, solution, rtol, column, x)
+            if forecast is not None:
+                return unaffordable(operator, solution, rtol, forecast, column, x, definite)
             return not_converged(operator, solution, rtol, limit, column, x, definite)
     return None
 
 
-def indefinite(operator: Shifted, solution: Solution, direction: Vector) -> IndefiniteCurvature:
+def indefinite(operator: Shifted, solution: Solution, direction: Vector, rtol: float) -> IndefiniteCurvature:
     """The error for a direction with ``pᵀ(A + λI)p ≤ 0``, with a damping that would do."""
     direction = direction / float(algebra.norms(direction))
     curvature = float(algebra.dots(direction, operator.apply(direction)))
-    return _indefinite(operator, solution, min(curvature, 0.0), ritz_range(operator.apply, direction))
+    return _indefinite(operator, solution, min(curvature, 0.0), ritz_range(operator.apply, direction), rtol)
 
 
 def indefinite_spectrum(
@@ -90,15 +106,17 @@ def _sufficient_damping(operator: Shifted, ritz: RitzRange) -> float:
 
 
 def _indefinite(
-    operator: Shifted, solution: Solution, curvature: float, ritz: RitzRange
+    operator: Shifted, solution: Solution, curvature: float, ritz: RitzRange, rtol: float
 ) -> IndefiniteCurvature:
     damping = _sufficient_damping(operator, ritz)
+    iterations = iterations_of_cg(ritz, rtol, damping - operator.shift)
+    takes = f", with about {_rounded(iterations)} products" if math.isfinite(iterations) else ""
     found = "zero" if curvature == 0 else "negative"
     return IndefiniteCurvature(
         f"The matrix is not positive definite: {found} curvature {curvature:.3e} along a search direction, "
         f"with damping {operator.shift:g}; a few Lanczos steps reach down to {ritz.lowest:.3e} and up to "
         f"{ritz.highest:.3e}. Add damping: {damping:.3e} or more makes it positive definite as far as these "
-        "steps can see.",
+        f"steps can see{takes}.",
         solution,
         curvature,
         damping,
@@ -122,6 +140,46 @@ def stagnated(operator: Shifted, solution: Solution, rtol: float, v: Vector, x: 
     )
 
 
+def unaffordable(
+    operator: Shifted,
+    solution: Solution,
+    rtol: float,
+    forecast: Forecast,
+    v: Vector,
+    x: Vector,
+    definite: bool,
+) -> SolverError:
+    """The error for a solve that was stopped because its forecast exceeds the budget."""
+    rest = algebra.subtract_from(v, operator.apply(x))
+    ritz = ritz_range(operator.apply, rest if float(algebra.norms(rest)) else v, _RITZ_STEPS)
+    if definite and ritz.lowest < -(operator.space.eps * abs(ritz.highest) * 10 + ritz.lowest_error):
+        return _indefinite(operator, solution, ritz.lowest, ritz, rtol)
+    added = damping_for(ritz, rtol, _AFFORDABLE)
+    damping, few = operator.shift + added, iterations_of_cg(ritz, rtol, added)
+    products = forecast.iterations * forecast.columns
+    takes = (
+        f"about {_rounded(products)} products, {duration(forecast.seconds)}"
+        if math.isfinite(products)
+        else "more products than can be told, for it does not fall yet"
+    )
+    return Unaffordable(
+        f"The residual is {float(np.max(solution.residual)):.1e} after {solution.iterations} iterations; at "
+        f"this pace the tolerance {rtol:.1e} takes {takes}. With damping {damping:.1e} it takes about "
+        f"{_rounded(few)} iterations. Or loosen rtol, pass a preconditioner, or pass max_iterations, which "
+        "is obeyed without a forecast.",
+        solution,
+        products,
+        forecast.seconds,
+        damping,
+    )
+
+
+def _rounded(count: float) -> str:
+    """A number of products to two digits."""
+    digits = max(int(math.log10(max(count, 1))) - 1, 0)
+    return f"{round(count / 10**digits) * 10**digits:,}"
+
+
 def not_converged(
     operator: Shifted, solution: Solution, rtol: float, limit: int, v: Vector, x: Vector, definite: bool
 ) -> SolverError:
@@ -129,7 +187,7 @@ def not_converged(
     ritz = ritz_range(operator.apply, v)
     highest = max(abs(ritz.highest), abs(ritz.lowest))
     if definite and ritz.lowest < -(operator.space.eps * highest * 10 + ritz.lowest_error):
-        return _indefinite(operator, solution, ritz.lowest, ritz)
+        return _indefinite(operator, solution, ritz.lowest, ritz, rtol)
     # What is left of v lies where the matrix is small.
     lowest = _image(operator, algebra.subtract_from(v, operator.apply(x)))
     condition = f" The condition number is at least {highest / lowest:.0e}." if 0 < lowest < highest else ""

@@ -103,7 +103,7 @@ class MinimalResidual(Sweep):
             return
         self.v = algebra.scale(self.v, algebra.coefficients(1 / phi[self.places], self.v))
         first = True
-        while self.places.size and log.iterations < limit:
+        while self.places.size and log.goes_on(limit):
             at = self.places
             product = operator.apply(self.v)
             product = algebra.axpy(product, -algebra.coefficients(beta[at], product), self.before)
@@ -144,8 +144,8 @@ class MinimalResidual(Sweep):
             d = algebra.axpy(d, algebra.coefficients(1 / gamma, self.v), self.before)
             self.d, self.d_before = d, self.d
             del d
-            # A step takes |step| off the residual, and adds its own rounding. Where that is no less, an eigenvalue is 0
-            # up to rounding, and x gets worse from here on.
+            # A step takes |step| off the residual, and adds its own rounding. Where that is no less, an
+            # eigenvalue is 0 up to rounding, and x gets worse from here on.
             lost = eps * size[at] * np.abs(step) * np.atleast_1d(algebra.norms(self.d))
             harmful = lost > _HARMFUL * np.maximum(np.abs(step), self.targets[at])
             step[harmful], phi[at] = 0.0, np.where(harmful, before, phi[at])

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.errors import NonFinite
+from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor, Step
 from ihvp.solvers.base import CountedOperator, Log, relative
+from ihvp.solvers.forecast import Watch
 from ihvp.solvers.refinement import column_sizes
 from ihvp.solvers.rounding import goals
 
@@ -37,6 +39,8 @@ class Shift:
         The tolerance.
     monitor : Monitor
         For the log.
+    watched : LinearOperator, optional
+        A, where the work is to stop if it would exceed the budget.
 
     Attributes
     ----------
@@ -48,14 +52,27 @@ class Shift:
         Such a p.
     """
 
-    def __init__(self, damping: float, v: Vector, *, rtol: float, atol: float, monitor: Monitor) -> None:
+    def __init__(
+        self,
+        damping: float,
+        v: Vector,
+        *,
+        rtol: float,
+        atol: float,
+        monitor: Monitor,
+        watched: LinearOperator | None = None,
+    ) -> None:
         sizes = column_sizes(v)
+        watch = None
+        if watched is not None:
+            targets = np.maximum(rtol * sizes, atol)
+            watch = Watch(Shifted(watched, damping), v, relative(targets, sizes))
         self.damping = damping
         self.targets = goals(np.maximum(rtol * sizes, atol), sizes, v)
         self.open = sizes > self.targets
         self.indefinite = np.zeros(sizes.shape, dtype=bool)
         self.direction: Vector | None = None
-        self.log = Log(sizes, sizes, monitor)
+        self.log = Log(sizes, sizes, monitor, watch)
         self.sigma = sizes.copy()
         self._step, self._omega, self._flat = np.ones(sizes.size), np.zeros(sizes.size), np.zeros(sizes.size)
         self._places = np.arange(sizes.size)
@@ -93,6 +110,8 @@ class Shift:
             return
         self.log.record(numbers, np.abs(self.sigma[numbers]))
         self.open[numbers] = np.abs(self.sigma[numbers]) > self.targets[numbers]
+        if self.log.forecast is not None:
+            self.open[:] = False
 
     def turn(self, following: Vector) -> None:
         """The next direction, from the next Lanczos vector."""

@@ -16,7 +16,8 @@ from ihvp.operators.base import Shifted
 from ihvp.progress import Monitor
 from ihvp.solution import Solution
 from ihvp.solvers import diagnosis
-from ihvp.solvers.base import CountedOperator, Log, true_residual
+from ihvp.solvers.base import CountedOperator, Log, relative, true_residual
+from ihvp.solvers.forecast import Watch
 from ihvp.solvers.rounding import Certificate, certify, goals
 
 # Sizes whose squares, and those of residuals far smaller, stay in the range of float64.
@@ -134,8 +135,8 @@ class Refinement:
     """The columns of ``(A + λI) x = v``, each pending until a fresh product has settled it.
 
     A column that a method calls solved and the true residual does not goes on from the true one, as in
-    iterative refinement, while that halves it and rounding and the products' noise leave hope. What it ends with
-    is the best iterate that was certified, and never worse than zero or the first guess.
+    iterative refinement, while that halves it and rounding and the products' noise leave hope. What it ends
+    with is the best iterate that was certified, and never worse than zero or the first guess.
 
     Parameters
     ----------
@@ -154,7 +155,8 @@ class Refinement:
     largest : float, optional
         The norm of the matrix, where it is known.
     keeps_last : bool
-        Whether a column that the limit of iterations ended keeps its last iterate, whatever its residual.
+        Whether a column that the limit of iterations ended keeps its last iterate, whatever its residual, as
+        under an explicit limit. Otherwise the work stops where its forecast exceeds the budget.
 
     Attributes
     ----------
@@ -202,7 +204,8 @@ class Refinement:
             x = algebra.scale(algebra.copy(x0), algebra.coefficients((sizes > 0).astype(np.float64), v))
             norms = self._open(x)
             self._guessed = self._norms.copy()
-        self.log = Log(sizes, norms, monitor) if log is None else log
+        watch = None if keeps_last else Watch(operator, v, relative(self.targets, sizes))
+        self.log = Log(sizes, norms, monitor, watch) if log is None else log
 
     def run(self, start: Start, limit: int) -> None:
         """Sweep until every column is settled."""
@@ -210,6 +213,8 @@ class Refinement:
             sweep = start(self.pending, self._x, self._r, self.goals[self.pending])
             self._x = self._r = None
             sweep.largest = self.largest or 0.0
+            if self.log.watch is not None:
+                self.log.watch.restart(self.log.iterations)
             sweep.run(self.operator, limit, self.log)
             self.largest = sweep.largest or self.largest
             parts, reasons, self.direction = sweep.parts(), sweep.reasons, sweep.direction
@@ -252,6 +257,8 @@ class Refinement:
         if self.direction is not None:
             again[:] = False
         reasons = np.where(reasons == "reached", "stagnated", reasons)
+        if self.log.forecast is not None:
+            reasons = np.where(reasons == "max_iterations", "unaffordable", reasons)
         reasons[solved] = "converged"
         self.reasons[at] = reasons
         better = solved | (certificate.bounds <= (1 + 1e-6) * self._norms[at]) | ~np.isfinite(last)
@@ -297,6 +304,7 @@ class Refinement:
             rtol=self.rtol,
             limit=limit,
             definite=definite,
+            forecast=self.log.forecast,
         )
         if error is not None:
             raise error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import array_api_compat
@@ -66,10 +67,10 @@ def certify(
     """What is known of ``‖v − A x‖`` from the computed ``r``.
 
     A product loses about ``ε ‖A‖ ‖x‖`` to rounding: far more than ``ε ‖v‖`` where x is large along small
-    eigenvalues. An a priori bound decides where that is negligible. Where it would decide over the target, the
-    loss is measured: the product with a multiple of x, divided by the multiple, has other roundings. Their mean
-    takes the place of the residual. That is one more product for a column, three for fewer than a thousand
-    unknowns.
+    eigenvalues. An a priori bound decides where that is negligible. Where it would decide over the target,
+    the loss is measured: the product with a multiple of x, divided by the multiple, has other roundings. The
+    mean takes the place of the residual. That is one more product for a column, three for fewer than a
+    thousand unknowns.
 
     Parameters
     ----------
@@ -118,13 +119,13 @@ def goals(targets: NDArray[np.float64], sizes: NDArray[np.float64], v: Vector) -
 def sum_error(v: Vector) -> float:
     """The relative error of a norm: sums are long, and of one sign."""
     wide = array_api_compat.array_namespace(v).finfo(algebra.wide_dtype(v))
-    return float(wide.eps) * float(v.shape[0]) ** 0.5
+    return float(wide.eps) * math.sqrt(v.shape[0])
 
 
 def _mean(
     operator: CountedOperator, v: Vector, x: Vector, r: Vector
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The norm of each column of a mean of several evaluations of the residual ``r``, and its standard error."""
+    """The norms of the columns of a mean of several evaluations of ``r``, and their standard errors."""
     scales = _SCALES if v.shape[0] < _MANY else _SCALES[:1]
     total, squares, count = None, np.zeros(1 if v.ndim == 1 else v.shape[1]), len(scales) + 1
     for scale in scales:

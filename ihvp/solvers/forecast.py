@@ -1,0 +1,138 @@
+"""How long a solve will take, from its own pace, and whether that is worth waiting for."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp import algebra
+from ihvp.backend import Vector
+from ihvp.operators.base import LinearOperator
+from ihvp.solvers.ritz import RitzRange, ritz_range
+
+# The budget of a solve without an explicit limit: this time, or this many iterations if they take less.
+_SECONDS, _ITERATIONS = 600.0, 1000
+# A forecast is made after so many iterations, and whenever their number has doubled. Forecasts are good to a
+# factor of about 3, early ones to less: the budget must be exceeded by these factors.
+_LOOKS = {25: 6.0, 50: 6.0, 100: 2.0}
+# Where the residual does not fall yet, steps of Lanczos' method tell the condition, and the lowest Ritz value
+# still falls with the square of their number: the bound of Chebyshev is short by about this factor.
+_STEPS, _UNSEEN = 40, 4.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a solve would take from its start.
+
+    Attributes
+    ----------
+    iterations : float
+        Until the slowest column has reached its target; infinite where no progress is seen.
+    columns : int
+        That are multiplied in an iteration.
+    seconds : float
+    """
+
+    iterations: float
+    columns: int
+    seconds: float
+
+
+class Watch:
+    """Looks at the course of a solve now and then, and says when it will not end within the budget.
+
+    The forecast extrapolates the pace of the residual over the later half of the iterations. While that does
+    not fall, it rests on the condition that a few Lanczos steps see, by the bound of Chebyshev on conjugate
+    gradients (Saad, "Iterative Methods for Sparse Linear Systems", 2003, section 6.11.3).
+
+    Parameters
+    ----------
+    system : LinearOperator
+        ``A + λI``.
+    v : Vector
+        The right-hand sides.
+    targets : ndarray (k,)
+        The relative residuals to reach.
+    """
+
+    def __init__(self, system: LinearOperator, v: Vector, targets: NDArray[np.float64]) -> None:
+        self._system, self._v, self._targets = system, v, targets
+        self._since, self._start = 0, time.perf_counter()
+
+    def restart(self, iterations: int) -> None:
+        """Another recurrence begins after so many iterations, at a pace of its own."""
+        self._since, self._start = iterations, time.perf_counter()
+
+    def look(self, rows: Sequence[NDArray[np.float64]]) -> Forecast | None:
+        """The forecast, if it exceeds the budget; None elsewhere, and where it is not the time to look.
+
+        Parameters
+        ----------
+        rows : sequence of ndarray (k,)
+            The relative residuals before the first iteration and after each.
+        """
+        done = len(rows) - 1 - self._since
+        if done not in _LOOKS and (done < 200 or done & (done - 1)):
+            return None
+        margin = _LOOKS.get(done, 2.0)
+        each = (time.perf_counter() - self._start) / done
+        if each * _ITERATIONS < _SECONDS / 100:
+            return None  # even a hundred times as many iterations are affordable
+        course = np.stack(rows[-(done // 2) :])
+        pending = course[-1] > self._targets
+        if not np.any(pending):
+            return None
+        left = self._iterations_left(course[:, pending], self._targets[pending])
+        if left * each <= margin * _SECONDS or done + left <= margin * _ITERATIONS:
+            return None
+        total = self._since + done + left
+        return Forecast(total, int(np.count_nonzero(pending)), total * each)
+
+    def _iterations_left(self, course: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
+        logs = np.log(np.maximum(course, np.finfo(float).tiny))
+        pace = np.polyfit(np.arange(len(logs)), logs, 1)[0]
+        missing = np.log(targets / course[-1])
+        falls = pace < 0
+        if np.all(falls):
+            return float(np.max(missing / pace))
+        ritz = ritz_range(self._system.apply, algebra.column(self._v, 0), _STEPS)
+        return _UNSEEN * iterations_of_cg(ritz, float(targets.min()))
+
+
+def iterations_of_cg(ritz: RitzRange, rtol: float, added: float = 0.0) -> float:
+    """How many iterations of CG reach ``rtol``, if the Ritz values are the ends of the spectrum.
+
+    ``√κ/2 log(2/rtol)``, with κ the condition after ``added`` damping; infinite where that is not definite.
+    """
+    lowest, highest = ritz.lowest + added, ritz.highest + added
+    if not lowest > 0 or rtol <= 0:
+        return math.inf
+    return max(1.0, math.sqrt(highest / lowest) / 2 * math.log(2 / min(rtol, 1.0)))
+
+
+def damping_for(ritz: RitzRange, rtol: float, iterations: float) -> float:
+    """The damping to add so that CG takes about so many iterations, rounded up to one digit."""
+    root = 2 * iterations / math.log(2 / min(max(rtol, 1e-15), 1.0))
+    condition = max(root**2, 4.0)
+    needed = max((ritz.highest - condition * ritz.lowest) / (condition - 1), 0.0)
+    if needed == 0:
+        return 0.0
+    digit = 10.0 ** math.floor(math.log10(needed))
+    return math.ceil(needed / digit) * digit
+
+
+def duration(seconds: float) -> str:
+    """A time as an error text gives it.
+
+    >>> duration(20.0), duration(700.0), duration(12_000.0), duration(3e5)
+    ('20 seconds', '12 minutes', '3.3 hours', '3.5 days')
+    """
+    for unit, length, limit in (("seconds", 1, 120), ("minutes", 60, 7200), ("hours", 3600, 172_800)):
+        if seconds < limit:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds / 86_400:.2g} days" if math.isfinite(seconds) else "no end in sight"
