@@ -102,6 +102,7 @@ class MinimalResidual(Sweep):
         if not self.places.size:
             return
         self.v = algebra.scale(self.v, algebra.coefficients(1 / phi[self.places], self.v))
+        first = True
         while self.places.size and log.iterations < limit:
             at = self.places
             product = operator.apply(self.v)
@@ -122,6 +123,8 @@ class MinimalResidual(Sweep):
             # ‖A r‖ / ‖r‖ of the residual before this step: where it is 0, no x has a smaller residual.
             singular = np.hypot(gamma_bar, bar[at]) <= _ZERO * eps * size[at]
             if np.any(singular):
+                if first:
+                    self._lift(singular)
                 delta, gamma_bar, epsilon_next = (
                     numbers[~singular] for numbers in (delta, gamma_bar, epsilon_next)
                 )
@@ -148,6 +151,7 @@ class MinimalResidual(Sweep):
             step[harmful], phi[at] = 0.0, np.where(harmful, before, phi[at])
             self.x = algebra.axpy(self.x, algebra.coefficients(step, self.v), self.d)
             epsilon[at] = epsilon_next
+            first = False
             log.step(self.numbers[at], phi[at])
             self.park(harmful, "singular")
             if not self.places.size:
@@ -155,6 +159,14 @@ class MinimalResidual(Sweep):
             self.park(phi[self.places] <= self.targets[self.places], "reached")
             if self.places.size:
                 self.v = algebra.scale(self.v, algebra.coefficients(1 / beta[self.places], self.v))
+
+    def _lift(self, singular: NDArray[np.bool_]) -> None:
+        """Take the residual, with which A has no product, out of x: what is left is the shortest of the best.
+
+        Liu, Milzarek and Roosta, "Obtaining pseudo-inverse solutions with MINRES", 2023, theorem 2.
+        """
+        along = np.where(singular, np.atleast_1d(algebra.dots(self.before, self.x)), 0.0)
+        self.x = algebra.axpy(self.x, -algebra.coefficients(along, self.x), self.before)
 
     def narrow(self, stay: NDArray[np.bool_]) -> None:
         self.v, self.before, self.d, self.d_before = (

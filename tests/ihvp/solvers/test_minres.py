@@ -161,7 +161,8 @@ def test_no_iterations_certify_the_guess():
         x0=np.array([0.5, -1.0]),
         solver=MINRES(max_iterations=0),
     )
-    assert (solution.converged, solution.matvecs, solution.residual) == (True, 1, 0.0)
+    assert (solution.converged, solution.matvecs) == (True, 1)
+    assert solution.residual <= 1e-14
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
