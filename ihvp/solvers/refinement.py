@@ -22,6 +22,8 @@ from ihvp.solvers.rounding import Certificate, certify, goals
 
 # Sizes whose squares, and those of residuals far smaller, stay in the range of float64.
 _SIZES = 1e-130, 1e130
+# The rounding of the next certificate may be larger than that of the last by this factor.
+_MARGIN = 1.3
 
 
 def check_tolerances(rtol: Any, atol: Any, max_iterations: Any) -> None:
@@ -247,13 +249,11 @@ class Refinement:
         # Within the target, only the rounding of the residual is left to make room for.
         again &= norms <= np.where(norms <= self.targets[at], 0.9, 0.5) * last
         again &= norms > 2 * self._noise(x, again)
-        # A measured loss will be the same next time.
-        again &= ~certificate.measured | (rounding < 0.9 * self.targets[at])
-        self.goals[at] = np.where(
-            certificate.measured & again,
-            np.minimum(self.goals[at], self.targets[at] - rounding),
-            self.goals[at],
-        )
+        # A measured loss will be about the same next time.
+        room = self.targets[at] - _MARGIN * rounding
+        again &= ~certificate.measured | (room > 0)
+        lowered = certificate.measured & again
+        self.goals[at] = np.where(lowered, np.minimum(self.goals[at], room), self.goals[at])
         if self.direction is not None:
             again[:] = False
         reasons = np.where(reasons == "reached", "stagnated", reasons)
