@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -63,13 +64,24 @@ class Zoo:
         return self.pick.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[:-1])))
 
     def dense(self) -> tuple[Any, Callable[[Any, jax.Array], jax.Array]]:
-        activations = [jax.nn.relu, jax.nn.leaky_relu, jax.nn.gelu, jnp.tanh, jax.nn.elu, jax.nn.hard_tanh, jax.nn.silu]
+        activations = [
+            jax.nn.relu,
+            jax.nn.leaky_relu,
+            jax.nn.gelu,
+            jnp.tanh,
+            jax.nn.elu,
+            jax.nn.hard_tanh,
+            jax.nn.silu,
+        ]
         activation = activations[self.pick.integers(len(activations))]
         norm = [lambda z: z, normalised, over_the_batch][self.pick.integers(3)]
         widths = [64, *map(int, self.pick.integers(3, 60, size=self.pick.integers(1, 4))), 5]
         params = [
-            {"W": self.weights(before, after), "b": np.zeros(after) if self.pick.random() < 0.5 else self.weights(after)}
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            {
+                "W": self.weights(before, after),
+                "b": np.zeros(after) if self.pick.random() < 0.5 else self.weights(after),
+            }
+            for before, after in pairwise(widths)
         ]
 
         def network(params: Any, x: jax.Array) -> jax.Array:
@@ -81,7 +93,11 @@ class Zoo:
 
     def pooled(self) -> tuple[Any, Callable[[Any, jax.Array], jax.Array]]:
         channels = int(self.pick.integers(2, 6))
-        params = {"filter": self.weights(channels, 1, 3, 3), "b": np.zeros((channels, 1, 1)), "W": self.weights(9 * channels, 5)}
+        params = {
+            "filter": self.weights(channels, 1, 3, 3),
+            "b": np.zeros((channels, 1, 1)),
+            "W": self.weights(9 * channels, 5),
+        }
 
         def network(params: Any, x: jax.Array) -> jax.Array:
             z = jax.lax.conv(x.reshape(-1, 1, 8, 8), params["filter"], (1, 1), "VALID") + params["b"]
@@ -92,7 +108,11 @@ class Zoo:
 
     def recurrent(self) -> tuple[Any, Callable[[Any, jax.Array], jax.Array]]:
         width = int(self.pick.integers(3, 10))
-        params = {"W": self.weights(8 + width, 4 * width), "b": np.zeros(4 * width), "out": self.weights(width, 5)}
+        params = {
+            "W": self.weights(8 + width, 4 * width),
+            "b": np.zeros(4 * width),
+            "out": self.weights(width, 5),
+        }
 
         def network(params: Any, x: jax.Array) -> jax.Array:
             def step(state: Any, part: jax.Array) -> Any:
@@ -108,7 +128,12 @@ class Zoo:
         return params, network
 
     def attention(self) -> tuple[Any, Callable[[Any, jax.Array], jax.Array]]:
-        params = {"qkv": self.weights(8, 24), "W": self.weights(8, 16), "V": self.weights(16, 8), "out": self.weights(8, 5)}
+        params = {
+            "qkv": self.weights(8, 24),
+            "W": self.weights(8, 16),
+            "V": self.weights(16, 8),
+            "out": self.weights(8, 5),
+        }
         activation = [jax.nn.relu, jax.nn.gelu][self.pick.integers(2)]
 
         def network(params: Any, x: jax.Array) -> jax.Array:
@@ -149,7 +174,9 @@ def network(seed: int) -> tuple[str, str, Loss, Any, tuple[Any, Any]]:
 
     steps = int(pick.choice([0, 0, 20, 300]))
     if steps:
-        train = jax.jit(lambda params: jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params, (x, y))))
+        train = jax.jit(
+            lambda params: jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params, (x, y)))
+        )
         for _ in range(steps):
             params = train(params)
     return dtype, f"{kind} {error.__name__} rows={rows} steps={steps}", loss, params, (x, y)
@@ -206,7 +233,7 @@ def cross_entropy_that_saved_its_probabilities(outputs, y):
 cross_entropy_that_saved_its_probabilities.defvjp(
     lambda outputs, y: (
         cross_entropy(outputs, y),
-        jax.lax.stop_gradient((jax.nn.softmax(outputs) - jax.nn.one_hot(y, 5)) / len(y)),
+        jax.lax.stop_gradient((jax.nn.softmax(outputs) - jax.nn.one_hot(y, 5, dtype=outputs.dtype)) / len(y)),
     ),
     lambda saved, g: (saved * g, None),
 )
@@ -244,19 +271,30 @@ def in_layer(number, other, activation=jnp.tanh):
 
 
 def of_weight(number, layer):
-    return lambda w, x: in_layer(-1, None)([(layer(W), b) if i == number else (W, b) for i, (W, b) in enumerate(w)], x)
+    return lambda w, x: in_layer(-1, None)(
+        [(layer(W), b) if i == number else (W, b) for i, (W, b) in enumerate(w)], x
+    )
 
 
 WRONG = {
-    "a softplus whose slope is a constant": lambda w, b: cross_entropy(in_layer(1, softplus_with_a_constant_slope)(w, b[0]), b[1]),
+    "a softplus whose slope is a constant": lambda w, b: cross_entropy(
+        in_layer(1, softplus_with_a_constant_slope)(w, b[0]), b[1]
+    ),
     "one tanh of three": lambda w, b: squared(in_layer(2, tanh_that_saved_its_slope)(w, b[0]), b[1]),
-    "a cross-entropy that saved its probabilities": lambda w, b: cross_entropy_that_saved_its_probabilities(in_layer(-1, None)(w, b[0]), b[1]),
-    "a normalisation by constants": lambda w, b: cross_entropy(in_layer(1, lambda z: jnp.tanh(normalised_by_constants(z)))(w, b[0]), b[1]),
-    "a ReLU network's normalisation": lambda w, b: cross_entropy(in_layer(1, normalised_by_constants, jax.nn.relu)(w, b[0]), b[1]),
+    "a cross-entropy that saved its probabilities": lambda w, b: cross_entropy_that_saved_its_probabilities(
+        in_layer(-1, None)(w, b[0]), b[1]
+    ),
+    "a normalisation by constants": lambda w, b: cross_entropy(
+        in_layer(1, lambda z: jnp.tanh(normalised_by_constants(z)))(w, b[0]), b[1]
+    ),
+    "a ReLU network's normalisation": lambda w, b: cross_entropy(
+        in_layer(1, normalised_by_constants, jax.nn.relu)(w, b[0]), b[1]
+    ),
     "a weight times 0.9": lambda w, b: cross_entropy(of_weight(1, scaled(0.9))(w, b[0]), b[1]),
     "a weight of the other sign": lambda w, b: squared(of_weight(0, scaled(-1.0))(w, b[0]), b[1]),
-    "a penalty without curvature": lambda w, b: squared(in_layer(-1, None)(w, b[0]), b[1])
-    + 0.1 * (jax.lax.stop_gradient(w[1][0]) * w[1][0]).sum(),
+    "a penalty without curvature": lambda w, b: (
+        squared(in_layer(-1, None)(w, b[0]), b[1]) + 0.1 * (jax.lax.stop_gradient(w[1][0]) * w[1][0]).sum()
+    ),
 }
 
 
@@ -264,8 +302,11 @@ def problem(dtype):
     random = np.random.default_rng(8)
     widths = (8, 7, 6, 6, 5)
     w = [
-        (jnp.asarray(random.standard_normal((m, n)) / m**0.5, dtype), jnp.asarray(0.1 * random.standard_normal(n), dtype))
-        for m, n in zip(widths[:-1], widths[1:], strict=True)
+        (
+            jnp.asarray(random.standard_normal((m, n)) / m**0.5, dtype),
+            jnp.asarray(0.1 * random.standard_normal(n), dtype),
+        )
+        for m, n in pairwise(widths)
     ]
     return w, (jnp.asarray(random.standard_normal((50, 8)), dtype), jnp.asarray(random.integers(0, 5, 50)))
 

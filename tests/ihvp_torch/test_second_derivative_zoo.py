@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own custom
+from torch.nn import functional as F  # noqa: N812 - as torch calls it
 
 from ihvp.second_derivative import Comparison, compare_with_gradients
 from ihvp.space import VectorSpace
@@ -59,7 +60,9 @@ class Attention(nn.Module):
     def __init__(self, pick: np.random.Generator) -> None:
         super().__init__()
         activation = "relu" if pick.random() < 0.5 else "gelu"
-        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation=activation, batch_first=True)
+        self.block = nn.TransformerEncoderLayer(
+            8, 2, 16, dropout=0.0, activation=activation, batch_first=True
+        )
         self.out = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +73,9 @@ class Words(nn.Module):
     def __init__(self, pick: np.random.Generator) -> None:
         super().__init__()
         self.embedding = nn.Embedding(11, int(pick.integers(3, 9)), padding_idx=0)
-        self.layers = nn.Sequential(nn.LayerNorm(self.embedding.embedding_dim), nn.Linear(self.embedding.embedding_dim, 5))
+        self.layers = nn.Sequential(
+            nn.LayerNorm(self.embedding.embedding_dim), nn.Linear(self.embedding.embedding_dim, 5)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         words = (x.abs() * 5).long().clamp(0, 10)
@@ -78,13 +83,22 @@ class Words(nn.Module):
 
 
 def dense(pick: np.random.Generator) -> nn.Module:
-    activations = [nn.ReLU, nn.LeakyReLU, nn.GELU, nn.Tanh, nn.SiLU, nn.ELU, nn.Hardtanh, lambda: nn.Softplus(beta=50)]
+    activations = [
+        nn.ReLU,
+        nn.LeakyReLU,
+        nn.GELU,
+        nn.Tanh,
+        nn.SiLU,
+        nn.ELU,
+        nn.Hardtanh,
+        lambda: nn.Softplus(beta=50),
+    ]
     activation = activations[pick.integers(len(activations))]
     norms = [nn.Identity, nn.LayerNorm, nn.BatchNorm1d, lambda width: nn.GroupNorm(2, width)]
     norm = norms[pick.integers(len(norms))]
     widths = [64, *(2 * int(width) for width in pick.integers(2, 40, size=pick.integers(1, 4)))]
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after, bias=bool(pick.random() < 0.8)), norm(after), activation()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], 5))
 
@@ -235,7 +249,7 @@ class Attended(torch.autograd.Function):
 def layers(*widths: int) -> dict[str, Tensor]:
     random = np.random.default_rng(7)
     weights: dict[str, Tensor] = {}
-    for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (before, after) in enumerate(pairwise(widths)):
         weights[f"W{i}"] = torch.tensor(random.standard_normal((before, after)) / before**0.5)
         weights[f"b{i}"] = torch.tensor(0.1 * random.standard_normal(after))
     return weights
@@ -292,7 +306,11 @@ WRONG: dict[str, tuple[tuple[int, ...], Callable[[dict[str, Tensor], tuple[Tenso
     "one normalisation of three": (
         (8, 12, 12, 12, 5),
         lambda w, b: squared(
-            forward(w, b[0], lambda z, i: torch.tanh(Normalise.apply(z) if i == 1 else F.layer_norm(z, z.shape[1:]))),
+            forward(
+                w,
+                b[0],
+                lambda z, i: torch.tanh(Normalise.apply(z) if i == 1 else F.layer_norm(z, z.shape[1:])),
+            ),
             b[1],
         ),
     ),
@@ -318,12 +336,15 @@ WRONG: dict[str, tuple[tuple[int, ...], Callable[[dict[str, Tensor], tuple[Tenso
     ),
     "a penalty without curvature": (
         WIDE,
-        lambda w, b: squared(forward(w, b[0]), b[1])
-        + Elementwise.apply(w["W0"], lambda z: 0.1 * z * z).sum(),
+        lambda w, b: (
+            squared(forward(w, b[0]), b[1]) + Elementwise.apply(w["W0"], lambda z: 0.1 * z * z).sum()
+        ),
     ),
     "a ReLU network with one lost curvature": (
         DEEP,
-        lambda w, b: F.cross_entropy(forward(w, b[0], lambda z, i: F.gelu(z) if i != 2 else Elementwise.apply(z, F.gelu)).relu(), b[1]),
+        lambda w, b: F.cross_entropy(
+            forward(w, b[0], lambda z, i: F.gelu(z) if i != 2 else Elementwise.apply(z, F.gelu)).relu(), b[1]
+        ),
     ),
 }
 
@@ -356,4 +377,4 @@ def test_a_wrong_second_derivative_is_found(what, dtype):
     comparison = compare(loss, w, (x, y))
     if dtype == "float64" or error > 0.15:
         assert comparison.outcome == "wrong", (error, comparison)
-    print(dtype, what, round(error,4), comparison)
+    print(dtype, what, round(error, 4), comparison)
