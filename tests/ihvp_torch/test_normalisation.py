@@ -65,7 +65,7 @@ def make(*names: str) -> nn.Module:
 
 
 def loss(model, batch):
-    x, y = batch
+    x, _y = batch
     return error(model(x), batch)
 
 
