@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class PlainWeightNorm(TorchFunctionMode):
+class PlainWeightNorm(TorchFunctionMode):  # type: ignore[misc]
     """In the block, ``g v / ‖v‖`` is computed by operations that have every derivative."""
 
     def __torch_function__(

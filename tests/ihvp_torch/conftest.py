@@ -119,7 +119,7 @@ def hessian(net: TanhNet, batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 
 
 class Differences:
-    """Derivatives of a module's loss from ``backward()`` alone: torch is no oracle for its own second derivative."""
+    """Derivatives of a module's loss from ``backward()`` alone: torch is no oracle for its own second one."""
 
     def __init__(self, loss, model: nn.Module, batch) -> None:
         self._loss, self._model, self._batch = loss, model, batch
@@ -145,7 +145,9 @@ class Differences:
             return self.gradient()
 
         try:
-            return np.stack([fourth_order(lambda t, e=e: at(self.point + t * e)) for e in np.eye(len(self.point))], 1)
+            return np.stack(
+                [fourth_order(lambda t, e=e: at(self.point + t * e)) for e in np.eye(len(self.point))], 1
+            )
         finally:
             nn.utils.vector_to_parameters(torch.from_numpy(self.point), self._parameters)
 

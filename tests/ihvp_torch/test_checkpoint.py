@@ -26,7 +26,11 @@ def last_layer(model, x):
 
 def both_layers(model, x):
     x = x if x.requires_grad else x.clone().requires_grad_()
-    return checkpoint(model.out, checkpoint(lambda t: torch.tanh(model.hidden(t)), x, use_reentrant=True), use_reentrant=True)
+    return checkpoint(
+        model.out,
+        checkpoint(lambda t: torch.tanh(model.hidden(t)), x, use_reentrant=True),
+        use_reentrant=True,
+    )
 
 
 def nested(model, x):

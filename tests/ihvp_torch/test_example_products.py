@@ -44,7 +44,10 @@ def test_a_vector_gives_one_number_an_example(backend, net, square_loss, batch, 
 
 def test_data_and_vectors_that_require_gradients_give_constants(backend, net, square_loss, batch, block):
     expected = backend.example_products(square_loss, net, batch, block)
-    data = (torch.from_numpy(batch[0]).requires_grad_(), torch.from_numpy(batch[1]) + torch.ones(1).requires_grad_() * 0)
+    data = (
+        torch.from_numpy(batch[0]).requires_grad_(),
+        torch.from_numpy(batch[1]) + torch.ones(1).requires_grad_() * 0,
+    )
     products = backend.example_products(square_loss, net, data, block.clone().requires_grad_())
     assert not products.requires_grad
     torch.testing.assert_close(products, expected)
