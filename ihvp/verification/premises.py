@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ihvp.backend import Batch, SupportsProductError, Vector
@@ -20,6 +21,16 @@ _ADDITIVE = "A batch's gradient is that of its parts"
 _SECOND = "The second derivative is that of the first"
 
 
+@dataclass
+class _Known:
+    """What was found of a loss, wherever its parameters are."""
+
+    gradient: Check | None = None
+    additive: Check | None = None
+    separate: bool = False
+    values: bool = False
+
+
 class Premises:
     """The checks of one loss; objectives with the same loss share them.
 
@@ -31,33 +42,30 @@ class Premises:
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
-        self._gradient: Check | None = None
-        self._additive: Check | None = None
-        self._separate = self._values = False
+        self._known = _Known()
         self._second: Check | None = None
 
     def elsewhere(self) -> Premises:
-        """The same at other parameters, where second derivatives are others."""
+        """Those of the same loss at other parameters, where second derivatives are others."""
         moved = Premises(self.enabled)
-        moved._gradient, moved._additive = self._gradient, self._additive
-        moved._separate, moved._values = self._separate, self._values
+        moved._known = self._known
         return moved
 
     @property
     def has_gradient(self) -> bool:
         """Whether the gradient has been checked."""
-        return self._gradient is not None
+        return self._known.gradient is not None
 
     @property
     def needs_parts(self) -> bool:
         """Whether additivity is still to be checked."""
-        return self.enabled and self._additive is None
+        return self.enabled and self._known.additive is None
 
     def report(self) -> Report:
         """What was checked so far."""
         return Report(
-            self._gradient or Check(_GRADIENT, "not checked yet"),
-            self._additive or self._unchecked(_ADDITIVE),
+            self._known.gradient or Check(_GRADIENT, "not checked yet"),
+            self._known.additive or self._unchecked(_ADDITIVE),
             self._second or self._unchecked(_SECOND),
         )
 
@@ -71,10 +79,10 @@ class Premises:
         ------
         LossNotScalar, LossIndependentOfParameters, NonFinite, NonDeterministicGradient
         """
-        if self._gradient is not None:
+        if self._known.gradient is not None:
             return None
         gradient = verified_gradient(subject, batch)
-        self._gradient = Check(_GRADIENT, "passed")
+        self._known.gradient = Check(_GRADIENT, "passed")
         return gradient
 
     def require_additive(self, subject: Subject, batches: Batches, *, any_weights: bool = False) -> bool:
@@ -100,7 +108,7 @@ class Premises:
         ------
         LossNotAdditive, LossIgnoresBatch, WeightError
         """
-        if not self.needs_parts or (any_weights and self._separate):
+        if not self.needs_parts or (any_weights and self._known.separate):
             return True
         said = set()
         for batch in probes(batches):
@@ -108,15 +116,15 @@ class Premises:
             why = compare_with_parts(subject, batch, whole, any_weights=any_weights)
             said |= set() if why is None else {why}
         if said and any_weights:
-            self._separate = True
+            self._known.separate = True
         elif said:
-            self._additive = Check(_ADDITIVE, "inconclusive" if all(said) else "passed", min(said))
+            self._known.additive = Check(_ADDITIVE, "inconclusive" if all(said) else "passed", min(said))
         return bool(said)
 
     @property
     def needs_values(self) -> bool:
         """Whether it is still to be checked that the values of batches add up."""
-        return self.needs_parts and not self._values
+        return self.needs_parts and not self._known.values
 
     def require_additive_values(
         self, subject: Subject, batches: Batches, evaluate: Callable[[Batch], Any]
@@ -139,7 +147,7 @@ class Premises:
             difference = value_difference(subject, batch, evaluate)
             if difference > subject.space.eps**0.5:
                 self._explain(difference, subject, batches)
-        self._values = True
+        self._known.values = True
 
     def _explain(self, difference: float, subject: Subject, batches: Batches) -> None:
         """What gradients tell about a difference of values: its cause, or that it is rounding."""
