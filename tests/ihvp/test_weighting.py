@@ -63,7 +63,9 @@ WRONG = {
 
 @pytest.mark.parametrize(("weights", "found"), WRONG.values(), ids=WRONG)
 def test_what_is_no_weight_for_each_example_is_named(weights, found):
-    with pytest.raises(WeightError, match=rf"^weights\(batch\) {found}; expected a finite number ≥ 0 for each"):
+    with pytest.raises(
+        WeightError, match=rf"^weights\(batch\) {found}; expected a finite number ≥ 0 for each"
+    ):
         Weighting(weights).of(BATCH, 3)
 
 

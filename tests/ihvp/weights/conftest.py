@@ -11,7 +11,7 @@ N, P = 23, 4
 
 
 class Mean:
-    """``Σ wₙCₙ / Σ wₙ`` over ``(x, y, w)`` with ``Cₙ = (tanh(xₙ·ω) − yₙ)² / 2``, the quotient of zeros included."""
+    """``Σ wₙCₙ / Σ wₙ`` with ``Cₙ = (tanh(xₙ·ω) − yₙ)² / 2``, which may be the quotient of two zeros."""
 
     reduction = "mean"
 
@@ -167,6 +167,6 @@ def backend(request):
 
 @pytest.fixture
 def objective(problem, form, loss, backend):
-    """In every form of data, both reductions, with and without vectorised gradients; no rounding is silent."""
+    """In every form of data, both reductions, with and without vectorised gradients; nothing is silent."""
     with np.errstate(all="raise"):
         yield problem.objective(form, loss, backend)

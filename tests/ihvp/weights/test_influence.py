@@ -121,7 +121,7 @@ def test_derivatives_of_a_backend_that_has_them(problem, form, loss):
 
     class WithInputs(type(plain.backend)):
         def input_derivatives(self, loss, params, batch, v):
-            x, y, w = batch
+            x, _, w = batch
             t = np.tanh(x @ params)
             share = np.full(len(w), np.nan) if not loss.divisor(batch) else w / loss.divisor(batch)
             _, first, second = loss.terms(params, batch)

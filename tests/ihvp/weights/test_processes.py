@@ -69,7 +69,9 @@ def spread(request, problem, loss, backend):
             (data,) = problem.rows(part)
             options_ = {"weights": lambda batch: batch[2], **options}
             return use(
-                ihvp.Objective(loss, problem.omega, data, batch_size, loss.reduction, backend=backend, **options_)
+                ihvp.Objective(
+                    loss, problem.omega, data, batch_size, loss.reduction, backend=backend, **options_
+                )
             )
 
         results = Processes(backend).run(work)
