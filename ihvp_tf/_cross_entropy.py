@@ -1,8 +1,9 @@
 """The second derivative of the cross-entropy by its labels, of which TensorFlow forgets a part.
 
-``tf.nn.softmax_cross_entropy_with_logits`` computes its gradient by the logits, ``softmax(logits) − labels``, along with
-its value. The registered derivative of that output is the one by the logits; the one by the labels, ``−1``, is missing. It
-matters where labels depend on the parameters, or where one asks for derivatives by soft labels.
+``tf.nn.softmax_cross_entropy_with_logits`` computes its gradient by the logits, ``softmax(logits) −
+labels``, along with its value. The registered derivative of that output is the one by the logits; the one
+by the labels, ``−1``, is missing. It matters where labels depend on the parameters, or where one asks for
+derivatives by soft labels.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from tensorflow.python.framework import ops
 from tensorflow.python.ops import nn_grad  # noqa: F401 - registers the gradient
 
 from ihvp_tf._substitution import Substitution
-
 
 
 def _gradient(op: Any, by_loss: Any, by_slope: Any) -> tuple[Any, Any]:

@@ -1,11 +1,12 @@
 """The variance about a stopped mean, whose second derivative is not that of its first.
 
-``tf.nn.moments`` computes ``mean (y − s)²`` with ``s = tf.stop_gradient(mean y)``. The value and the first derivative are
-those of the variance, because ``Σ (y − mean y) = 0``; the second derivative lacks ``−2/n² 1 1ᵀ``. All layers of Keras that
-normalise rest on it.
+``tf.nn.moments`` computes ``mean (y − s)²`` with ``s = tf.stop_gradient(mean y)``. The value and the
+first derivative are those of the variance, because ``Σ (y − mean y) = 0``; the second derivative lacks
+``−2/n² 1 1ᵀ``. Keras' normalisation of layers, groups and batches rests on it.
 
-Where a traced graph has that form, it is traced again with ``mean y`` in the place of ``s``, and with each ``tf.function``
-of the user run in the trace itself, because its own traces are its user's. Other uses of ``tf.stop_gradient`` stay.
+Where a traced graph has that form, it is traced again with ``mean y`` in the place of ``s``. Each
+``tf.function`` of the user then runs as a part of that trace, so that its own traces stay as its user
+made them. Other uses of ``tf.stop_gradient`` keep their meaning.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tensorflow.python.eager.polymorphic_function.autograph_util import py_func_
 from tensorflow.python.framework import op_def_library
 
 from ihvp_tf._substitution import Substitution
+
 
 def has_stopped_mean(graph: Any) -> bool:
     """Whether a ``GraphDef``, or a function in its library, has a variance about a stopped mean."""

@@ -11,8 +11,8 @@ from typing import Any
 class Substitution:
     """Call it for a context in which the functions are replaced.
 
-    A replacement is called by every thread while some thread is in the context: it asks :attr:`here`, and leaves the
-    work to :attr:`originals` where that is false.
+    A replacement is called by every thread while some thread is in the context: it asks :attr:`here`, and
+    leaves the work to :attr:`originals` where that is false.
 
     Parameters
     ----------

@@ -1,7 +1,8 @@
 """Re-entrant checkpoints: the parameters inside are reached by ``backward()`` and by no other derivative.
 
-``torch.utils.checkpoint(..., use_reentrant=True)`` runs its block without recording it, and calls ``backward()``
-on it later. For ``torch.autograd.grad`` the parameters inside do not exist, and it says nothing.
+``checkpoint(..., use_reentrant=True)`` of torch runs its block without recording it, and calls
+``backward()`` on it later. For ``torch.autograd.grad`` the parameters inside do not exist, and it says
+nothing.
 """
 
 from __future__ import annotations

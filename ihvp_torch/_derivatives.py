@@ -55,7 +55,7 @@ class Function:
 
 
 def recording(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, recording gradients also in ``no_grad``, ``inference_mode`` and re-entrant checkpoints."""
+    """``function``, recording gradients also in ``no_grad``, ``inference_mode``, re-entrant checkpoints."""
 
     @functools.wraps(function)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> R:

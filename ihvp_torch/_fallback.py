@@ -103,8 +103,8 @@ class FirstThatWorks:
 def unfused_kernels() -> Iterator[None]:
     """Fused kernels, which have one derivative, give way to compositions of operations that have all.
 
-    Attention and weight normalisation run in their mathematical form, recurrent layers without cuDNN, compiled
-    functions eagerly.
+    Attention and weight normalisation run in their mathematical form, recurrent layers without cuDNN,
+    compiled functions eagerly.
     """
     with ExitStack() as stack:
         stack.enter_context(PlainWeightNorm())

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.influence import fingerprint
+from ihvp.influence.advice import advising
 from ihvp.influence.blocks import Block, counted_blocks, evenly, rows_at_once
 from ihvp.influence.gradients import gradients
 from ihvp.influence.products import InverseProducts
@@ -83,7 +84,8 @@ class Unsolved:
         kept = None if store is None else store.products(block.first, block.count)
         if kept is None:
             columns = gradients(self._question, block, "test", power=0).T
-            solution = self._inverse.solve(columns, progress=self._progress)
+            with advising(self._question, self._inverse):
+                solution = self._inverse.solve(columns, progress=self._progress)
             x, residual = solution.x, float(np.max(solution.residual))
             if store is not None:
                 kept = rows_of(x), residual

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ihvp import algebra
+from ihvp.influence.advice import advising
 from ihvp.influence.blocks import counted_blocks
 from ihvp.influence.gradients import gradients
 from ihvp.influence.points import solve_width
@@ -23,7 +24,8 @@ def self_scores(model: TrainedModel, data: Any, progress: bool | None) -> Scores
     with track("Self-influence", len(values), progress) as advance:
         for block in counted_blocks(training, solve_width(model.inverse, len(values))):
             columns = gradients(training, block, "training", power=0.5).T
-            solution = model.inverse.solve(columns, progress=False)
+            with advising(training, model.inverse):
+                solution = model.inverse.solve(columns, progress=False)
             values[block.first : block.first + block.count] = algebra.dots(columns, solution.x) / model.total
             residual = max(residual, float(np.max(solution.residual)))
             advance(block.count)

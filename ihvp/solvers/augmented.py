@@ -9,7 +9,7 @@ from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.solvers.base import CountedOperator, Log
 from ihvp.solvers.nystrom import Sketch
-from ihvp.solvers.refinement import Start, Sweep
+from ihvp.solvers.sweep import Start, Sweep
 
 
 class Augmented(Sweep):

@@ -20,7 +20,8 @@ from ihvp.solvers.cg import CG
 from ihvp.solvers.closed_form import ClosedForm, SupportsClosedForm
 from ihvp.solvers.direct import Direct, Factorisation, require_matrix
 from ihvp.solvers.minres import MinimalResidual
-from ihvp.solvers.refinement import Refinement, check_tolerances, iteration_limit
+from ihvp.solvers.refinement import Refinement
+from ihvp.solvers.tolerances import check_tolerances, iteration_limit
 
 # Up to this size the matrix itself costs less than finding out whether it is needed.
 _TINY = 32

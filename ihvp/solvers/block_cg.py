@@ -15,7 +15,7 @@ from ihvp.errors import InvalidOption, NonFinite
 from ihvp.orthogonal import orthonormal
 from ihvp.solvers.base import CountedOperator, Log
 from ihvp.solvers.conjugate import precondition
-from ihvp.solvers.refinement import Sweep
+from ihvp.solvers.sweep import Sweep
 
 # A direction that holds less than this part of every column's target is left out of the block.
 _NEGLIGIBLE = 0.05

@@ -23,7 +23,9 @@ from ihvp.solvers.conjugate import Conjugate
 from ihvp.solvers.minres import MinimalResidual
 from ihvp.solvers.multishift import Shift, shifted_iterates
 from ihvp.solvers.nystrom import Nystrom, Sketch
-from ihvp.solvers.refinement import Refinement, Start, check_tolerances, iteration_limit
+from ihvp.solvers.refinement import Refinement
+from ihvp.solvers.sweep import Start
+from ihvp.solvers.tolerances import check_tolerances, iteration_limit
 
 Preconditioner = LinearOperator | Callable[[Vector], Vector]
 OnIndefinite = Literal["raise", "truncate", "minres"]

@@ -14,7 +14,8 @@ from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
 from ihvp.solution import Solution
 from ihvp.solvers.base import Solver
-from ihvp.solvers.refinement import Refinement, check_tolerances
+from ihvp.solvers.refinement import Refinement
+from ihvp.solvers.tolerances import check_tolerances
 
 
 @runtime_checkable

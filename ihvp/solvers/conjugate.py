@@ -12,7 +12,7 @@ from ihvp.backend import Vector
 from ihvp.errors import InvalidOption, NonFinite
 from ihvp.operators.base import LinearOperator
 from ihvp.solvers.base import CountedOperator, Log
-from ihvp.solvers.refinement import Sweep
+from ihvp.solvers.sweep import Sweep
 
 
 class Conjugate(Sweep):

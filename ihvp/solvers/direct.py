@@ -21,7 +21,8 @@ from ihvp.progress import Monitor
 from ihvp.solution import Solution
 from ihvp.solvers import diagnosis
 from ihvp.solvers.base import Solver
-from ihvp.solvers.refinement import Refinement, check_tolerances
+from ihvp.solvers.refinement import Refinement
+from ihvp.solvers.tolerances import check_tolerances
 
 # The matrix, its factor, and what the factorisation works on.
 _MATRICES = 3

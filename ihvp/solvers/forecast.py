@@ -107,18 +107,21 @@ class Watch:
 def iterations_of_cg(ritz: RitzRange, rtol: float, added: float = 0.0) -> float:
     """How many iterations of CG reach ``rtol``, if the Ritz values are the ends of the spectrum.
 
-    ``√κ/2 log(2/rtol)``, with κ the condition after ``added`` damping; infinite where that is not definite.
+    ``√κ/2 log(2√κ/rtol)``, with κ the condition after ``added`` damping; infinite where that is not definite.
     """
     lowest, highest = ritz.lowest + added, ritz.highest + added
     if not lowest > 0 or rtol <= 0:
         return math.inf
-    return max(1.0, math.sqrt(highest / lowest) / 2 * math.log(2 / min(rtol, 1.0)))
+    root = math.sqrt(highest / lowest)
+    return max(1.0, root / 2 * math.log(2 * root / min(rtol, 1.0)))
 
 
 def damping_for(ritz: RitzRange, rtol: float, iterations: float) -> float:
     """The damping to add so that CG takes about so many iterations, rounded up to one digit."""
-    root = 2 * iterations / math.log(2 / min(max(rtol, 1e-15), 1.0))
-    condition = max(root**2, 4.0)
+    root = 2.0
+    for _ in range(20):  # contracts quickly, as the logarithm hardly changes
+        root = max(2 * iterations / math.log(2 * root / min(max(rtol, 1e-15), 1.0)), 2.0)
+    condition = root**2
     needed = max((ritz.highest - condition * ritz.lowest) / (condition - 1), 0.0)
     if needed == 0:
         return 0.0

@@ -14,7 +14,9 @@ from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
 from ihvp.solution import Solution
 from ihvp.solvers.base import CountedOperator, Log, Solver
-from ihvp.solvers.refinement import Refinement, Sweep, check_tolerances, iteration_limit
+from ihvp.solvers.refinement import Refinement
+from ihvp.solvers.sweep import Sweep
+from ihvp.solvers.tolerances import check_tolerances, iteration_limit
 
 # What rounding leaves of a zero, in machine epsilons of the largest entry.
 _ZERO = 10

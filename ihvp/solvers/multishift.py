@@ -20,8 +20,8 @@ from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor, Step
 from ihvp.solvers.base import CountedOperator, Log, relative
 from ihvp.solvers.forecast import Watch
-from ihvp.solvers.refinement import column_sizes
 from ihvp.solvers.rounding import goals
+from ihvp.solvers.tolerances import column_sizes
 
 
 class Shift:

@@ -15,8 +15,8 @@ from ihvp.operators.base import LinearOperator, Sampler, Shifted
 from ihvp.progress import Monitor
 from ihvp.solution import Solution
 from ihvp.solvers.base import CountedOperator, Log, relative, true_residual
-from ihvp.solvers.refinement import column_sizes
 from ihvp.solvers.rounding import certify
+from ihvp.solvers.tolerances import column_sizes
 
 # The spread of the answer is that of so many parts of the paths, or of the repeats if they are more.
 _ESTIMATES = 10

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,6 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, VectorError
 from ihvp.operators.base import Shifted
 from ihvp.progress import Monitor
 from ihvp.solution import Solution
@@ -19,116 +16,11 @@ from ihvp.solvers import diagnosis
 from ihvp.solvers.base import CountedOperator, Log, relative, true_residual
 from ihvp.solvers.forecast import Watch
 from ihvp.solvers.rounding import Certificate, certify, goals
+from ihvp.solvers.sweep import Start
+from ihvp.solvers.tolerances import column_sizes
 
-# Sizes whose squares, and those of residuals far smaller, stay in the range of float64.
-_SIZES = 1e-130, 1e130
-
-
-def check_tolerances(rtol: Any, atol: Any, max_iterations: Any) -> None:
-    """Reject hyper-parameters that no iteration could meet.
-
-    Raises
-    ------
-    InvalidOption
-    """
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not (
-            isinstance(value, (int, float, np.integer, np.floating)) and np.isfinite(value) and value >= 0
-        ):
-            raise InvalidOption(name, value, "a finite number ≥ 0")
-    if max_iterations is not None and not (
-        isinstance(max_iterations, (int, np.integer)) and max_iterations >= 0
-    ):
-        raise InvalidOption("max_iterations", max_iterations, "an integer ≥ 0, or None")
-    if rtol == 0 and atol == 0 and max_iterations is None:
-        raise InvalidOption(
-            "rtol, atol",
-            (rtol, atol),
-            "one of them above 0, or a max_iterations, since rounding keeps the residual above 0",
-        )
-
-
-def iteration_limit(max_iterations: int | None, v: Vector) -> int:
-    """The limit asked for, or ten times P and at least 100."""
-    return max(10 * v.shape[0], 100) if max_iterations is None else max_iterations
-
-
-def column_sizes(v: Vector) -> NDArray[np.float64]:
-    """``‖v‖`` of each column, ``(k,)``.
-
-    Raises
-    ------
-    VectorError
-        The square of a size would leave the range of float64.
-    """
-    sizes = np.atleast_1d(algebra.norms(v))
-    if np.any((sizes > 0) & ((sizes < _SIZES[0]) | (sizes > _SIZES[1]))):
-        raise VectorError(
-            f"The columns of v have sizes {sizes.min():.1e} to {sizes.max():.1e}; expected sizes between "
-            f"{_SIZES[0]:.0e} and {_SIZES[1]:.0e}, whose squares are numbers. Scale v, and x back."
-        )
-    return sizes
-
-
-class Sweep(ABC):
-    """The recurrence of a method from given iterates, on columns that it drops as they are done.
-
-    Parameters
-    ----------
-    numbers : ndarray (k,)
-        Which columns of the system these are.
-    x : Vector
-        The iterates to start from; taken over.
-    targets : ndarray (k,)
-        The residual norms to reach.
-
-    Attributes
-    ----------
-    places : ndarray
-        The columns, among the k, that are still worked on.
-    reasons : ndarray (k,) of str
-        Why a column was left: "reached" where the recurrence claims its target.
-    direction : Vector or None
-        A direction of curvature ≤ 0 that ended the sweep.
-    largest : float
-        The norm of the matrix as far as products have shown it, here or in earlier sweeps.
-    """
-
-    def __init__(self, numbers: NDArray[np.intp], x: Vector, targets: NDArray[np.float64]) -> None:
-        self.numbers, self.targets, self.x = numbers, targets, x
-        self.places = np.arange(numbers.size)
-        self.reasons = np.full(numbers.shape, "max_iterations", dtype=object)
-        self.direction: Vector | None = None
-        self.largest = 0.0
-        self._parked: list[tuple[NDArray[np.intp], Vector]] = []
-
-    @abstractmethod
-    def run(self, operator: CountedOperator, limit: int, log: Log) -> None:
-        """Iterate until no column is left or ``log`` counts ``limit`` iterations."""
-
-    @abstractmethod
-    def narrow(self, stay: NDArray[np.bool_]) -> None:
-        """Keep these columns of the blocks other than ``x``."""
-
-    def park(self, leaving: NDArray[np.bool_], reason: str) -> None:
-        """Set the iterates of these columns aside and go on without them."""
-        if not np.any(leaving):
-            return
-        self.reasons[self.places[leaving]] = reason
-        self._parked.append((self.places[leaving], algebra.keep(self.x, leaving)))
-        stay = ~leaving
-        self.places = self.places[stay]
-        if self.places.size:
-            self.x = algebra.keep(self.x, stay)
-            self.narrow(stay)
-
-    def parts(self) -> list[tuple[NDArray[np.intp], Vector]]:
-        """The iterates of all columns, by their places."""
-        return [*self._parked, (self.places, self.x)] if self.places.size else self._parked
-
-
-Start = Callable[[NDArray[np.intp], Vector, Vector, NDArray[np.float64]], Sweep]
-"""Makes a sweep from column numbers, iterates, their true residuals, and target norms."""
+# The rounding of the next certificate may be larger than that of the last by this factor.
+_MARGIN = 1.3
 
 
 class Refinement:
@@ -247,13 +139,11 @@ class Refinement:
         # Within the target, only the rounding of the residual is left to make room for.
         again &= norms <= np.where(norms <= self.targets[at], 0.9, 0.5) * last
         again &= norms > 2 * self._noise(x, again)
-        # A measured loss will be the same next time.
-        again &= ~certificate.measured | (rounding < 0.9 * self.targets[at])
-        self.goals[at] = np.where(
-            certificate.measured & again,
-            np.minimum(self.goals[at], self.targets[at] - rounding),
-            self.goals[at],
-        )
+        # A measured loss will be about the same next time.
+        room = self.targets[at] - _MARGIN * rounding
+        again &= ~certificate.measured | (room > 0)
+        lowered = certificate.measured & again
+        self.goals[at] = np.where(lowered, np.minimum(self.goals[at], room), self.goals[at])
         if self.direction is not None:
             again[:] = False
         reasons = np.where(reasons == "reached", "stagnated", reasons)

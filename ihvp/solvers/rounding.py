@@ -95,8 +95,9 @@ def certify(
     known = largest is not None
     doubtful = candidates & (norms + rounding > targets)
     if not known:
-        # What a product loses to rounding is part of the residual that it gives: a tiny one tells enough.
+        # What a product loses to rounding is part of the residual that it gives, and no larger.
         doubtful = candidates & (norms > targets / _PROOF)
+        rounding += np.where(candidates & (lengths > 0), norms, 0.0)
     if claimed is not None:
         doubtful |= claimed & np.isfinite(norms) & (norms + rounding > targets) & (rounding > 0.1 * norms)
     doubtful &= lengths > 0

@@ -119,7 +119,7 @@ def hessian(net: TanhNet, batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
 
 
 class Differences:
-    """Derivatives of a module's loss from ``backward()`` alone: torch is no oracle for its own second derivative."""
+    """Derivatives of a module's loss from ``backward()`` alone: torch is no oracle for its own second one."""
 
     def __init__(self, loss, model: nn.Module, batch) -> None:
         self._loss, self._model, self._batch = loss, model, batch

@@ -8,16 +8,17 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own custom
+from torch.nn import functional as F  # noqa: N812 - as torch calls it
 
-from ihvp.verification.second_derivative import Comparison, compare_with_gradients
 from ihvp.space import VectorSpace
+from ihvp.verification.second_derivative import Comparison, compare_with_gradients
 from ihvp_torch._backend import TorchBackend
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -97,7 +98,7 @@ def dense(pick: np.random.Generator) -> nn.Module:
     norm = norms[pick.integers(len(norms))]
     widths = [64, *(2 * int(width) for width in pick.integers(2, 40, size=pick.integers(1, 4)))]
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after, bias=bool(pick.random() < 0.8)), norm(after), activation()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], 5))
 
@@ -248,7 +249,7 @@ class Attended(torch.autograd.Function):
 def layers(*widths: int) -> dict[str, Tensor]:
     random = np.random.default_rng(7)
     weights: dict[str, Tensor] = {}
-    for i, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (before, after) in enumerate(pairwise(widths)):
         weights[f"W{i}"] = torch.tensor(random.standard_normal((before, after)) / before**0.5)
         weights[f"b{i}"] = torch.tensor(0.1 * random.standard_normal(after))
     return weights

@@ -77,7 +77,9 @@ def exact(rows):
 
 
 def hessian(backend, data, memory_budget=None, **options):
-    return ihvp.Hessian(ihvp.Objective(backend.loss, W, data, backend=backend, **options), memory_budget)
+    return ihvp.Hessian(
+        ihvp.Objective(backend.loss, W, data, backend=backend, checks=False, **options), memory_budget
+    )
 
 
 def multiply(matrix, exact, times=3):

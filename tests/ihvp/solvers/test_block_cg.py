@@ -17,7 +17,8 @@ from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
 from ihvp.solvers.block_cg import BlockConjugate
 from ihvp.solvers.conjugate import Conjugate
-from ihvp.solvers.refinement import Refinement, iteration_limit
+from ihvp.solvers.refinement import Refinement
+from ihvp.solvers.tolerances import iteration_limit
 from ihvp.space import VectorSpace
 
 DAMPING = 0.02

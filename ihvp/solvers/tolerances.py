@@ -1,0 +1,61 @@
+"""What a solve is asked for: tolerances, a limit of iterations, and right-hand sides whose squares exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp import algebra
+from ihvp.backend import Vector
+from ihvp.errors import InvalidOption, VectorError
+
+# Sizes whose squares, and those of residuals far smaller, stay in the range of float64.
+_SIZES = 1e-130, 1e130
+
+
+def check_tolerances(rtol: Any, atol: Any, max_iterations: Any) -> None:
+    """Reject hyper-parameters that no iteration could meet.
+
+    Raises
+    ------
+    InvalidOption
+    """
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not (
+            isinstance(value, (int, float, np.integer, np.floating)) and np.isfinite(value) and value >= 0
+        ):
+            raise InvalidOption(name, value, "a finite number ≥ 0")
+    if max_iterations is not None and not (
+        isinstance(max_iterations, (int, np.integer)) and max_iterations >= 0
+    ):
+        raise InvalidOption("max_iterations", max_iterations, "an integer ≥ 0, or None")
+    if rtol == 0 and atol == 0 and max_iterations is None:
+        raise InvalidOption(
+            "rtol, atol",
+            (rtol, atol),
+            "one of them above 0, or a max_iterations, since rounding keeps the residual above 0",
+        )
+
+
+def iteration_limit(max_iterations: int | None, v: Vector) -> int:
+    """The limit asked for, or ten times P and at least 100."""
+    return max(10 * v.shape[0], 100) if max_iterations is None else max_iterations
+
+
+def column_sizes(v: Vector) -> NDArray[np.float64]:
+    """``‖v‖`` of each column, ``(k,)``.
+
+    Raises
+    ------
+    VectorError
+        The square of a size would leave the range of float64.
+    """
+    sizes = np.atleast_1d(algebra.norms(v))
+    if np.any((sizes > 0) & ((sizes < _SIZES[0]) | (sizes > _SIZES[1]))):
+        raise VectorError(
+            f"The columns of v have sizes {sizes.min():.1e} to {sizes.max():.1e}; expected sizes between "
+            f"{_SIZES[0]:.0e} and {_SIZES[1]:.0e}, whose squares are numbers. Scale v, and x back."
+        )
+    return sizes
