@@ -56,7 +56,9 @@ class ExampleGradients(WeightedMean):
 
     def _row_factors(self, weights: NDArray[np.float64], power: float) -> NDArray[np.float64]:
         """What the derivative of the loss of one example is multiplied by."""
-        factors = np.where(weights > 0, (weights / self.mean_weight) ** power, 0.0)
+        # Gradients of examples alone do not ask what others weigh, which may be nothing.
+        relative = weights / self.mean_weight if power else weights
+        factors = np.where(weights > 0, relative**power, 0.0)
         # As a sum, the loss of one example has its weight in it already.
         return (
             np.divide(factors, weights, where=weights > 0, out=factors)

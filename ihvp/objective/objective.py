@@ -126,7 +126,7 @@ class Objective(ExampleGradients):
         self._adding_up: dict[int, bool] = {}
         self._without_parts: Batches | None = None
 
-    def _set_weights(self, weights: Weights | None) -> None:
+    def _set_weights(self, weights: Weights | str | None) -> None:
         if weights is not None and not callable(weights):
             raise InvalidOption("weights", weights, "a function weights(batch) -> (B,), or None")
         self.weighting = Weighting(weights)
@@ -231,7 +231,9 @@ class Objective(ExampleGradients):
         other.batches = Batches(data, self.batches.batch_size)
         other._num_examples = None
         other._adding_up = {}
-        other._set_weights(self.weighting.function if weights == "same" else weights)
+        if isinstance(weights, str) and weights == "same":
+            weights = self.weighting.function
+        other._set_weights(weights)
         other._mean_weight = mean_weight
         if isinstance(loss, GradientFunction):
             other._set_loss(loss.loss, loss.grad)

@@ -44,14 +44,23 @@ class OPG(CurvatureOperator):
     def batch_product(self, batch: Batch, v: Vector) -> Vector:
         return self._batch_sum(batch, lambda J, weight: J.T @ (weight * (J @ v)))
 
+    def apply(self, v: Vector) -> Vector:
+        self._meet()
+        return super().apply(v)
+
     def to_dense(self) -> Vector:
         self._announce_dense()
+        self._meet()
         # Products with the identity would make the gradients again for every block of its columns.
         return self.objective.mean(
             lambda batch: self._batch_sum(batch, lambda J, weight: J.T @ (weight * J)),
             self._what,
             zeros=lambda: self.space.zeros(self.space.size),
         )
+
+    def _meet(self) -> None:
+        """Ask for what all processes add up, also in those whose batches weigh nothing and would not ask."""
+        _ = self.objective.mean_weight
 
     def _batch_sum(self, batch: Batch, term: Callable[[Vector, float], Vector]) -> Vector:
         objective, unit = self.objective, self.objective.mean_weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -62,12 +63,12 @@ def compare_with_parts(
         whole = partition.whole
         if not algebra.all_finite(whole):
             return "the gradient is not finite"
-        if partition.ignores_batch() and _rows_differ(batch):
-            # Where every example is fitted, losses with a margin have no slope but that of a regulariser.
-            points = [_elsewhere(point, batch, weights, stop) for point in (subject.nearby(), subject.far())]
-            known = [point for point in points if point is not None and algebra.all_finite(point.whole)]
-            if known and all(point.ignores_batch() for point in known):
-                raise LossIgnoresBatch
+        if (
+            partition.ignores_batch()
+            and _rows_differ(batch)
+            and _ignored_elsewhere(subject, batch, weights, stop)
+        ):
+            raise LossIgnoresBatch
         difference = partition.remainder if any_weights else partition.difference
         if difference <= allowed:
             continue
@@ -126,6 +127,18 @@ def _elsewhere(subject: Subject, batch: Batch, weights: NDArray[np.float64], sto
         return _divided(subject, batch, weights, stop, None)
     except Exception:  # it is the loss at the parameters that counts
         return None
+
+
+def _ignored_elsewhere(subject: Subject, batch: Batch, weights: NDArray[np.float64], stop: int) -> bool:
+    """Whether parts have the same gradient at other parameters too.
+
+    Of fitted examples, losses with a margin have no slope, or only that of a regulariser.
+    """
+    points = itertools.chain([subject.nearby()], subject.far())
+    partitions = (_elsewhere(point, batch, weights, stop) for point in points)
+    known = (part for part in partitions if part is not None and algebra.all_finite(part.whole))
+    first = next(known, None)
+    return first is not None and first.ignores_batch() and all(part.ignores_batch() for part in known)
 
 
 def _rounding(subject: Subject, batch: Batch, partition: Partition) -> float:

@@ -32,7 +32,8 @@ def verified_gradient(subject: Subject, batch: Batch) -> Vector:
     # At an optimum the gradient is as small as its own rounding, or zero: its size elsewhere tells.
     size = float(algebra.norms(subject.nearby(1.0).gradient(batch)))
     if size == 0.0:  # as where every margin is kept
-        size = float(algebra.norms(subject.far().gradient(batch)))
+        sizes = (float(algebra.norms(point.gradient(batch))) for point in subject.far())
+        size = next((size for size in sizes if size), 0.0)
     if size == 0.0:
         raise LossIndependentOfParameters(
             "its gradient on batch 0 is exactly zero, here and at random points"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from ihvp import algebra
 from ihvp.backend import Batch, CurvatureBackend, GradientFunction, Params, Vector
 from ihvp.space import VectorSpace
 from ihvp.weighting import Weighting
+
+_FAR = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,23 +62,28 @@ class Subject:
             raise TypeError(self.loss)
         return self.backend.grad(lambda params, b: 3.0 * self.loss(params, b), self.params, batch) / 3.0
 
-    def nearby(self, distance: float | None = None) -> Subject:
+    def nearby(self, distance: float | None = None, seed: int = 0) -> Subject:
         """The loss at a random point, where what cancels at an optimum does not.
 
         Parameters
         ----------
         distance : float, optional
             The standard deviation of each parameter's change; by default a tenth of their root mean square.
+        seed : int
         """
         if distance is None:
             distance = 0.1 * self._scale or 1.0
-        noise = distance * np.random.default_rng(0).standard_normal(self.space.size)
+        noise = distance * np.random.default_rng(seed).standard_normal(self.space.size)
         flat = self.backend.flatten(self.params) + self.space.asarray(noise)
         return replace(self, params=self.backend.unflatten(flat, self.params))
 
-    def far(self) -> Subject:
-        """The loss where nothing is left of what was fitted."""
-        return self.nearby(max(1.0, 10 * self._scale))
+    def far(self) -> Iterator[Subject]:
+        """The loss at several points where nothing is left of what was fitted.
+
+        At each of them, a loss with a margin has no slope for half of the examples.
+        """
+        distance = max(1.0, 10 * self._scale)
+        return (self.nearby(distance, seed) for seed in range(_FAR))
 
     @property
     def _scale(self) -> float:
