@@ -220,7 +220,7 @@ class _Check:
         if predicted > 0 and _norm(missed_beyond) <= allowed * between * predicted:
             return self.passed(_norm(missed_beyond) / (between * predicted))
         disagreement = _norm(algebra.axpy(missed, near / between, missed_beyond)) / near
-        del missed
+        del start, change, missed
         # One or two numbers agree by accident more easily than many.
         agreement = max(_AGREEMENT, _AGREEMENT_OF_ONE / self.space.size**2)
         if agreement * disagreement > min(discrepancy, moved):
