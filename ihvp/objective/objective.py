@@ -214,7 +214,7 @@ class Objective(ExampleGradients):
         weights : callable or None, optional
             As in the constructor; by default this objective's.
         mean_weight : float, optional
-            What takes the place of :attr:`mean_weight` in per-example gradients; by default that of ``data``.
+            What takes the place of ``mean_weight`` in per-example gradients; by default that of ``data``.
 
         Examples
         --------
@@ -304,7 +304,7 @@ class Objective(ExampleGradients):
         data : optional
             As for :meth:`per_example_gradients`.
         power : float
-            As for :meth:`batch_gradient_chunks`.
+            As for ``batch_gradient_chunks``.
         """
         return self._finite_blocks(data, power, lambda count: None)
 
