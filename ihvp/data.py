@@ -212,6 +212,11 @@ def count_examples(batch: Batch, index: int = 0) -> int:
     return count
 
 
+def as_data(batch: Batch) -> Any:
+    """A batch in the form of data: a list of arrays, as loaders make them, would be one of batches."""
+    return [batch] if isinstance(batch, list) else batch
+
+
 def take_examples(batch: Batch, start: int, stop: int) -> Batch:
     """Rows ``start:stop`` of every array in ``batch``, in the same structure."""
     return map_leaves(lambda leaf: leaf[start:stop] if _is_array(leaf) else leaf, batch)

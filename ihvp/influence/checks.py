@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ihvp.backend import GradientFunction
-from ihvp.data import Batches, describe_structure
+from ihvp.data import Batches, as_data, describe_structure
 from ihvp.errors import InvalidOption, NonFinite, OrderChanges, UnequalBatches, describe
 from ihvp.influence import fingerprint
 from ihvp.influence.blocks import counted_blocks, rows_at_once
@@ -82,7 +82,7 @@ def check_values(objective: Objective, what: str) -> None:
     for block in counted_blocks(objective, rows_at_once(objective.num_params)):
         for batch in block.batches:
             # Batch by batch: of a test loss no more is asked than its values for them.
-            part = objective.on(batch)
+            part = objective.on(as_data(batch))
             with loss_on(what, batch):
                 try:
                     if part.total_weight:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Batch, Vector
-from ihvp.data import Batches, Examples, count_examples
+from ihvp.data import Batches, Examples, as_data, count_examples
 from ihvp.errors import InvalidOption
 from ihvp.influence.allocation import allocate
 from ihvp.influence.blocks import counted_blocks, tile_columns
@@ -164,7 +164,7 @@ class Removal:
         numbers = np.unique(np.concatenate(groups))
         examples = _selected(self._objective, numbers)
         for group in groups:
-            yield self._objective.on(examples.rows(np.searchsorted(numbers, group)))
+            yield self._objective.on(as_data(examples.rows(np.searchsorted(numbers, group))))
 
 
 def _selected(objective: Objective, numbers: NDArray[np.intp]) -> Examples:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ihvp import algebra
 from ihvp.backend import Batch, SupportsReduce, Vector
-from ihvp.data import Batches, Examples
+from ihvp.data import Batches, Examples, as_data
 from ihvp.errors import InvalidOption, NonFinite, VectorError
 from ihvp.objective import Objective, Term
 from ihvp.operators.base import LinearOperator, Sampler
@@ -85,7 +85,7 @@ class CurvatureOperator(LinearOperator):
         examples = Examples.of(self.objective.batches)
         if batch_size > examples.count:
             raise InvalidOption("batch_size", batch_size, f"at most {examples.count}, the number of examples")
-        own = self.objective.on(examples.batch)
+        own = self.objective.on(as_data(examples.batch))
         own.require_additive()
         # With n the examples of this process and W the weight of all of them: n/W (1/b) Σ wₙ Mₙ over a batch.
         share = examples.count / (own.mean_weight * own.total_examples)
@@ -114,7 +114,9 @@ class _BatchMean(LinearOperator):
     def apply(self, v: Vector) -> Vector:
         objective = self._operator.objective
         limit = objective.batches.batch_size or self._count
-        pieces = [(self._batch, self._count)] if limit >= self._count else Batches(self._batch, limit)
+        pieces = (
+            [(self._batch, self._count)] if limit >= self._count else Batches(as_data(self._batch), limit)
+        )
         total: Vector = None
         for piece, count in pieces:
             weight = objective.weighting.total(piece, count)

@@ -300,3 +300,19 @@ def test_a_loss_is_checked_once_for_all_questions(problem):
     influence.scores(products)
     influence.self_influence()
     assert len(sizes) == before
+
+
+def test_batches_that_are_lists_of_arrays(problem):
+    """As loaders collate them: a list in the place of a batch is no list of batches."""
+    batches = [list(batch) for batch in problem.batched("list")[0]]
+    loader = type(problem.batched("loader")[0])(batches)
+    for data in (batches, loader):
+        influence = of(problem.objective().on(data))
+        close(influence.scores([list(problem.test)]), problem.scores(DAMPING))
+        close(influence.self_influence(), self_scores(problem))
+        expected = group_sums(problem.scores(DAMPING), [[1, 5], [3]])
+        close(influence.group([[1, 5], [3]], [list(problem.test)]), expected)
+        steps = influence.group([[1, 5], [3]], [list(problem.test)], second_order=True)
+        close(steps, newton_steps(problem, [[1, 5], [3]]))
+        x, _, _ = influence.on_inputs([list(problem.test)])
+        close(x, of(problem.objective()).on_inputs(problem.test)[0])

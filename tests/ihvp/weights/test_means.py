@@ -120,6 +120,21 @@ def test_all_examples_without_replacement_are_the_operator_itself(problem, form,
     assert_allclose(found, problem.hessian(), rtol=1e-11, atol=1e-13)
 
 
+def test_batches_that_are_lists_of_arrays_are_sampled_as_others(problem):
+    def matrix(batches):
+        operator = ihvp.Hessian(ihvp.Objective(**options, data=batches, batch_size=3))
+        return operator.sampler(7)(np.random.default_rng(0)).to_dense()
+
+    known, (batches, _) = problem.objective(), problem.batched("list")
+    options = {
+        "loss": known.loss,
+        "params": problem.omega,
+        "weights": lambda b: b[2],
+        "backend": known.backend,
+    }
+    assert_array_equal(matrix([list(batch) for batch in batches]), matrix(batches))
+
+
 def test_a_sample_in_which_nothing_weighs_is_zero(problem):
     class LastRows(np.random.Generator):
         """Draws the examples 8 and 9, which weigh nothing."""
