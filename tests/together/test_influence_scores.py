@@ -264,7 +264,7 @@ def test_half_precision_parameters_have_scores_in_float32(backend, dtype, tmp_pa
     def loss(params, batch):
         return ((batch - params["w"]) ** 2).mean(0).sum() / 2
 
-    influence = untrained(ihvp.Objective(loss, {"w": zeros}, x, backend=backend), solver=ihvp.CG(rtol=1e-2))
+    influence = untrained(ihvp.Objective(loss, {"w": zeros}, x, backend=backend), solver=ihvp.CG(rtol=1e-1))
     scores = influence.scores(x[:2], out=tmp_path / "scores")
     assert scores.dtype == np.float32
     assert difference(np.asarray(scores), values[:2] @ values.T / 8) <= 5e-2

@@ -31,7 +31,8 @@ def answers(backend, dtype="float64"):
     objective = ihvp.Objective(**source, params=params, data=batch, backend=backend)
     H = ihvp.Hessian(objective)
     block = np.random.default_rng(0).standard_normal((NETWORK.size, 4)).astype(dtype)
-    rtol = {"float64": 1e-12, "float32": 1e-5}[dtype] if backend != "numdiff" else 1e-4
+    # No certificate is tighter than the error of a product.
+    rtol = {"float64": 1e-12, "float32": 1e-4}[dtype] if backend != "numdiff" else 1e-3
     return {
         "gradient": to_numpy(objective.gradient()),
         "product": H @ block[:, 0],
