@@ -91,11 +91,13 @@ class Batches:
         if isinstance(self.data, Iterator):
             raise NotReiterable(describe(self.data))
         if not hasattr(self.data, "__iter__"):
-            advice = (
-                "Wrap a data set of single examples in a loader. "
-                if hasattr(self.data, "__getitem__")
-                else ""
-            )
+            advice = ""
+            if hasattr(self.data, "__getitem__"):
+                advice = "Wrap a data set of single examples in a loader. "
+            elif callable(self.data):
+                advice = (
+                    "Of a function that yields batches pass list(function()), which can be iterated again. "
+                )
             raise DataError(
                 f"The data is {describe(self.data)}; expected one batch (a tuple or dict of arrays) or an "
                 f"iterable of batches. {advice}".rstrip()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+
+_MINUTE = 60.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Monitor:
     callback : callable, optional
         Called with each :class:`Step`.
     progress : bool, optional
-        True shows the bar, False does not; None shows it after a second, in a terminal only.
+        True shows the bar, False does not; None shows it after a second in a terminal, and elsewhere writes a
+        line every minute.
     """
 
     def __init__(
@@ -95,8 +99,42 @@ def track(description: str, total: int, progress: bool | None) -> Iterator[Calla
 
 
 def _bar(description: str, progress: bool | None, **options: Any) -> Any:
-    if progress is None and not sys.stderr.isatty():
-        return None
+    if not (progress or sys.stderr.isatty()):
+        return _Lines(description, options.get("total"))
     from tqdm import tqdm  # loaded only where a bar is shown
 
     return tqdm(desc=description, unit="it", leave=False, delay=0.0 if progress else 1.0, **options)
+
+
+class _Lines:
+    """A line every minute in the place of a bar, for the file that the output of a long job goes to."""
+
+    def __init__(self, description: str, total: int | None) -> None:
+        self._description, self._total = description, total
+        self._done, self._postfix = 0, ""
+        self._began = self._told = time.monotonic()
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        self._postfix = text
+
+    def update(self, amount: int = 1) -> None:
+        self._done += amount
+        now = time.monotonic()
+        if now - self._told < _MINUTE:
+            return
+        self._told = now
+        from tqdm import tqdm
+
+        line = tqdm.format_meter(
+            self._done,
+            self._total,  # type: ignore[arg-type] # None where it is not known
+            now - self._began,
+            ncols=0,
+            prefix=self._description,
+            unit_scale=self._total is not None,
+            postfix=self._postfix,
+        )
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass

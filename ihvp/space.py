@@ -170,7 +170,9 @@ def _align(v: Any, pattern: Any, path: str) -> Any:
             raise VectorError(
                 f"{path} is {found}; expected a mapping with the keys {sorted(map(str, pattern))}."
             )
-        return {key: _align(v[key], pattern[key], f"{path}[{key!r}]") for key in pattern}
+        aligned = {key: _align(v[key], pattern[key], f"{path}[{key!r}]") for key in pattern}
+        # Frozen dictionaries, and the states of flax, are nodes of a kind of their own to JAX.
+        return aligned if isinstance(pattern, dict) else type(pattern)(aligned)  # type: ignore[call-arg]
     if isinstance(pattern, (list, tuple)):
         if not isinstance(v, (list, tuple)) or len(v) != len(pattern):
             raise VectorError(

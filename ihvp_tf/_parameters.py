@@ -141,12 +141,12 @@ def assigned(params: Params, variables: Sequence[Any]) -> Iterator[None]:
 
 
 def vector_dtype(leaves: Sequence[Any]) -> Any:
-    """The dtype that holds all leaves: theirs, or the one that numpy promotes them to."""
-    dtypes = {_dtype(leaf).as_numpy_dtype for leaf in leaves}
-    try:
-        return tf.as_dtype(functools.reduce(np.promote_types, dtypes))
-    except TypeError:  # numpy knows no type for float16 with bfloat16, and JAX and torch say float32
-        return tf.float32
+    """The dtype that holds all leaves: theirs, or the one that numpy promotes them to.
+
+    To numpy's own functions bfloat16 is no floating dtype: its vectors are float32.
+    """
+    dtypes = {tf.float32 if _dtype(leaf) == tf.bfloat16 else _dtype(leaf) for leaf in leaves}
+    return tf.as_dtype(functools.reduce(np.promote_types, [dtype.as_numpy_dtype for dtype in dtypes]))
 
 
 def size_of(leaf: Any) -> int:

@@ -11,6 +11,8 @@ from rich.table import Table
 from ihvp._registry import BackendInfo, backends, usable_plugin
 from ihvp.errors import BackendNotInstalled
 
+_WIDTHS = {"Framework": 17, "Capabilities": 17, "State": 12}
+
 
 @dataclass(frozen=True)
 class _State:
@@ -31,17 +33,17 @@ def show(console: Console, *, load: bool) -> None:
         Whether to import the frameworks, without which neither the device nor a defect shows.
     """
     table = Table(title="Backends of ihvp")
-    for column in ("Name", "Framework", "Version", "Device", "Capabilities", "State"):
-        table.add_column(column, overflow="fold")
+    for column in ("Name", "Framework", "Device", "Capabilities", "State"):
+        # 80 columns hold the longest name of a capability and of a framework whole.
+        table.add_column(column, overflow="fold", min_width=_WIDTHS.get(column))
     for info in backends():
         with console.status(f"Loading {info.name} …"):
             state = _try(info) if load else _state_unloaded(info)
         table.add_row(
             info.name,
-            info.framework or "–",
-            info.version or "–",
+            f"{info.framework or '–'} {info.version or ''}".rstrip(),
             state.device,
-            ", ".join(sorted(info.capabilities)) or "–",
+            "\n".join(sorted(info.capabilities)) or "–",
             escape(state.remark),
         )
     console.print(table)

@@ -51,15 +51,17 @@ class Estimate:
         return float(self.value)
 
 
-def check_count(option: str, value: Any, least: int, most: int) -> int:
-    """``value`` as an integer between ``least`` and ``most``.
+def check_count(option: str, value: Any, least: int, most: int | None = None) -> int:
+    """``value`` as an integer from ``least`` to ``most``, P where there is such a bound.
 
     Raises
     ------
     InvalidOption
     """
-    if not (isinstance(value, (int, np.integer)) and least <= value <= most):
-        raise InvalidOption(option, value, f"an integer from {least} to P = {most}, the number of parameters")
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not (whole and least <= value and (most is None or value <= most)):
+        bound = f"≥ {least}" if most is None else f"from {least} to P = {most}, the number of parameters"
+        raise InvalidOption(option, value, f"an integer {bound}")
     return int(value)
 
 

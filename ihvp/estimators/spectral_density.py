@@ -47,6 +47,14 @@ class SpectralDensity:
     weights: NDArray[np.float64]
     matvecs: int
 
+    def __repr__(self) -> str:
+        nodes = self._used(self.nodes)
+        samples, steps = self.nodes.shape
+        return (
+            f"SpectralDensity({nodes.size:,} nodes from {nodes.min():.3g} to {nodes.max():.3g}, "
+            f"num_samples={samples}, steps={steps}, matvecs={self.matvecs})"
+        )
+
     def expectation(self, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Estimate:
         r"""An estimate of :math:`\frac1P \operatorname{tr} f(A)`, the mean of f over the eigenvalues.
 
@@ -113,10 +121,10 @@ def spectral_density(
     operator : LinearOperator
         A.
     num_samples : int, optional
-        The random vectors, from 1 to P, by default 10 or P.
+        The random vectors, by default 10 or P, whichever is less.
     steps : int, optional
-        Lanczos steps, from 1 to P, by default 80 or P; ``num_samples * steps`` products are taken, and as
-        many vectors held.
+        Lanczos steps, from 1 to P, by default 80 or P, whichever is less; ``num_samples * steps`` products
+        are taken, and as many vectors held.
     seed : int
         Of the random vectors.
 
@@ -138,7 +146,8 @@ def spectral_density(
            [1., 5.]])
     """
     size = operator.space.size
-    count = check_count("num_samples", min(10, size) if num_samples is None else num_samples, 1, size)
+    operator.verify()
+    count = check_count("num_samples", min(10, size) if num_samples is None else num_samples, 1)
     length = check_count("steps", min(80, size) if steps is None else steps, 1, size)
     start = gaussians(operator.space, np.random.default_rng(seed), count)
     diagonals, off_diagonals, matvecs = _lanczos(operator, start, length)

@@ -45,6 +45,11 @@ class TopK:
     which: Which
     residual: float
 
+    @property
+    def values(self) -> NDArray[Any]:
+        """The scores, ``(n_test, k)``, by the name that they have in :class:`~ihvp.influence.Scores`."""
+        return self.scores
+
     def to_pandas(self) -> pandas.DataFrame:
         """A ``DataFrame`` with the columns test, rank, train and score.
 

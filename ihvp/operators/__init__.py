@@ -8,6 +8,7 @@ from ihvp.operators.gauss_newton import GaussNewton
 from ihvp.operators.hessian import Hessian
 from ihvp.operators.low_rank import FullRank, LowRank
 from ihvp.operators.opg import OPG
+from ihvp.operators.product import Product
 
 __all__ = [
     "OPG",
@@ -19,6 +20,7 @@ __all__ = [
     "Hessian",
     "LinearOperator",
     "LowRank",
+    "Product",
     "Scaled",
     "Shifted",
     "Sum",

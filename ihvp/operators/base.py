@@ -35,8 +35,8 @@ class LinearOperator(ABC):
     """A symmetric ``(P, P)`` matrix that is known by its products.
 
     A subclass defines :meth:`apply`. ``A @ v`` takes vectors ``(P,)`` and blocks ``(P, k)`` in any form that
-    :meth:`ihvp.space.VectorSpace.enter` lists, and answers in the same form. ``A + B``, ``A - B``, ``2 * A``
-    and ``A + 0.01`` (meaning ``A + 0.01 I``) are operators again.
+    :meth:`ihvp.space.VectorSpace.enter` lists, and answers in the same form. ``A + B``, ``A - B``, ``2 * A``,
+    ``A + 0.01`` (meaning ``A + 0.01 I``) and ``A @ B @ A`` are operators again.
 
     Parameters
     ----------
@@ -113,6 +113,10 @@ class LinearOperator(ABC):
         return self.space.device
 
     def __matmul__(self, v: Any) -> Any:
+        if isinstance(v, LinearOperator):
+            from ihvp.operators.product import Product  # it is made of operators itself
+
+            return Product(self, v)
         flat, leave = self.space.enter(v)
         return leave(self.apply(flat))
 
@@ -182,12 +186,16 @@ class LinearOperator(ABC):
             flat = self.space.asarray(np.ascontiguousarray(v, dtype=dtype))
             return algebra.to_numpy(self.apply(flat))
 
+        def transposed(v: NDArray[Any]) -> NDArray[Any]:
+            self.verify()
+            return product(v)
+
         return ScipyLinearOperator(
             shape=self.shape,
             matvec=lambda v: product(v.reshape(-1)),
-            rmatvec=lambda v: product(v.reshape(-1)),
+            rmatvec=lambda v: transposed(v.reshape(-1)),
             matmat=product,
-            rmatmat=product,
+            rmatmat=transposed,
             dtype=dtype,
         )
 
@@ -223,6 +231,20 @@ class LinearOperator(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, device={self.device})"
+
+
+def require_same_space(left: LinearOperator, right: LinearOperator, verb: str) -> None:
+    """Refuse to combine operators on different vectors.
+
+    Raises
+    ------
+    VectorError
+    """
+    if not left.space.matches(right.space):
+        raise VectorError(
+            f"Cannot {verb} {left!r} and {right!r}; expected operators of one shape, dtype, device and "
+            "framework."
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -326,11 +348,7 @@ class Sum(LinearOperator):
     """
 
     def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
-        if not left.space.matches(right.space):
-            raise VectorError(
-                f"Cannot add {left!r} and {right!r}; expected operators of one shape, dtype, device and "
-                "framework."
-            )
+        require_same_space(left, right, "add")
         super().__init__(left.space)
         self.left, self.right = left, right
 

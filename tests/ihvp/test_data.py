@@ -253,3 +253,11 @@ def test_pieces_are_the_same_if_they_are_the_same_rows_of_one_object():
 )
 def test_arrays_in_memory_last_and_those_of_a_loader_need_not(data, lasting):
     assert Batches(data).lasting is lasting
+
+
+def test_a_function_that_yields_batches_gets_advice():
+    def batches():
+        yield np.ones((2, 3))
+
+    with pytest.raises(DataError, match=r"The data is function; .* pass list\(function\(\)\)"):
+        Batches(batches)

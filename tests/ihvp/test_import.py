@@ -58,3 +58,10 @@ def test_public_names_are_listed(name):
 @pytest.mark.parametrize("package", ["ihvp", *PACKAGES])
 def test_type_information_is_shipped(package):
     assert (importlib.resources.files(package) / "py.typed").is_file()
+
+
+def test_the_package_runs_as_a_program():
+    found = subprocess.run(
+        [sys.executable, "-m", "ihvp", "--version"], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == importlib.metadata.version("ihvp")

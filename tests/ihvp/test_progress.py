@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ihvp
-from ihvp.progress import Monitor, Step
+from ihvp.progress import Monitor, Step, track
 
 
 class Terminal:
@@ -81,3 +81,17 @@ def test_error_of_the_callback_comes_through():
 
     with pytest.raises(KeyError):
         solve(callback=callback)
+
+
+def test_a_file_hears_of_long_work_once_a_minute(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("ihvp.progress.time.monotonic", lambda: now[0])
+    with Monitor("CG") as monitor, track("Scores", 1000, None) as advance:
+        for iteration in range(1, 7):
+            now[0] += 25.0
+            monitor.step(Step(iteration, 0.5, 3))
+            advance(100)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["CG", "Scores", "CG", "Scores"]
+    assert "residual 5.0e-01, columns 3" in lines[0]
+    assert "30%" in lines[1]

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ihvp
 from ihvp.errors import ParameterError, WrongShape
 from ihvp_jax._backend import JaxBackend
 
@@ -174,3 +176,43 @@ def test_parameters_on_two_devices_are_refused() -> None:
     )
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+class State(Mapping):
+    """A mapping that is a node of its own, as those of flax are."""
+
+    def __init__(self, entries: Mapping) -> None:
+        self._entries = dict(entries)
+
+    def __getitem__(self, key: str) -> object:
+        return self._entries[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+jax.tree_util.register_pytree_node(
+    State,
+    lambda s: ([s[key] for key in s], tuple(s)),
+    lambda keys, values: State(zip(keys, values, strict=True)),
+)
+
+
+def test_a_registered_mapping_keeps_its_form_in_answers() -> None:
+    params = State({"slope": numbers(3), "inner": State({"b": numbers(), "a": numbers(2)})})
+    x = numbers(10, 3)
+
+    def loss(p: State, batch: jax.Array) -> jax.Array:
+        return jnp.mean((batch @ p["slope"] + p["inner"]["b"]) ** 2) + jnp.sum(p["inner"]["a"] ** 4)
+
+    objective = ihvp.Objective(loss, params, x)
+    H, flat = ihvp.Hessian(objective), jax.tree.leaves(params)
+    for answer in (H @ params, ihvp.solve(H, params, damping=1.0).x):
+        assert type(answer) is State
+        assert type(answer["inner"]) is State
+    expected = H @ jnp.concatenate([jnp.ravel(leaf) for leaf in flat])
+    found = jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(H @ params)])
+    np.testing.assert_array_equal(found, expected)

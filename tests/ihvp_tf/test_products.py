@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import ihvp
+
 RTOL = 1e-12
 
 
@@ -201,13 +203,14 @@ def test_nested_batches_and_other_leaves_reach_the_loss(backend):
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float16", 2e-3), ("bfloat16", 2e-2), ("float32", 1e-6)])
-def test_each_floating_dtype_is_kept(backend, dtype, rtol):
+def test_each_floating_dtype_of_numpy_is_kept(backend, dtype, rtol):
     variables = [tf.Variable(tf.cast(value, dtype)) for value in ([1.0], [1 / 3])]
 
     def loss(params, batch):
         return tf.reduce_sum((1 - 2 * params[0] * params[1]) ** 2)
 
-    v = np.ones(2, variables[0].dtype.as_numpy_dtype)
+    # To numpy bfloat16 is no floating dtype.
+    v = np.ones(2, np.float32 if dtype == "bfloat16" else dtype)
     product = backend.hvp(loss, variables, None, v)
     assert product.dtype == v.dtype == backend.flatten(variables).dtype
     np.testing.assert_allclose(product.astype(float), [20 / 9, 28 / 3], rtol=rtol)
@@ -234,3 +237,16 @@ def test_recurrent_layer_has_a_symmetric_hessian(backend):
     hessian = backend.hvp(lambda m, b: tf.reduce_sum(m(b) ** 2), layer, x, np.eye(size))
     assert np.linalg.norm(hessian) > 0.1
     np.testing.assert_allclose(hessian, hessian.T, atol=1e-12)
+
+
+def test_bfloat16_parameters_are_solved_in_float32():
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    weights = tf.Variable(tf.zeros(3, tf.bfloat16))
+
+    def loss(params, batch):
+        return tf.reduce_mean(tf.square(batch - tf.cast(params[0], tf.float32)))
+
+    objective = ihvp.Objective(loss, [weights], x)
+    np.testing.assert_allclose(objective.gradient(), -2 / 3 * x.mean(0), rtol=1e-2)
+    found = ihvp.solve(ihvp.Hessian(objective), np.ones(3, np.float32), solver=ihvp.CG(rtol=1e-2)).x
+    np.testing.assert_allclose(found, 1.5 * np.ones(3), rtol=2e-2)

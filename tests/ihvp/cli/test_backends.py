@@ -59,3 +59,9 @@ def test_contract_refuses_an_unknown_backend():
 
 def test_version():
     assert run("--version").output.strip().count(".") == 2
+
+
+def test_eighty_columns_break_no_word():
+    result = CliRunner().invoke(app, ["backends"], env={"COLUMNS": "80"})
+    for word in ("example_products", "input_derivatives", "per_example_grads", "tensorflow 2", "numdiff"):
+        assert word in result.output

@@ -125,3 +125,10 @@ def test_counts_out_of_range_are_refused(option, value):
 def test_a_width_that_is_not_positive_is_refused(width):
     with pytest.raises(errors.InvalidOption, match="width"):
         spectral_density(ihvp.Dense(np.eye(3))).density([0.0], width)
+
+
+def test_more_samples_than_parameters():
+    density = spectral_density(ihvp.Dense(np.diag([1.0, 5.0])), num_samples=200, steps=2)
+    estimate = density.expectation(lambda t: t)
+    assert abs(estimate.value - 3) < 4 * estimate.standard_error
+    assert repr(density) == "SpectralDensity(400 nodes from 1 to 5, num_samples=200, steps=2, matvecs=400)"
