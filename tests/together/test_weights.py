@@ -12,7 +12,7 @@ import ihvp
 from ihvp.errors import LossNotAdditive
 
 VOCABULARY, WIDTH, LENGTH, HIDDEN = 11, 8, 7, 16
-SEQUENCES, BATCH, UNLABELLED, DAMPING = 21, 8, 2, 10.0
+SEQUENCES, BATCH, CUT, UNLABELLED, DAMPING = 24, 8, 9, 2, 10.0
 IGNORED = -100
 
 pytestmark = pytest.mark.filterwarnings("ignore::ihvp.influence.NotAtOptimum")
@@ -129,53 +129,14 @@ class Jax:
         return (batch[1] != IGNORED).sum(axis=1)
 
 
-class TensorFlow:
-    def __init__(self):
-        self.tf = tf = importlib.import_module("tensorflow")
-        self.rows, self.constant, self.softmax = tf.gather, tf.constant, tf.nn.softmax
-        self.transposed, self.tanh = tf.linalg.matrix_transpose, tf.tanh
-
-    def normalised(self, x, by, to):
-        centred = x - self.tf.reduce_mean(x, -1, keepdims=True)
-        variance = self.tf.reduce_mean(centred**2, -1, keepdims=True)
-        return centred * self.tf.math.rsqrt(variance + 1e-5) * by + to
-
-    def params(self):
-        return [self.tf.Variable(value) for value in parameters().values()]
-
-    def whole(self, data=TRAIN):
-        return tuple(map(self.tf.constant, data))
-
-    def batched(self):
-        return self.tf.data.Dataset.from_tensor_slices(self.whole()).batch(BATCH)
-
-    def predict(self, p, batch):
-        return logits(dict(zip(parameters(), p, strict=True)), batch[0], self)
-
-    def loss(self, outputs, batch):
-        tf, known = self.tf, batch[1] != IGNORED
-        labels = tf.where(known, batch[1], tf.zeros_like(batch[1]))
-        found = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, outputs)
-        known = tf.cast(known, found.dtype)
-        return tf.reduce_sum(known * found) / tf.reduce_sum(known)
-
-    def weights(self, batch):
-        return self.tf.math.count_nonzero(batch[1] != IGNORED, axis=1)
-
-
-FRAMEWORKS = {"torch": Torch, "jax": Jax, "tf": TensorFlow}
-# JAX and TensorFlow compile for every shape of a batch: one form of the data serves all their tests.
-FORMS = [("torch", "whole"), ("torch", "cut"), ("torch", "batched"), ("jax", "batched"), ("tf", "batched")]
+FRAMEWORKS = {"torch": Torch, "jax": Jax}
+# JAX compiles for every form and every shape of a batch: it has one, in all tests the same objective.
+FORMS = [("torch", "whole"), ("torch", "cut"), ("torch", "batched"), ("jax", "batched")]
 
 
 @functools.cache
 def framework_of(name):
     return FRAMEWORKS[name]()
-
-
-@pytest.fixture(params=FRAMEWORKS)
-def framework(request):
-    return framework_of(request.param)
 
 
 @pytest.fixture(params=FORMS, ids="-".join)
@@ -189,12 +150,16 @@ def objective(case):
     return objective_of(*case)
 
 
-def objective_of(framework, form, weights="weights", **options):
+@functools.cache
+def objective_of(framework, form, weighted=True):
     data = framework.batched() if form == "batched" else framework.whole()
-    weights = None if weights is None else framework.weights
-    size = BATCH if form == "cut" else None
     return ihvp.Objective(
-        framework.loss, framework.params(), data, size, predict=framework.predict, weights=weights, **options
+        framework.loss,
+        framework.params(),
+        data,
+        batch_size=CUT if form == "cut" else None,
+        predict=framework.predict,
+        weights=framework.weights if weighted else None,
     )
 
 
@@ -270,11 +235,12 @@ def test_the_value(objective, oracle):
 
 
 @pytest.mark.parametrize("memory_budget", [0, None])
-def test_products_with_the_hessian(objective, oracle, memory_budget):
+def test_products_with_the_hessian(case, objective, oracle, memory_budget):
+    if case[0] is framework_of("jax") and memory_budget == 0:
+        pytest.skip("its compilation takes long, and the form of a product is not what differs here")
     H = ihvp.Hessian(objective, memory_budget)
-    v = np.random.default_rng(5).normal(size=(H.shape[0], 5))
+    v = np.random.default_rng(5).normal(size=(H.shape[0], 2))
     for _ in range(2):
-        assert error(H @ v[:, 0], oracle.hessian @ v[:, 0]) < 1e-10
         assert error(H @ v, oracle.hessian @ v) < 1e-10
 
 
@@ -283,7 +249,6 @@ def test_products_with_the_gauss_newton_matrix(objective, oracle):
     v = np.random.default_rng(5).normal(size=(G.shape[0], 2))
     expected = np.stack([oracle.gauss_newton(column) for column in v.T], axis=1)
     assert error(G @ v, expected) < 1e-10
-    assert error(G @ v[:, 0], expected[:, 0]) < 1e-10
 
 
 def test_rows_and_their_outer_product(objective, oracle):
@@ -296,28 +261,35 @@ def test_rows_and_their_outer_product(objective, oracle):
     assert error(ihvp.OPG(objective) @ v, slopes.T @ (shares * (slopes @ v))) < 1e-12
 
 
-def test_influence(case, oracle):
-    framework, objective = case[0], objective_of(*case)
+def test_influence(case, objective, oracle):
+    framework = case[0]
     influence = ihvp.Influence(objective, DAMPING, ihvp.CG(rtol=1e-12))
     damped = oracle.hessian + DAMPING * np.eye(len(oracle.hessian))
     assert np.linalg.eigvalsh(damped)[0] > 0.1
     slopes, shares = oracle.slopes(TRAIN), COUNTS / COUNTS.sum()
     expected = oracle.slopes(TEST) @ np.linalg.solve(damped, slopes.T * shares)
     scores = influence.scores(framework.whole(TEST))
-    assert error(scores, expected) < 1e-9
+    assert error(scores, expected) < 1e-10
+    assert not np.asarray(scores)[:, UNLABELLED].any()
+
+
+@pytest.mark.parametrize("form", ["whole", "batched"])
+def test_more_of_influence(form, oracle):
+    framework = framework_of("torch")
+    influence = ihvp.Influence(objective_of(framework, form), DAMPING, ihvp.CG(rtol=1e-12))
+    damped = oracle.hessian + DAMPING * np.eye(len(oracle.hessian))
+    slopes, shares = oracle.slopes(TRAIN), COUNTS / COUNTS.sum()
+    expected = oracle.slopes(TEST) @ np.linalg.solve(damped, slopes.T * shares)
     # Each test point is asked about alone, so that its loss may be a mean over tokens too.
     assert error(influence.scores(framework.whole(TEST), test_loss=framework.loss), expected) < 1e-9
-    assert not np.asarray(scores)[:, UNLABELLED].any()
     group = influence.group([1, UNLABELLED, 17], framework.whole(TEST))
     assert error(group, expected[:, [1, 17]].sum(axis=1)) < 1e-9
-    assert (
-        error(influence.self_influence(), shares * np.sum(slopes.T * np.linalg.solve(damped, slopes.T), 0))
-        < 1e-9
-    )
+    found = shares * np.sum(slopes.T * np.linalg.solve(damped, slopes.T), axis=0)
+    assert error(influence.self_influence(), found) < 1e-9
 
 
-def test_without_weights_it_is_refused_with_the_share_of_the_tokens(framework):
-    found = objective_of(framework, "batched", weights=None)
+def test_without_weights_it_is_refused_with_the_share_of_the_tokens():
+    found = objective_of(framework_of("torch"), "batched", weighted=False)
     for use in (found.gradient, found.value, lambda: ihvp.Hessian(found) @ np.ones(found.num_params)):
         with pytest.raises(
             LossNotAdditive, match=r"examples weigh .*%, where their number says .*Pass weights=…"
@@ -325,9 +297,9 @@ def test_without_weights_it_is_refused_with_the_share_of_the_tokens(framework):
             use()
 
 
-def test_without_weights_the_whole_batch_is_right(framework, oracle):
+def test_without_weights_the_whole_batch_is_right(oracle):
     v = np.random.default_rng(5).normal(size=len(oracle.gradient))
-    found = objective_of(framework, "whole", weights=None)
+    found = objective_of(framework_of("torch"), "whole", weighted=False)
     assert error(ihvp.Hessian(found) @ v, oracle.hessian @ v) < 1e-10
     with pytest.raises(LossNotAdditive):
         found.per_example_gradients()
@@ -335,6 +307,13 @@ def test_without_weights_the_whole_batch_is_right(framework, oracle):
 
 def test_finite_differences_of_torch(oracle):
     v = np.random.default_rng(5).normal(size=len(oracle.gradient))
-    objective = objective_of(Torch(), "batched", backend="numdiff")
+    framework = framework_of("torch")
+    objective = ihvp.Objective(
+        lambda p, batch: framework.loss(framework.predict(p, batch), batch),
+        framework.params(),
+        framework.batched(),
+        weights=framework.weights,
+        backend="numdiff",
+    )
     assert error(ihvp.Hessian(objective) @ v, oracle.hessian @ v) < 1e-6
     assert error(objective.per_example_gradients().mean(axis=0), oracle.gradient) < 1e-12
