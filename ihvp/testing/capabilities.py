@@ -35,7 +35,7 @@ class CapabilityContract(Contract):
     def test_linearize_is_hvp(self, problem: Problem, dtype: str) -> None:
         self.require("linearize")
         case = self.case(problem, dtype)
-        matvec = case.backend.linearize(case.loss, case.params, case.batch)  # type: ignore[attr-defined]
+        matvec = case.optional.linearize(case.loss, case.params, case.batch)
         block = np.random.default_rng(16).standard_normal((problem.size, 3))
         for _ in range(2):
             self.close(case, matvec(case.native(block[:, 0])), problem.hessian() @ block[:, 0])
@@ -51,9 +51,7 @@ class CapabilityContract(Contract):
             pieces = (slice(i * size, (i + 1) * size) for i in range(problem.rows // size))
             total = np.sum([problem.hessian(rows) for rows in pieces], axis=0)
             for v in (block[:, 0], block):
-                product = case.backend.hvp_sum(  # type: ignore[attr-defined]
-                    case.loss, case.params, case.batch, case.native(v), size
-                )
+                product = case.optional.hvp_sum(case.loss, case.params, case.batch, case.native(v), size)
                 self.close(case, product, total @ v)
 
     @each_problem
@@ -62,7 +60,7 @@ class CapabilityContract(Contract):
         expected = np.stack([problem.flat_gradient(rows=slice(i, i + 1)) for i in range(problem.rows)])
         self.close(case, self.objective(case).per_example_gradients(), expected, product=False)
         if "per_example_grads" in self.plugin.capabilities:
-            rows = case.backend.per_example_grads(case.loss, case.params, case.batch)  # type: ignore[attr-defined]
+            rows = case.optional.per_example_grads(case.loss, case.params, case.batch)
             self.close(case, rows, expected, product=False)
 
     @each_dtype
@@ -74,7 +72,7 @@ class CapabilityContract(Contract):
         expected = np.asarray(problem.loss(np, problem.params, problem.batch))
         shifted = case.backend.unflatten(case.native(problem.flat(problem.params)), case.params)
         for params in (case.params, shifted):
-            value = float(case.backend.value(self.plain_loss(problem), params, case.batch))  # type: ignore[attr-defined]
+            value = float(case.optional.value(case.functions.value, params, case.batch))
             self.close(case, np.asarray(value), expected, product=False)
         assert case.bits() == before
 
@@ -90,9 +88,7 @@ class CapabilityContract(Contract):
         block = np.random.default_rng(19).standard_normal((problem.size, 19))
         before = case.bits()
         for v in (block, block[:, :1], block[:, 0]):
-            products = case.backend.example_products(  # type: ignore[attr-defined]
-                case.loss, case.params, case.batch, case.native(v)
-            )
+            products = case.optional.example_products(case.loss, case.params, case.batch, case.native(v))
             self.close(case, products, gradients @ v, product=False)
         assert case.bits() == before
 
@@ -118,7 +114,7 @@ class CapabilityContract(Contract):
         x, y = case.batch
         batch = {"x": [x, np.zeros(1, dtype=np.int64)], "scale": np.float64(1.0), "y": y}
         nested = functools.partial(_of_nested, case.loss)
-        found = case.backend.input_derivatives(nested, case.params, batch, case.native(np.ones(2)))  # type: ignore[attr-defined]
+        found = case.optional.input_derivatives(nested, case.params, batch, case.native(np.ones(2)))
         assert set(found) == {"x", "scale", "y"}
         assert found["x"][1] is None
         assert found["scale"] is None
@@ -133,7 +129,7 @@ class CapabilityContract(Contract):
         batch = (np.zeros(1, dtype=np.int64),)
         assert self.plugin.dialect is not None
         loss = functools.partial(_of_parameters, self.plugin.dialect().xp)
-        found = case.backend.input_derivatives(loss, case.params, batch, case.native(np.ones(2)))  # type: ignore[attr-defined]
+        found = case.optional.input_derivatives(loss, case.params, batch, case.native(np.ones(2)))
         assert tuple(found) == (None,)
 
     @each_dtype
@@ -143,14 +139,10 @@ class CapabilityContract(Contract):
     ) -> None:
         self.require("gauss_newton")
         case = self.case(problem, dtype)
-        assert self.plugin.dialect is not None
-        xp = self.plugin.dialect().xp
-        predict = functools.partial(problem.predict, xp)
-        output_loss = functools.partial(problem.output_loss, xp)
         block = np.random.default_rng(17).standard_normal((problem.size, 2))
         for v in (block, block[:, 0]):
-            product = case.backend.gnvp(  # type: ignore[attr-defined]
-                predict, output_loss, case.params, case.batch, case.native(v)
+            product = case.optional.gnvp(
+                case.functions.predict, case.functions.output_loss, case.params, case.batch, case.native(v)
             )
             self.close(case, product, problem.gauss_newton() @ v)
 
@@ -158,24 +150,19 @@ class CapabilityContract(Contract):
         self.require("reduce")
         case = self.case(TOY)
         v = np.array([1.0, 2.0])
-        assert_array_equal(to_numpy(case.backend.reduce(case.native(v))), v)  # type: ignore[attr-defined]
+        assert_array_equal(to_numpy(case.optional.reduce(case.native(v))), v)
 
     def test_the_stated_error_of_a_product_bounds_the_true_one(self) -> None:
         self.require("product_error")
         case = self.case(NETWORK)
         v = np.random.default_rng(18).standard_normal(NETWORK.size)
-        stated = case.backend.product_error(case.loss, case.params, case.batch, case.native(v))  # type: ignore[attr-defined]
+        stated = case.optional.product_error(case.loss, case.params, case.batch, case.native(v))
         true = np.linalg.norm(case.hvp(v) - NETWORK.hessian() @ v)
         assert true / 10 <= stated <= 1e-6 * np.linalg.norm(v)
 
-    def plain_loss(self, problem: Problem) -> Any:
-        """The problem's loss in the dialect, also for backends that differentiate gradients."""
-        assert self.plugin.dialect is not None
-        return functools.partial(problem.loss, self.plugin.dialect().xp)
-
     def input_derivatives(self, case: Case, batch: Any, v: NDArray[Any]) -> list[NDArray[Any]]:
         """What the backend says of a batch that is a tuple of floating arrays, as numpy."""
-        found = case.backend.input_derivatives(case.loss, case.params, batch, case.native(v))  # type: ignore[attr-defined]
+        found = case.optional.input_derivatives(case.loss, case.params, batch, case.native(v))
         assert isinstance(found, tuple)
         return [to_numpy(part) for part in found]
 
