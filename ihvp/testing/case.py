@@ -25,6 +25,8 @@ from ihvp.space import VectorSpace
 TOY = next(problem for problem in PROBLEMS if isinstance(problem, SeedToy))
 NETWORK = next(problem for problem in PROBLEMS if isinstance(problem, TanhMLP))
 SOFTMAX = next(problem for problem in PROBLEMS if isinstance(problem, SoftmaxRegression))
+LARGE = TanhMLP(rows=300)
+"""More rows than a backend is likely to take at once."""
 
 _MARKS = ("grad", "requires_grad", "grad_fn", "trainable", "dtype", "shape")
 """What frameworks keep beside a parameter's values."""

@@ -8,11 +8,9 @@ from numpy.testing import assert_array_equal
 
 from ihvp._problems import Problem
 from ihvp.algebra import to_numpy
-from ihvp.errors import (
-    ParameterError,
-)
+from ihvp.errors import ParameterError
 from ihvp.space import VectorSpace
-from ihvp.testing.case import NETWORK, SOFTMAX, TOY, Contract, each_dtype, each_problem
+from ihvp.testing.case import NETWORK, SOFTMAX, TOY, Contract, each_dtype, each_problem, refuses
 
 
 class DerivativeContract(Contract):
@@ -44,12 +42,32 @@ class DerivativeContract(Contract):
         )
         assert case.bits() == before
 
-    def test_integer_parameters_are_refused(self) -> None:
+    @pytest.mark.parametrize("dtype", ["int64", "bool", "complex64"])
+    def test_parameters_that_are_no_real_floating_numbers_are_refused(self, dtype: str) -> None:
         assert self.plugin.dialect is not None
-        params = self.plugin.dialect().parameters({"w": np.arange(3)})
-        backend = self.plugin.factory()
-        with pytest.raises(ParameterError):
-            backend.flatten(params)
+        params = self.plugin.dialect().parameters({"w": np.ones(3, dtype)})
+        with refuses(ParameterError, f"flatten must refuse parameters of dtype {dtype} with ParameterError"):
+            self.plugin.factory().flatten(params)
+
+    def test_parameters_of_two_dtypes_are_one_vector_of_the_wider(self) -> None:
+        assert self.plugin.dialect is not None
+        self.parameters(TOY.params, "float64")
+        arrays = {"w1": np.ones(2, np.float32), "w2": np.full(3, 1 / 3)}
+        params = self.plugin.dialect().parameters(arrays)
+        backend = self.plugin.factory(params)
+        flat = backend.flatten(params)
+        assert "float64" in str(flat.dtype), f"flatten must promote to float64; it gave {flat.dtype}"
+        assert_array_equal(to_numpy(flat), np.concatenate(list(arrays.values())))
+        back = backend.unflatten(flat, params)
+        for key, array in arrays.items():
+            assert array.dtype.name in str(back[key].dtype), "unflatten must give every array its own dtype"
+            assert tuple(back[key].shape) == array.shape
+
+    def test_flatten_gives_a_copy(self) -> None:
+        case = self.case(NETWORK)
+        before, flat = case.bits(), case.backend.flatten(case.params)
+        flat *= 0
+        assert case.bits() == before, "flatten must not return the parameters' own memory"
 
     @each_dtype
     @each_problem

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ihvp._problems import Problem, TanhMLP
+from ihvp._problems import TanhMLP
 from ihvp.errors import LossNotScalar, NonFinite
 from ihvp.space import VectorSpace
-from ihvp.testing.case import NETWORK, Case, Contract, at, refuses
+from ihvp.testing.case import LARGE, NETWORK, Case, Contract, at, refuses
 from ihvp.testing.methods import Method, each_method, each_product
 
-# More rows, and more columns, than a backend is likely to take at once.
-LARGE = TanhMLP(rows=300)
+# More columns than a backend is likely to take at once.
 WIDTH = 130
 
 
@@ -138,7 +137,7 @@ class MethodContract(Contract):
         with refuses(LossNotScalar, f"{method.name} must refuse a loss that is a vector with LossNotScalar"):
             method.of(replace(case, functions=by_class))(case.native(np.ones(NETWORK.size)))
 
-    def case_for(self, method: Method, problem: Problem = NETWORK, dtype: str = "float64") -> Case:
+    def case_for(self, method: Method, problem: TanhMLP = NETWORK, dtype: str = "float64") -> Case:
         """``problem``, for a backend that has the method."""
         if method.capability is not None:
             self.require(method.capability)
