@@ -50,9 +50,9 @@ class CapabilityContract(Contract):
         case = self.case(problem, dtype)
         matvec = case.optional.linearize(case.loss, case.params, case.batch)
         block = np.random.default_rng(16).standard_normal((problem.size, 3))
-        for _ in range(2):
-            self.close(case, matvec(case.native(block[:, 0])), problem.hessian() @ block[:, 0])
-            self.close(case, matvec(case.native(block)), problem.hessian() @ block)
+        for v in (block[:, 0], block):
+            duty = "a linearised map must give what hvp gives"
+            self.close(case, matvec(case.native(v)), problem.hessian() @ v, duty)
 
     def test_a_linearised_map_serves_many_products(self) -> None:
         self.require("linearize")
@@ -88,16 +88,18 @@ class CapabilityContract(Contract):
             total = np.sum([problem.hessian(rows) for rows in pieces], axis=0)
             for v in (block[:, 0], block):
                 product = case.optional.hvp_sum(case.loss, case.params, case.batch, case.native(v), size)
-                self.close(case, product, total @ v)
+                duty = "hvp_sum must be the sum over the whole pieces, and leave out what is beyond them"
+                self.close(case, product, total @ v, duty)
 
     @each_problem
     def test_per_example_gradients_are_the_gradients_of_single_examples(self, problem: Problem) -> None:
         case = self.case(problem)
         expected = np.stack([problem.flat_gradient(rows=slice(i, i + 1)) for i in range(problem.rows)])
-        self.close(case, self.objective(case).per_example_gradients(), expected, product=False)
+        duty = "row i must be the gradient of example i alone"
+        self.close(case, self.objective(case).per_example_gradients(), expected, duty, product=False)
         if "per_example_grads" in self.plugin.capabilities:
             rows = case.optional.per_example_grads(case.loss, case.params, case.batch)
-            self.close(case, rows, expected, product=False)
+            self.close(case, rows, expected, duty, product=False)
 
     @each_dtype
     @each_problem
@@ -109,7 +111,7 @@ class CapabilityContract(Contract):
         shifted = case.backend.unflatten(case.native(problem.flat(problem.params)), case.params)
         for params in (case.params, shifted):
             value = float(case.optional.value(case.functions.value, params, case.batch))
-            self.close(case, np.asarray(value), expected, product=False)
+            self.close(case, np.asarray(value), expected, "value must be the loss", product=False)
         assert case.bits() == before
 
     @each_dtype
@@ -125,7 +127,8 @@ class CapabilityContract(Contract):
         before = case.bits()
         for v in (block, block[:, :1], block[:, 0]):
             products = case.optional.example_products(case.loss, case.params, case.batch, case.native(v))
-            self.close(case, products, gradients @ v, product=False)
+            duty = "example_products must be the products of v with the gradients of single examples"
+            self.close(case, products, gradients @ v, duty, product=False)
         assert case.bits() == before
 
     @each_dtype
@@ -137,11 +140,12 @@ class CapabilityContract(Contract):
         each = [problem.input_derivatives(column) for column in block.T]
         before = case.bits()
         found = self.input_derivatives(case, case.batch, block)
+        duty = "input_derivatives must be the gradient's, with the columns of v along the first axis"
         for part, columns in zip(found, zip(*each, strict=True), strict=True):
-            self.close(case, part, np.stack(columns))
+            self.close(case, part, np.stack(columns), duty)
         single = self.input_derivatives(case, case.batch, block[:, 0])
         for part, expected in zip(single, each[0], strict=True):
-            self.close(case, part, expected)
+            self.close(case, part, expected, duty)
         assert case.bits() == before
 
     def test_input_derivatives_have_the_structure_of_the_batch(self) -> None:
@@ -180,13 +184,15 @@ class CapabilityContract(Contract):
             product = case.optional.gnvp(
                 case.functions.predict, case.functions.output_loss, case.params, case.batch, case.native(v)
             )
-            self.close(case, product, problem.gauss_newton() @ v)
+            duty = "gnvp must be the product with the Gauss–Newton matrix"
+            self.close(case, product, problem.gauss_newton() @ v, duty)
 
     def test_reduce_over_one_process_changes_nothing(self) -> None:
         self.require("reduce")
         case = self.case(TOY)
         v = np.array([1.0, 2.0])
-        assert_array_equal(to_numpy(case.optional.reduce(case.native(v))), v)
+        duty = "reduce must be the sum over all processes, of which there is one here"
+        assert_array_equal(to_numpy(case.optional.reduce(case.native(v))), v, duty)
 
     def test_the_stated_error_of_a_product_is_of_the_size_of_the_true_one(self) -> None:
         self.require("product_error")
@@ -195,7 +201,9 @@ class CapabilityContract(Contract):
         for v in np.random.default_rng(18).standard_normal((25, NETWORK.size)):
             stated = self.product_error(case, v)
             true = np.linalg.norm(case.hvp(v) - NETWORK.hessian() @ v)
-            assert true / 10 <= stated <= 1e-6 * np.linalg.norm(v)
+            assert true / 10 <= stated <= 1e-6 * np.linalg.norm(v), (
+                f"product_error must be of the size of ‖computed − exact‖ = {true:.2g}; it is {stated:.2g}"
+            )
             ratios.append(stated / true)
         assert np.median(ratios) >= 1 / 3, (
             "product_error must be of the size of ‖computed − exact‖ or above; over 25 vectors its median is "

@@ -19,7 +19,6 @@ from ihvp._problems import PROBLEMS, PredictingProblem, Problem, SeedToy, Softma
 from ihvp._registry import usable_plugin
 from ihvp.algebra import to_numpy
 from ihvp.backend import BackendPlugin, CurvatureBackend, GradientFunction, SupportsProductError
-from ihvp.errors import IhvpError
 from ihvp.space import VectorSpace
 
 TOY = next(problem for problem in PROBLEMS if isinstance(problem, SeedToy))
@@ -215,7 +214,7 @@ def at(problem: Problem, params: Mapping[str, NDArray[Any]] | None = None, batch
 
 
 @contextmanager
-def refuses(error: type[IhvpError], duty: str) -> Iterator[None]:
+def raises(error: type[Exception], duty: str) -> Iterator[None]:
     """Assert that the block raises ``error``."""
     try:
         yield

@@ -1,7 +1,8 @@
-"""What holds for each method of the protocol alike: what it sees, what it leaves alone, what it refuses."""
+"""What holds for each method of the protocol alike: what it sees, what it leaves alone, what it raises."""
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
+from numpy.typing import NDArray
 
 from ihvp._problems import TanhMLP
+from ihvp.algebra import to_numpy
 from ihvp.errors import LossNotScalar, NonFinite
 from ihvp.space import VectorSpace
-from ihvp.testing.case import LARGE, NETWORK, Case, Contract, at, refuses
+from ihvp.testing.case import LARGE, NETWORK, Case, Contract, at, raises
 from ihvp.testing.methods import Method, each_method, each_product
 
 # More columns than a backend is likely to take at once.
@@ -83,15 +87,18 @@ class MethodContract(Contract):
     @each_method
     def test_nothing_is_left_behind(self, method: Method) -> None:
         case = self.case_for(method)
-        v = case.native(np.ones(NETWORK.size))
-        before = case.state()
+        numbers = np.ones(NETWORK.size)
+        v, before, batch = case.native(numbers.copy()), case.state(), copy.deepcopy(case.batch)
         method.of(case)(v)
         assert case.state() == before, (
             f"{method.name} must leave the parameters as they were: the same objects and bits, with the same "
             "gradients and marks beside them"
         )
+        assert_array_equal(to_numpy(v), numbers, f"{method.name} must not write to v")
+        for array, expected in zip(case.batch, batch, strict=True):
+            assert_array_equal(array, expected, f"{method.name} must not write to the batch")
         failing = replace(case, functions=case.functions.each(_failing))
-        with pytest.raises(KeyError, match="from the loss"):
+        with raises(KeyError, f"{method.name} must pass on the loss's own error"):
             method.of(failing)(v)
         assert case.state() == before, f"{method.name} must put the parameters back when the loss raises"
 
@@ -101,7 +108,7 @@ class MethodContract(Contract):
         if not method.like_vectors:
             pytest.skip("its result is no vector")
         before, call = case.bits(), method.of(case)
-        result = call(case.native(np.ones(NETWORK.size)))
+        result = call(case.native(_vector(NETWORK)))
         result *= 0
         assert case.bits() == before, f"{method.name} must not return the parameters' own memory"
         self.check(case, method, call, NETWORK, f"{method.name} must not return what it keeps")
@@ -128,13 +135,14 @@ class MethodContract(Contract):
         if self.plugin.differentiates == "gradient" or method.name == "value":
             pytest.skip("no loss is differentiated")
         assert self.plugin.dialect is not None
+        assert case.functions.predict is not None
         xp = self.plugin.dialect().xp
         by_class = replace(
             case.functions,
             loss=functools.partial(_loss_by_class, case.functions.predict, xp),
             output_loss=functools.partial(_outputs_by_class, xp),
         )
-        with refuses(LossNotScalar, f"{method.name} must refuse a loss that is a vector with LossNotScalar"):
+        with raises(LossNotScalar, f"{method.name} must refuse a loss that is a vector with LossNotScalar"):
             method.of(replace(case, functions=by_class))(case.native(np.ones(NETWORK.size)))
 
     def case_for(self, method: Method, problem: TanhMLP = NETWORK, dtype: str = "float64") -> Case:
@@ -147,7 +155,7 @@ class MethodContract(Contract):
         self, case: Case, method: Method, call: Callable[[Any], Any], problem: TanhMLP, duty: str
     ) -> None:
         """Compare a call with what it should give for ``problem``, and its form with the vectors'."""
-        v = np.random.default_rng(22).standard_normal(problem.size)
+        v = _vector(problem)
         result = call(case.native(v))
         if method.like_vectors:
             found = VectorSpace.of(result)
@@ -158,6 +166,10 @@ class MethodContract(Contract):
             ), f"{method.name} must return the array type, dtype and device of the parameters' vector"
         expected = method.expected(problem, v)
         self.close(case, method.numbers(result), expected, duty, product=method.product, rows=problem.rows)
+
+
+def _vector(problem: TanhMLP) -> NDArray[Any]:
+    return np.random.default_rng(22).standard_normal(problem.size)
 
 
 def _replace_each(case: Case, values: Any) -> None:

@@ -14,7 +14,7 @@ from ihvp._problems import TanhMLP
 from ihvp.algebra import to_numpy
 from ihvp.testing.case import Case
 
-PIECE = 2
+PIECE = 4
 """The rows of a piece in ``hvp_sum``."""
 
 
@@ -48,7 +48,7 @@ class Method:
     like_vectors: bool = True
 
     def numbers(self, result: Any) -> NDArray[Any]:
-        """A result as one numpy array; derivatives by the inputs one below the other, ``(…,)`` or ``(…, k)``."""
+        """A result as one numpy array; derivatives by several inputs one below the other."""
         if self.name == "value":
             return np.asarray(float(result))
         if self.name != "input_derivatives":

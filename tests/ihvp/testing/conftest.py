@@ -1,4 +1,4 @@
-"""Backends that pass the contract, for mutants to be made of: one exact with all capabilities, one approximate."""
+"""What mutants are made of: an exact backend with all capabilities, and an approximate one."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ class Reference(AutogradBackend):
             if getattr(array, "dtype", None) is None or array.dtype.kind != "f" or not array.ndim:
                 return None
 
-            def directional(array, column):
-                return autograd.grad(self._of_vector(loss, params, put(array)))(w) @ column
-
-            columns = [autograd.grad(directional)(array, column) for column in np.atleast_2d(v.T)]
+            pull, _ = autograd.make_vjp(
+                lambda array: autograd.grad(self._of_vector(loss, params, put(array)))(w)
+            )(array)
+            columns = [pull(column) for column in np.atleast_2d(v.T)]
             return columns[0] if v.ndim == 1 else np.stack(columns)
 
         return _each_array(by, batch, lambda array: array)
@@ -115,9 +115,7 @@ def _each_array(function, batch, put):
         }
     if isinstance(batch, list | tuple):
         return type(batch)(
-            _each_array(
-                function, item, lambda new, i=i: put(type(batch)([*batch[:i], new, *batch[i + 1 :]]))
-            )
+            _each_array(function, item, lambda new, i=i: put(type(batch)([*batch[:i], new, *batch[i + 1 :]])))
             for i, item in enumerate(batch)
         )
     return function(batch, put)
@@ -133,8 +131,9 @@ class Suite(BackendContract):
     name = "reference"
 
     def run(self, test):
-        """Run ``"test_name"`` with each of its arguments, or ``"test_name[argument]"`` with that one."""
-        name, _, wanted = test.rstrip("]").partition("[")
+        """Run the test whose name begins so, with each of its arguments or with that in brackets."""
+        start, _, wanted = test.rstrip("]").partition("[")
+        (name,) = (name for name in self.tests if name.startswith(start))
         function = getattr(type(self), name)
         marks = [mark for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
         for values in itertools.product(*(mark.args[1] for mark in marks)):
@@ -147,7 +146,7 @@ class Suite(BackendContract):
 
     @property
     def tests(self):
-        return [name for name in dir(self) if name.startswith("test_")]
+        return [name for name in dir(type(self)) if name.startswith("test_")]
 
 
 @pytest.fixture
@@ -177,4 +176,3 @@ def suite(monkeypatch):
 
     yield of
     _functions.cache_clear()
-
