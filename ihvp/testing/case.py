@@ -141,7 +141,9 @@ class Contract:
         params = self.plugin.dialect().parameters(cast)
         kept = self.plugin.factory(params).flatten(params).dtype
         if dtype not in str(kept):
-            pytest.skip(f"the framework turns {dtype} into {kept} here")
+            variables = " ".join(f"{key}={value}" for key, value in self.plugin.environment.items())
+            advice = f"; `ihvp contract {self.name}` sets {variables}" if variables else ""
+            pytest.skip(f"{self.plugin.framework} turns {dtype} into {kept}{advice}")
         return params
 
     def change(self, case: Case, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -180,7 +182,7 @@ class Contract:
     def require(self, capability: str) -> None:
         """Skip unless the record declares ``capability``."""
         if capability not in self.plugin.capabilities:
-            pytest.skip(f"{self.name} does not declare {capability}")
+            pytest.skip(f"{self.name} does not declare {capability}, which is optional")
 
     def close(
         self,

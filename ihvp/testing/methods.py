@@ -144,7 +144,11 @@ METHODS = (
     ),
 )
 
-each_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-each_product = pytest.mark.parametrize(
-    "method", [method for method in METHODS if method.of_vectors], ids=lambda method: method.name
-)
+
+def each_method_that(condition: Callable[[Method], bool]) -> pytest.MarkDecorator:
+    """The test, once for each method of which ``condition`` holds."""
+    methods = [method for method in METHODS if condition(method)]
+    return pytest.mark.parametrize("method", methods, ids=lambda method: method.name)
+
+
+each_method = each_method_that(lambda method: True)

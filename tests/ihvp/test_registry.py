@@ -14,8 +14,8 @@ import pytest
 
 import ihvp
 from ihvp import _inference, _registry, errors
-from ihvp._hookspecs import hookimpl
 from ihvp.backend import BackendPlugin
+from ihvp.hookspecs import hookimpl
 
 
 class Backend:

@@ -166,9 +166,13 @@ def replaces_the_parameters_by_copies(backend, name):
     around(backend, name, method)
 
 
+def trainable(params):
+    return [leaf for leaf in params.values() if hasattr(leaf, "requires_grad")]
+
+
 def leaves_a_gradient(backend, name):
     def method(original, functions, params, batch):
-        for leaf in params.values():
+        for leaf in trainable(params):
             leaf.grad = np.ones(leaf.shape)
         return original(functions, params, batch)
 
@@ -177,10 +181,10 @@ def leaves_a_gradient(backend, name):
 
 def leaves_requires_grad_when_the_loss_raises(backend, name):
     def method(original, functions, params, batch):
-        for leaf in params.values():
+        for leaf in trainable(params):
             leaf.requires_grad = True
         result = original(functions, params, batch)
-        for leaf in params.values():
+        for leaf in trainable(params):
             leaf.requires_grad = False
         return result
 
