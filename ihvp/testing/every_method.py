@@ -154,7 +154,10 @@ class MethodContract(Contract):
     ) -> None:
         """Compare a call with what it should give for ``problem``, and its form with the vectors'."""
         v = _vector(problem)
-        result = call(case.native(v))
+        try:
+            result = call(case.native(v))
+        except Exception as error:
+            raise AssertionError(f"{duty}; it raised {type(error).__name__}: {error}") from error
         if method.like_vectors:
             found = VectorSpace.of(result)
             assert (found.dtype, found.device, found.xp) == (
