@@ -25,7 +25,7 @@ class Leaf(np.ndarray):
 
 
 class Reference(AutogradBackend):
-    """The example plugin with all capabilities of exact backends in the plainest way, and ways to break it."""
+    """The example plugin with all capabilities of exact backends, plainly written, and ways to break it."""
 
     def flatten(self, params):
         return np.asarray(super().flatten(params))
