@@ -56,10 +56,10 @@ def create_backend(
 
 def _check_owner(plugin: BackendPlugin, params: Params) -> CurvatureBackend | None:
     """The backend of the parameters' own framework if ``plugin`` works on top of it, else None."""
-    owners = _owners(params) - {plugin.name}
+    others = _owners(params) - {plugin.name}
+    foreign = {name for name in others if registered().plugins[name].differentiates == "loss"}
     if plugin.differentiates == "gradient":
-        return None if not owners else create_backend(params, _only(owners))
-    foreign = {name for name in owners if registered().plugins[name].differentiates == "loss"}
+        return create_backend(params, _only(foreign)) if foreign else None
     if foreign and plugin.types:
         raise MixedFrameworks(
             [f"parameters of {name}" for name in sorted(foreign)],

@@ -77,10 +77,10 @@ def registered() -> _Registered:
     """All plugins of this environment, loaded once."""
     import pluggy  # only here: importing ihvp must stay as cheap as importing numpy and scipy
 
-    from ihvp import _hookspecs
+    from ihvp import hookspecs
 
     manager = pluggy.PluginManager("ihvp")
-    manager.add_hookspecs(_hookspecs)
+    manager.add_hookspecs(hookspecs)
     plugins: dict[str, BackendPlugin] = {}
     broken: dict[str, Exception] = {}
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):

@@ -35,10 +35,13 @@ class CurvatureBackend(Protocol):
     Attributes
     ----------
     device : str
-        Where the vectors live: ``"cpu"``, ``"cuda:0"``, …
+        Where the parameters live: ``"cpu"`` for the host's memory, else kind and number, as ``"cuda:0"``.
 
     Notes
     -----
+    A batch comes as the data yields it, numpy arrays included: the backend turns it into what its framework
+    computes with, on ``device``, and neither writes to it nor keeps its values for another call.
+
     ``params`` is the user's own structure or a value that ``unflatten`` returned; both must work in
     every method. No method changes the parameters: they are bit for bit the same after a call,
     also after one that raised. What a method returns is the caller's own, to write into if it likes.
@@ -47,7 +50,9 @@ class CurvatureBackend(Protocol):
     device: str
 
     def flatten(self, params: Params) -> Vector:
-        """All parameters as one vector ``(P,)``, in the framework's order, on ``device``.
+        """All parameters as one new vector ``(P,)`` on ``device``, in the dtype that they promote to.
+
+        The order of the arrays is the framework's, the same in all methods; each goes in row by row.
 
         Raises
         ------
@@ -242,8 +247,9 @@ class BackendPlugin:
     install : str
         The command that installs it.
     factory : callable
-        ``factory(params=None, **options) -> CurvatureBackend``, on the device of ``params``. This is the
-        one place that imports the framework. If ``differentiates="gradient"`` it also takes
+        ``factory(params=None, **options) -> CurvatureBackend``, on the device of ``params``; without them,
+        as ``ihvp backends`` calls it, on the framework's default device. This is the one place that imports
+        the framework. If ``differentiates="gradient"`` it also takes
         ``inner=``, the backend of the parameters' own framework (None for numpy arrays).
     types : tuple of str
         Top-level packages whose classes the parameters are made of, such as ``("jax", "jaxlib")``.
@@ -253,6 +259,8 @@ class BackendPlugin:
         Whether the backend takes a loss, or the gradient of one (finite differences).
     dialect : callable, optional
         ``dialect() -> Dialect``; needed by the contract suite and by ``ihvp demo``.
+    environment : mapping of str to str
+        Variables with which ``ihvp contract`` runs the suite, where the framework needs one to keep float64.
     """
 
     name: str
@@ -263,6 +271,7 @@ class BackendPlugin:
     capabilities: frozenset[str] = field(default_factory=frozenset)
     differentiates: Literal["loss", "gradient"] = "loss"
     dialect: Callable[[], Dialect] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def capabilities_of(backend: CurvatureBackend) -> frozenset[str]:

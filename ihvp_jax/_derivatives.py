@@ -131,7 +131,7 @@ def _gradient(loss: Static, params: Params, batch: Batch) -> Params:
     """``∇ loss`` as a pytree. Compiled on its own so that all derivatives share one trace of the loss."""
 
     def scalar(params: Params) -> jax.Array:
-        return _real_scalar(loss.value(params, release_constants(batch)))
+        return real_scalar(loss.value(params, release_constants(batch)))
 
     value, pullback = jax.vjp(scalar, params)
     one = jnp.ones_like(value)
@@ -207,7 +207,13 @@ def _columns_at_once(linear: Callable[[Params], Params], columns: int) -> int:
     return math.ceil(columns / groups)
 
 
-def _real_scalar(value: Any) -> jax.Array:
+def real_scalar(value: Any) -> jax.Array:
+    """``value``, if it is one real number.
+
+    Raises
+    ------
+    ihvp.errors.LossNotScalar
+    """
     if not is_floating(value) or jnp.shape(value) != ():
         raise LossNotScalar(found(value))
     return jnp.asarray(value)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ihvp.backend import Batch, Params, Vector
-from ihvp_jax._derivatives import compiled, grad
+from ihvp_jax._derivatives import compiled, grad, real_scalar
 from ihvp_jax._modes import first_usable, pull, reverse
 from ihvp_jax._parameters import require_floating, unravel
 from ihvp_jax._static import Static, release_constants
@@ -98,8 +98,7 @@ def _losses(loss: Static, params: Params, batch: Batch) -> jax.Array:
 
     def one(example: Batch) -> jax.Array:
         alone = jax.tree.map(lambda leaf, whole: leaf[None] if whole.ndim else leaf, example, batch)
-        result: jax.Array = loss.value(params, release_constants(alone))
-        return result
+        return real_scalar(loss.value(params, release_constants(alone)))
 
     if not any(leaf.ndim for leaf in jax.tree.leaves(batch)):
         return one(batch)[None]

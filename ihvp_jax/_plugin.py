@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ihvp._hookspecs import hookimpl
 from ihvp.backend import BackendPlugin, Dialect, Params
+from ihvp.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from ihvp_jax._backend import JaxBackend
@@ -47,4 +47,5 @@ def ihvp_backend() -> BackendPlugin:
             }
         ),
         dialect=_dialect,
+        environment={"JAX_ENABLE_X64": "1"},
     )

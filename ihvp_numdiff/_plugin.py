@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ihvp._hookspecs import hookimpl
 from ihvp.backend import BackendPlugin, CurvatureBackend, Dialect
+from ihvp.hookspecs import hookimpl
 
 
 def _factory(

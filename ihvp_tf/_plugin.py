@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ihvp._hookspecs import hookimpl
 from ihvp.backend import BackendPlugin, Dialect, Params
+from ihvp.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from ihvp_tf._backend import TensorFlowBackend

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ihvp._hookspecs import hookimpl
 from ihvp.backend import BackendPlugin, Dialect
+from ihvp.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     import numpy as np

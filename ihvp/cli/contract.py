@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 from ihvp._registry import usable_plugin
@@ -9,7 +13,7 @@ from ihvp.errors import PackageNotInstalled
 
 
 def run(backend: str, options: Sequence[str]) -> int:
-    """Run the suite and return pytest's exit status.
+    """Run the suite in a process of its own, with the backend's environment; return pytest's exit status.
 
     Parameters
     ----------
@@ -25,10 +29,9 @@ def run(backend: str, options: Sequence[str]) -> int:
     PackageNotInstalled
         pytest is missing.
     """
-    usable_plugin(backend)
-    try:
-        import pytest
-    except ImportError as error:
-        raise PackageNotInstalled("ihvp contract", "pytest", "pip install pytest") from error
+    plugin = usable_plugin(backend)
+    if importlib.util.find_spec("pytest") is None:
+        raise PackageNotInstalled("ihvp contract", "pytest", "pip install pytest")
     suite = ["-p", "ihvp.testing.option", "--pyargs", "ihvp.testing", "--ihvp-backend", backend]
-    return int(pytest.main([*suite, *options]))
+    command = [sys.executable, "-m", "pytest", *suite, *options]
+    return subprocess.run(command, env={**os.environ, **plugin.environment}, check=False).returncode

@@ -15,7 +15,10 @@ and the same suite runs for any registered backend by
 import pytest
 
 pytest.register_assert_rewrite(
-    *(f"ihvp.testing.{part}" for part in ("case", "capabilities", "derivatives", "failures", "operators"))
+    *(
+        f"ihvp.testing.{part}"
+        for part in ("case", "capabilities", "derivatives", "every_method", "failures", "operators")
+    )
 )
 
 from ihvp._problems import PROBLEMS, Problem  # noqa: E402

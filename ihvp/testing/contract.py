@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from ihvp.testing.capabilities import CapabilityContract
 from ihvp.testing.derivatives import DerivativeContract
+from ihvp.testing.every_method import MethodContract
 from ihvp.testing.failures import FailureContract
 from ihvp.testing.operators import OperatorContract
 
 
-class BackendContract(CapabilityContract, DerivativeContract, FailureContract, OperatorContract):
+class BackendContract(
+    CapabilityContract, DerivativeContract, FailureContract, MethodContract, OperatorContract
+):
     """Inherit, set ``name``, and pytest runs the contract on that registered backend.
 
     Problems with known derivatives (:data:`ihvp.testing.PROBLEMS`) are the oracle; they bypass the backend.

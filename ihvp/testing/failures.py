@@ -1,4 +1,4 @@
-"""What a backend must not do, and what it must refuse."""
+"""What a backend must refuse."""
 
 from __future__ import annotations
 
@@ -6,56 +6,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
 
 import ihvp
-from ihvp.algebra import to_numpy
 from ihvp.backend import GradientFunction
 from ihvp.errors import (
     LossIndependentOfParameters,
     LossNotScalar,
     NonFinite,
 )
-from ihvp.testing.case import NETWORK, SOFTMAX, Contract
+from ihvp.testing.case import SOFTMAX, Contract, raises
 
 
 class FailureContract(Contract):
-    """Nothing is changed, and no loss that cannot be differentiated passes."""
+    """No loss that cannot be differentiated passes."""
 
-    def test_nothing_is_changed_by_a_call(self) -> None:
-        case = self.case(NETWORK)
-        v = np.random.default_rng(10).standard_normal((NETWORK.size, 2))
-        native, batch_before, before = case.native(v), [array.copy() for array in case.batch], case.bits()
-        case.backend.grad(case.loss, case.params, case.batch)
-        case.backend.hvp(case.loss, case.params, case.batch, native)
-        assert case.bits() == before
-        assert_array_equal(to_numpy(native), v)
-        for array, copy in zip(case.batch, batch_before, strict=True):
-            assert_array_equal(array, copy)
-
-    def test_the_losss_own_error_comes_through_and_nothing_is_changed(self) -> None:
-        case = self.case(NETWORK)
-        before = case.bits()
-
-        def fail(*_: Any) -> Any:
-            raise KeyError("from the loss")
-
-        v = case.native(np.ones(NETWORK.size))
-        with pytest.raises(KeyError, match="from the loss"):
-            case.backend.hvp(self.scalar(fail, fail), case.params, case.batch, v)
-        assert case.bits() == before
-
-    @pytest.mark.parametrize("result", ["vector", "None"])
-    def test_a_loss_that_is_no_scalar_is_refused(self, result: str) -> None:
+    def test_a_loss_that_returns_nothing_is_refused(self) -> None:
         if self.plugin.differentiates == "gradient":
             pytest.skip("takes a gradient, which is no scalar")
         case = self.case(SOFTMAX)
-
-        def loss(xp: Any, params: Any, batch: Any) -> Any:
-            return xp.sum(batch[0] @ params["weight"], axis=1) if result == "vector" else None
-
-        with pytest.raises(LossNotScalar):
-            case.backend.grad(self.scalar(loss, loss), case.params, case.batch)
+        with raises(LossNotScalar, "grad must refuse a loss that returns None with LossNotScalar"):
+            case.backend.grad(lambda params, batch: None, case.params, case.batch)
 
     def test_a_loss_that_is_nan_is_refused_with_its_batch(self) -> None:
         case = self.case(SOFTMAX)

@@ -17,7 +17,7 @@ from ihvp.errors import (
     WrongShape,
 )
 from ihvp.space import VectorSpace
-from ihvp.testing.case import NETWORK, SOFTMAX, TOY, Contract, each_problem
+from ihvp.testing.case import NETWORK, SOFTMAX, TOY, Contract, at, each_problem
 
 
 class OperatorContract(Contract):
@@ -29,6 +29,16 @@ class OperatorContract(Contract):
         H = ihvp.Hessian(self.objective(case))
         assert H.shape == (problem.size, problem.size)
         self.close(case, H.to_dense(), problem.hessian())
+
+    def test_the_hessian_operator_follows_parameters_that_change(self) -> None:
+        case = self.case(NETWORK)
+        H = ihvp.Hessian(self.objective(case))
+        v = np.random.default_rng(24).standard_normal(NETWORK.size)
+        self.close(case, H @ v, NETWORK.hessian() @ v)
+        moved = at(NETWORK, {key: 1.25 * value for key, value in NETWORK.params.items()})
+        self.change(case, moved.params)
+        duty = "products must be those at the present parameters; the backend keeps something of earlier ones"
+        self.close(case, H @ v, moved.hessian() @ v, duty)
 
     def test_batches_are_weighted_by_their_examples(self) -> None:
         case = self.case(NETWORK)

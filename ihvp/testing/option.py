@@ -1,10 +1,12 @@
-"""The pytest plugin that says which backend the suite runs on: ``--ihvp-backend NAME``.
+"""The suite's pytest plugin: ``--ihvp-backend NAME`` says what it runs on, its last lines what it skipped.
 
 It is loaded by name (``-p ihvp.testing.option``), not through an entry point, which would make every run of
 pytest in the environment import numpy and scipy.
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 import pytest
 
@@ -21,3 +23,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if name is None:
             raise pytest.UsageError("Say which backend to test: --ihvp-backend NAME (see `ihvp backends`).")
         metafunc.cls.name = name
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was skipped and why, one line a reason."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.section("what was skipped, and why")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count:4} {'test' if count == 1 else 'tests'}: {reason}")

@@ -14,8 +14,8 @@ import pytest
 
 import ihvp
 from ihvp import _inference, _registry, errors
-from ihvp._hookspecs import hookimpl
 from ihvp.backend import BackendPlugin
+from ihvp.hookspecs import hookimpl
 
 
 class Backend:
@@ -388,6 +388,19 @@ def test_finite_differences_work_over_the_parameters_own_backend(frameworks):
 
 def test_finite_differences_over_numpy_have_no_inner_backend(frameworks):
     assert _inference.create_backend(np.ones(2), "numdiff", has_gradient=True).options == {"inner": None}
+
+
+@pytest.mark.parametrize("types", [(), ("numpy",)])
+def test_a_second_backend_of_gradients_takes_numpy_arrays(register, types):
+    register(
+        numdiff=plugin("numdiff", types_=["numpy"], differentiates="gradient"),
+        secant=plugin("secant", types_=types, differentiates="gradient"),
+    )
+    objective = ihvp.Objective(params=np.zeros(3), grad=lambda w, batch: w, backend="secant")
+    assert objective.backend.name == "secant"
+    assert objective.backend.options == {"inner": None}
+    with pytest.raises(errors.UndeterminedBackend, match="'secant' differentiates a gradient"):
+        ihvp.Objective(lambda w, batch: 0.0, np.zeros(3), backend="secant")
 
 
 @pytest.mark.parametrize("params", [3, "weights", {}, [], [None], object()])

@@ -1,7 +1,7 @@
 """The plugin's record. ihvp reads it to list the backends, so nothing here imports the framework."""
 
-from ihvp._hookspecs import hookimpl
 from ihvp.backend import BackendPlugin, Dialect
+from ihvp.hookspecs import hookimpl
 
 
 def _factory(params=None):

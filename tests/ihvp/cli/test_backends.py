@@ -1,4 +1,6 @@
 import dataclasses
+import os
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -47,8 +49,25 @@ def test_an_error_of_the_library_is_its_text_and_no_traceback():
     assert "Traceback" not in result.output
 
 
-def test_contract_runs_the_suite_with_pytests_options():
-    assert run("contract", "numdiff", "-q", "-k", "test_hvp_of_zero", "-p", "no:cacheprovider").exit_code == 0
+def test_contract_runs_the_suite_with_pytests_options_and_says_what_it_skipped(capfd):
+    options = ("-q", "-k", "test_hvp_of_zero or linearised_map", "-p", "no:cacheprovider")
+    assert run("contract", "numdiff", *options).exit_code == 0
+    output = capfd.readouterr().out
+    assert "1 passed, 2 skipped" in output
+    assert "   2 tests: numdiff does not declare linearize, which is optional" in output
+
+
+def test_contract_runs_with_the_environment_of_the_plugin_and_fails_as_pytest_does(monkeypatch):
+    numdiff = registered().plugin("numdiff")
+    record = dataclasses.replace(numdiff, environment={"IHVP_PRECISION": "1"})
+    monkeypatch.setattr("ihvp.cli.contract.usable_plugin", lambda name: record)
+    started = []
+    monkeypatch.setattr(
+        "subprocess.run", lambda command, env, check: started.append(env) or SimpleNamespace(returncode=3)
+    )
+    assert run("contract", "numdiff").exit_code == 3
+    assert started[0]["IHVP_PRECISION"] == "1"
+    assert "IHVP_PRECISION" not in os.environ
 
 
 def test_contract_refuses_an_unknown_backend():

@@ -1,4 +1,7 @@
-"""The one hook of the project: a plugin answers it with its record."""
+"""The one hook of the project, and the marker for its implementations: ``@hookimpl def ihvp_backend(): …``.
+
+A module of its own, because ``import ihvp`` does without pluggy.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from ihvp.backend import BackendPlugin
 
 hookspec = pluggy.HookspecMarker("ihvp")
 hookimpl = pluggy.HookimplMarker("ihvp")
+"""Marks the function ``ihvp_backend`` of a plugin's entry module."""
 
 
 @hookspec

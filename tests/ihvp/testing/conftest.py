@@ -1,0 +1,204 @@
+"""What mutants are made of: an exact backend with all capabilities, and an approximate one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import autograd
+import autograd.numpy
+import numpy as np
+import pytest
+from ihvp_autograd._backend import AutogradBackend, _real_scalar
+
+from ihvp._registry import registered
+from ihvp.backend import CAPABILITIES, Dialect
+from ihvp.testing import BackendContract
+from ihvp.testing.case import _functions
+
+
+class Leaf(np.ndarray):
+    """An array with what some frameworks keep beside the values of a parameter."""
+
+    grad = None
+    requires_grad = False
+
+
+class Reference(AutogradBackend):
+    """The example plugin with all capabilities of exact backends, plainly written, and ways to break it."""
+
+    def flatten(self, params):
+        return np.asarray(super().flatten(params))
+
+    def linearize(self, loss, params, batch):
+        return Linearised(lambda: self.flatten(params), lambda v: self.hvp(loss, params, batch, v))
+
+    def hvp_sum(self, loss, params, batch, v, size):
+        starts = range(0, _count(batch) - size + 1, size)
+        return sum(self.hvp(loss, params, rows(batch, slice(i, i + size)), v) for i in starts)
+
+    def per_example_grads(self, loss, params, batch):
+        each = (rows(batch, slice(i, i + 1)) for i in range(_count(batch)))
+        return np.stack([self.grad(loss, params, example) for example in each])
+
+    def gnvp(self, predict, loss, params, batch, v):
+        w = self.flatten(params)
+        outputs = predict(self.unflatten(w, params), batch)
+        J = autograd.jacobian(lambda w: predict(self.unflatten(w, params), batch).ravel())(w)
+        curvature, _ = autograd.make_hvp(lambda o: _real_scalar(loss(o.reshape(outputs.shape), batch)))(
+            outputs.ravel()
+        )
+        columns = [J.T @ curvature(J @ column) for column in np.atleast_2d(v.T)]
+        return (columns[0] if v.ndim == 1 else np.stack(columns, axis=1)).astype(w.dtype)
+
+    def reduce(self, vector):
+        return vector
+
+    def value(self, loss, params, batch):
+        return loss(params, batch)
+
+    def example_products(self, loss, params, batch, v):
+        return self.per_example_grads(loss, params, batch) @ v
+
+    def input_derivatives(self, loss, params, batch, v):
+        w = self.flatten(params)
+
+        def by(array, put):
+            if getattr(array, "dtype", None) is None or array.dtype.kind != "f" or not array.ndim:
+                return None
+
+            pull, _ = autograd.make_vjp(
+                lambda array: autograd.grad(self._of_vector(loss, params, put(array)))(w)
+            )(array)
+            columns = [pull(column) for column in np.atleast_2d(v.T)]
+            return columns[0] if v.ndim == 1 else np.stack(columns)
+
+        return _each_array(by, batch, lambda array: array)
+
+    def around(self, name, function):
+        """Put ``function(original, functions, params, batch)`` in the place of a method."""
+        original, losses = getattr(self, name), 2 if name == "gnvp" else 1
+
+        def method(*arguments):
+            functions, (params, batch, *rest) = arguments[:losses], arguments[losses:]
+            return function(
+                lambda functions, params, batch: original(*functions, params, batch, *rest),
+                functions,
+                params,
+                batch,
+            )
+
+        setattr(self, name, method)
+
+    def change_results(self, name, change):
+        """Change the results of a method; of ``linearize``, those of its maps."""
+
+        def method(original, functions, params, batch):
+            result = original(functions, params, batch)
+            if name == "linearize":
+                return lambda v: change(result(v))
+            return type(result)(map(change, result)) if isinstance(result, tuple) else change(result)
+
+        self.around(name, method)
+
+
+class Linearised:
+    """The whole matrix, made anew when the parameters have changed."""
+
+    def __init__(self, values, product):
+        self.values, self.product, self.seen = values, product, None
+        self.renew()
+
+    def renew(self):
+        now = self.values()
+        if self.seen is None or not np.array_equal(now, self.seen):
+            self.seen, self.H = now, self.product(np.eye(now.size, dtype=now.dtype))
+
+    @property
+    def nbytes(self):
+        return self.H.nbytes
+
+    def __call__(self, v):
+        self.renew()
+        return self.H @ v
+
+
+def rows(batch, which):
+    """Some rows of every array of a batch."""
+    return _each_array(lambda array, put: array[which] if np.ndim(array) else array, batch, lambda new: new)
+
+
+def _count(batch):
+    return len(batch["x"] if isinstance(batch, dict) else batch[0])
+
+
+def _each_array(function, batch, put):
+    """``function(array, put)`` of every leaf, where ``put(new)`` is the batch with ``new`` in its place."""
+    if isinstance(batch, dict):
+        return {
+            key: _each_array(function, item, lambda new, key=key: put({**batch, key: new}))
+            for key, item in batch.items()
+        }
+    if isinstance(batch, list | tuple):
+        return type(batch)(
+            _each_array(function, item, lambda new, i=i: put(type(batch)([*batch[:i], new, *batch[i + 1 :]])))
+            for i, item in enumerate(batch)
+        )
+    return function(batch, put)
+
+
+def _parameters(arrays):
+    return {key: np.array(array).view(Leaf) for key, array in arrays.items()}
+
+
+class Suite(BackendContract):
+    """The contract, called test by test: quicker than a run of pytest for each mutant."""
+
+    name = "reference"
+
+    def run(self, test):
+        """Run the test whose name begins so, with each of its arguments or with that in brackets."""
+        start, _, wanted = test.rstrip("]").partition("[")
+        (name,) = (name for name in self.tests if name.startswith(start))
+        function = getattr(type(self), name)
+        marks = [mark for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
+        for values in itertools.product(*(mark.args[1] for mark in marks)):
+            arguments = {mark.args[0]: value for mark, value in zip(marks, values, strict=True)}
+            if not wanted or wanted in {getattr(value, "name", value) for value in values}:
+                try:
+                    function(self, **arguments)
+                except pytest.skip.Exception:
+                    continue
+
+    @property
+    def tests(self):
+        return [name for name in dir(type(self)) if name.startswith("test_")]
+
+
+@pytest.fixture
+def suite(monkeypatch):
+    """Makes the suite of a backend, broken by a function of it."""
+
+    def of(mutation=lambda backend: None, approximate=False):
+        known = registered().plugins
+        record = known["numdiff" if approximate else "autograd"]
+        parameters = record.dialect().parameters if approximate else _parameters
+
+        def factory(params=None, **options):
+            backend = record.factory(params, **options) if approximate else Reference()
+            mutation(backend)
+            return backend
+
+        mutant = dataclasses.replace(
+            record,
+            name="reference",
+            factory=factory,
+            capabilities=record.capabilities if approximate else frozenset(CAPABILITIES) - {"product_error"},
+            dialect=lambda: Dialect(xp=record.dialect().xp, parameters=parameters),
+        )
+        monkeypatch.setitem(known, "reference", mutant)
+        _functions.cache_clear()
+        return Suite()
+
+    yield of
+    _functions.cache_clear()
