@@ -8,7 +8,8 @@ from typing import Any
 
 from ihvp.backend import Batch, Params
 from ihvp.data import Batches, describe_structure
-from ihvp.influence.contents import Contents, array_bytes, as_numpy, is_installed
+from ihvp.influence.contents import Contents, is_installed
+from ihvp.influence.digest import array_bytes, as_numpy
 from ihvp.objective import Objective
 from ihvp.operators import LinearOperator
 

@@ -44,6 +44,11 @@ class InverseProducts:
     residual: float
     model: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        kind, shape = getattr(self.vectors, "dtype", None), getattr(self.vectors, "shape", ())
+        if not isinstance(self.vectors, np.ndarray) or kind.kind != "f" or len(shape) != 2:
+            raise InvalidOption("vectors", self.vectors, "a numpy array (n_test, P) of real numbers")
+
     def __len__(self) -> int:
         return len(self.vectors)
 

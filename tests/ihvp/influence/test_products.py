@@ -89,6 +89,32 @@ def test_those_of_another_number_of_parameters_are_refused(small):
         ihvp.Influence(wide).scores(products)
 
 
+@pytest.mark.parametrize("vectors", [np.ones((5, 11)), np.ones((5, 13), np.float32), np.ones((0, 12))])
+def test_those_of_another_width_are_refused(small, vectors):
+    influence = small.influence()
+    model = influence.inverse_products(small.test).model
+    for question in (influence.scores, influence.on_inputs, lambda points: influence.top_k(points, 1)):
+        with pytest.raises(InvalidOption, match="at least one row of 12 real numbers each"):
+            question(ihvp.InverseProducts(vectors, 0.0, model))
+
+
+@pytest.mark.parametrize("vectors", [np.ones(12), np.ones((1, 12), int), [[1.0]], np.ones((1, 2, 6)), None])
+def test_what_is_no_matrix_of_numbers_is_refused(vectors):
+    with pytest.raises(InvalidOption, match=r"vectors is .*; expected a numpy array \(n_test, P\)"):
+        ihvp.InverseProducts(vectors, 0.0, {})
+
+
+def test_a_version_tells_runs_apart(small):
+    one, other = (ihvp.Influence(small.objective(), version=version) for version in ("1", "2"))
+    products = one.inverse_products(small.test)
+    one.scores(products)
+    for stranger in (other, ihvp.Influence(small.objective())):
+        with pytest.raises(InvalidOption, match="another version"):
+            stranger.scores(products)
+    with pytest.raises(InvalidOption, match="version is 1; expected a str, or None"):
+        ihvp.Influence(small.objective(), version=1)
+
+
 def test_they_have_their_loss_in_them(small):
     influence = small.influence()
     products = influence.inverse_products(small.test)
