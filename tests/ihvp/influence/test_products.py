@@ -100,7 +100,7 @@ def test_those_of_another_width_are_refused(small, vectors):
 
 @pytest.mark.parametrize("vectors", [np.ones(12), np.ones((1, 12), int), [[1.0]], np.ones((1, 2, 6)), None])
 def test_what_is_no_matrix_of_numbers_is_refused(vectors):
-    with pytest.raises(InvalidOption, match=r"vectors is .*; expected a numpy array \(n_test, P\)"):
+    with pytest.raises(InvalidOption, match=r"(?s)vectors is .*; expected a numpy array \(n_test, P\)"):
         ihvp.InverseProducts(vectors, 0.0, {})
 
 
