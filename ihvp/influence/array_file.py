@@ -35,7 +35,7 @@ class ArrayFile(Protocol):
         ...
 
     def forget(self, chunk: Chunk) -> None:
-        """Take away what cannot be read, and would be in the way of a part of it."""
+        """Take away what of it cannot be read, and would be in the way of other chunks."""
         ...
 
     def whole(self) -> Any:
@@ -149,21 +149,22 @@ class ZarrFolder:
         return found
 
     def forget(self, chunk: Chunk) -> None:
-        for path in self._files(chunk):
-            path.unlink(missing_ok=True)
+        for path, part in self._files(chunk).items():
+            if self.read(part) is None:
+                path.unlink()
 
     def whole(self) -> Any:
         return self._open(self.path, mode="r")
 
-    def _files(self, chunk: Chunk) -> list[Path]:
-        """The files that hold a chunk of scores."""
+    def _files(self, chunk: Chunk) -> dict[Path, Chunk]:
+        """The files that hold a chunk of scores, and what each of them holds."""
         row, column, rows, columns = chunk
         height, width = self._array.chunks
-        return [
-            self.path / self._array.metadata.encode_chunk_key((i, j))
+        return {
+            self.path / self._array.metadata.encode_chunk_key((i, j)): (i * height, j * width, height, width)
             for i in range(row // height, -(-(row + rows) // height))
             for j in range(column // width, -(-(column + columns) // width))
-        ]
+        }
 
 
 def import_zarr() -> Any:

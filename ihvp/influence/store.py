@@ -191,15 +191,12 @@ class Store:
                 found[row, column, rows, columns] = match[5].decode()
             else:
                 torn += 1
-        lost: list[Chunk] = []
-        while wrong := [chunk for chunk in found if self._now(chunk) != found[chunk]]:
-            for chunk in wrong:
-                del found[chunk]
-            # What a later chunk of another size was written over is no damage.
-            wrong = [chunk for chunk in wrong if not any(_overlap(chunk, other) for other in found)]
-            for chunk in wrong:
-                self._array.forget(chunk)
-            lost += wrong
+        wrong = [chunk for chunk in found if self._now(chunk) != found[chunk]]
+        for chunk in wrong:
+            del found[chunk]
+            self._array.forget(chunk)
+        # What a later chunk of another size was written over is no damage.
+        lost = [chunk for chunk in wrong if not any(_overlap(chunk, other) for other in found)]
         if lost:
             row, column, rows, columns = min(lost)
             more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -157,7 +158,11 @@ def test_many_interruptions_in_one_run(small, tmp_path, chunks, name):
 @pytest.mark.parametrize(
     ("name", "place"),
     [
-        *((name, f"store.{place}") for name in FOLDERS for place in ("replace", "Store._identify", "Store._finished")),
+        *(
+            (name, f"store.{place}")
+            for name in FOLDERS
+            for place in ("replace", "Store._identify", "Store._finished")
+        ),
         ("scores", "array_file._reserve"),
         ("scores.zarr", "array_file.replace"),
     ],
@@ -171,7 +176,8 @@ def test_an_interrupted_set_up_is_made_anew(small, tmp_path, monkeypatch, name, 
 
 
 @pytest.mark.parametrize(
-    ("name", "place"), [("scores", "NumpyFile.__init__"), ("scores", "_reserve"), ("scores.zarr", "ZarrFolder.__init__")]
+    ("name", "place"),
+    [("scores", "NumpyFile.__init__"), ("scores", "_reserve"), ("scores.zarr", "ZarrFolder.__init__")],
 )
 def test_a_set_up_that_stopped_before_there_was_an_array(small, tmp_path, monkeypatch, name, place):
     with monkeypatch.context() as patch:
@@ -201,7 +207,9 @@ def test_a_lost_chunk_of_a_zarr_store_is_computed_again(small, tmp_path, chunks,
 
 
 def cut(problem, *stops):
-    return [tuple(array[a:b] for array in problem.train) for a, b in zip((0, *stops), (*stops, 23), strict=True)]
+    return [
+        tuple(array[a:b] for array in problem.train) for a, b in zip((0, *stops), (*stops, 23), strict=True)
+    ]
 
 
 def test_a_lost_chunk_is_missed_by_all_tiles_that_wrote_to_it(small, tmp_path, chunks):
@@ -211,7 +219,7 @@ def test_a_lost_chunk_is_missed_by_all_tiles_that_wrote_to_it(small, tmp_path, c
     expected = np.asarray(influence.scores(small.test, out=folder))
     (folder / "scores.zarr" / "c/0/1").unlink()
     chunks.clear()
-    with pytest.warns(StoreDamaged, match="training examples 1 to 2 and 2 more in"):
+    with pytest.warns(StoreDamaged, match="training examples 1 to 2 and 1 more in"):
         found = influence.scores(small.test, out=folder)
     assert chunks == [(0, 1), (0, 3)]
     assert_array_equal(found, expected)
@@ -285,7 +293,11 @@ def test_a_run_may_go_on_with_batches_that_are_cut_otherwise(small, tmp_path, ch
         small.influence().scores(small.test, out=tmp_path / name)
     chunks.instead = None
     # Tiles over parts of finished ones, and finished ones over parts of tiles.
-    for again in (small.influence(cut(small, *stops)), small.influence(), small.influence(cut(small, *stops))):
+    for again in (
+        small.influence(cut(small, *stops)),
+        small.influence(),
+        small.influence(cut(small, *stops)),
+    ):
         found = again.scores(small.test, out=tmp_path / name)
         assert np.allclose(found, small.defined(), rtol=1e-8, atol=1e-12)
     computed = len(chunks)
@@ -410,6 +422,38 @@ def test_no_room_is_found_before_the_work(small, tmp_path, monkeypatch):
     # What was taken of the full disk is given back.
     assert not list((tmp_path / "scores").glob("scores*"))
     assert np.isfinite(influence.scores(small.test, out=tmp_path / "scores")).all()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """Mounts a file system of so many bytes, where the tests may."""
+    place, mount = tmp_path / "disk", shutil.which("mount")
+    place.mkdir()
+
+    def make(size):
+        command = [str(mount), "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        if mount is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("no file system can be mounted")
+        return place
+
+    yield make
+    if os.path.ismount(place):
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "pages"),
+    [*(("scores", n) for n in (1, 2, 3, 5, 7)), *(("scores.zarr", n) for n in (1, 2, 4, 8, 12))],
+)
+def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(small, tmp_path, tiny_disk, name, pages):
+    """Of a page each file takes one, if not more."""
+    small.influence().scores(small.test, out=tmp_path / "undisturbed" / name)
+    disk = tiny_disk(pages * 4096)
+    with pytest.raises(StoreError, match=r"No space left.*(Make room|or room)"):
+        small.influence().scores(small.test, out=disk / name)
+    subprocess.run(["mount", "-o", "remount,size=4M", str(disk)], check=True)
+    small.influence().scores(small.test, out=disk / name)
+    assert files(disk / name) == files(tmp_path / "undisturbed" / name)
 
 
 @takes_room
