@@ -1,4 +1,7 @@
-"""The array of a store on the disk, in numpy's format or in zarr's."""
+"""The array of a store on the disk, in numpy's format or in zarr's.
+
+Both make the head of their files anew where it is not as it is to be: the numbers have checksums elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,39 +24,8 @@ Chunk = tuple[int, int, int, int]
 """The first row, the first column, and the numbers of rows and columns."""
 
 
-class ArrayFile(Protocol):
-    """What a store asks of an array: its head is made anew where it is not as it is to be."""
-
-    path: Path
-
-    def write(self, row: int, column: int, chunk: NDArray[Any]) -> None:
-        """Put a chunk in its place and on the disk: a run that is killed afterwards does not lose it."""
-        ...
-
-    def read(self, chunk: Chunk) -> NDArray[Any] | None:
-        """What is there now, whatever it is; None where it cannot be read."""
-        ...
-
-    def forget(self, chunk: Chunk) -> None:
-        """Take away what of it cannot be read, and would be in the way of other chunks."""
-        ...
-
-    def whole(self) -> Any:
-        """All of it, read-only."""
-        ...
-
-
 class NumpyFile:
-    """``scores.npy``: a head that follows from shape and dtype, and the numbers.
-
-    Parameters
-    ----------
-    path : Path
-    shape : (int, int)
-    dtype : dtype
-    files : ExitStack
-        Closes the file.
-    """
+    """``scores.npy``: a head that follows from shape and dtype, and the numbers; ``files`` closes it."""
 
     def __init__(self, path: Path, shape: tuple[int, int], dtype: np.dtype[Any], files: ExitStack) -> None:
         self.path, head = path, io.BytesIO()
@@ -77,6 +49,7 @@ class NumpyFile:
         self._map = np.load(path, mmap_mode="r")
 
     def write(self, row: int, column: int, chunk: NDArray[Any]) -> None:
+        """Put a chunk in its place and on the disk: a run that is killed afterwards does not lose it."""
         row_stride, stride = self._map.strides
         for number, values in enumerate(np.ascontiguousarray(chunk), row):
             self._file.seek(self._map.offset + number * row_stride + column * stride)
@@ -85,26 +58,21 @@ class NumpyFile:
         os.fsync(self._file.fileno())
 
     def read(self, chunk: Chunk) -> NDArray[Any] | None:
+        """What is there now, whatever it is; None where it cannot be read."""
         row, column, rows, columns = chunk
-        return self._map[row : row + rows, column : column + columns]
+        found: NDArray[Any] = self._map[row : row + rows, column : column + columns]
+        return found
 
     def forget(self, chunk: Chunk) -> None:
-        pass
+        """Take away what of it cannot be read, and would be in the way of other chunks."""
 
     def whole(self) -> Any:
+        """All of it, read-only."""
         return self._map
 
 
 class ZarrFolder:
-    """``scores.zarr``: a document that follows from shape, dtype and chunks, and a file for each chunk.
-
-    Parameters
-    ----------
-    path : Path
-    shape : (int, int)
-    dtype : dtype
-    chunk : (int, int)
-    """
+    """``scores.zarr``: a document that follows from shape, dtype and chunk, and files of such chunks."""
 
     def __init__(
         self, path: Path, shape: tuple[int, int], dtype: np.dtype[Any], chunk: tuple[int, int]
@@ -121,10 +89,9 @@ class ZarrFolder:
             compressors=[zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()],
         )
         path.mkdir(exist_ok=True)
-        for name, document in documents.items():
-            content = document.to_bytes()
-            if not (path / name).exists() or (path / name).read_bytes() != content:
-                replace(path / name, lambda file, content=content: file.write(content))
+        head, content = path / "zarr.json", documents["zarr.json"].to_bytes()
+        if not head.exists() or head.read_bytes() != content:
+            replace(head, lambda file: file.write(content))
         self._open = zarr.open_array
         self._array = zarr.open_array(path, mode="r+")
 
@@ -168,12 +135,7 @@ class ZarrFolder:
 
 
 def import_zarr() -> Any:
-    """The package.
-
-    Raises
-    ------
-    PackageNotInstalled
-    """
+    """The package, or PackageNotInstalled."""
     try:
         import zarr
     except ImportError as error:

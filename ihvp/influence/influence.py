@@ -142,7 +142,7 @@ class Influence:
         StoreMismatch
             ``out`` holds the scores of another model, other data or other settings.
         StoreError
-            ``out`` cannot be written, or another run writes to it.
+            ``out`` cannot be written, is damaged, or another run writes to it.
         TooLarge
             Without ``out``, the scores do not fit in memory.
 

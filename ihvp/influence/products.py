@@ -47,9 +47,9 @@ class InverseProducts:
     model: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        kind, shape = getattr(self.vectors, "dtype", None), getattr(self.vectors, "shape", ())
-        if not isinstance(self.vectors, np.ndarray) or kind.kind != "f" or len(shape) != 2:
-            raise InvalidOption("vectors", self.vectors, "a numpy array (n_test, P) of real numbers")
+        vectors: Any = self.vectors
+        if not isinstance(vectors, np.ndarray) or vectors.dtype.kind != "f" or vectors.ndim != 2:
+            raise InvalidOption("vectors", vectors, "a numpy array (n_test, P) of real numbers")
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -71,8 +71,8 @@ class InverseProducts:
             replace(Path(path), write)
         except OSError as error:
             raise StoreError(
-                f"Cannot write {path}: {error}. Expected a folder that is there and can be written, with room "
-                "for the file. Make the folder or room, or pass another path."
+                f"Cannot write {path}: {error}. Expected a folder that is there and can be written, with "
+                "room for the file. Make the folder or room, or pass another path."
             ) from error
 
     def _write_npz(self, file: BinaryIO) -> None:
@@ -87,7 +87,7 @@ class InverseProducts:
         # Bytes come after all wider numbers.
         arrays = {"vectors": np.ascontiguousarray(self.vectors), "checksum": np.zeros(_CHECKSUM, np.uint8)}
         metadata = {"residual": repr(self.residual), "model": json.dumps(dict(self.model))}
-        content = memoryview(_safetensors().save(arrays, metadata))[:-_CHECKSUM]
+        content = memoryview(_safetensors().numpy.save(arrays, metadata))[:-_CHECKSUM]
         file.write(content)
         file.write(_checksum(content))
 
@@ -155,10 +155,4 @@ def _safetensors() -> Any:
         raise PackageNotInstalled(
             "InverseProducts", "safetensors", "pip install 'ihvp[influence]', or save to .npz"
         ) from error
-    return _Safetensors(safetensors.safe_open, safetensors.numpy.save)
-
-
-@dataclass(frozen=True)
-class _Safetensors:
-    safe_open: Any
-    save: Any
+    return safetensors

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.errors import DataError, IhvpError, InvalidOption, StoreError, StoreMismatch
-from ihvp.influence.array_file import ArrayFile, Chunk, NumpyFile, ZarrFolder, import_zarr
+from ihvp.influence.array_file import Chunk, NumpyFile, ZarrFolder, import_zarr
 from ihvp.influence.caller import level_outside
 from ihvp.influence.digest import array_bytes, digest
 from ihvp.influence.files import replace
@@ -68,7 +68,7 @@ class Store:
     InvalidOption
         ``folder`` is no path.
     StoreMismatch
-        The folder holds scores that depend on something else, or those of another format or series of versions.
+        The folder holds scores that depend on something else, or of another format or series of versions.
     StoreInUse
         Another run writes to the folder.
     StoreError
@@ -98,7 +98,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             files.enter_context(locked(self.folder / _LOCK))
             self._identify()
-            self._array: ArrayFile = (
+            self._array = (
                 ZarrFolder(self.folder / "scores.zarr", shape, dtype, chunk)
                 if is_zarr
                 else NumpyFile(self.folder / "scores.npy", shape, dtype, files)
@@ -201,8 +201,8 @@ class Store:
             row, column, rows, columns = min(lost)
             more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
             self._warn(
-                f"the scores of test points {row:,} to {row + rows - 1:,} and training examples {column:,} to "
-                f"{column + columns - 1:,}{more} in {self._array.path.name} are not what was written"
+                f"the scores of test points {row:,} to {row + rows - 1:,} and training examples {column:,} "
+                f"to {column + columns - 1:,}{more} in {self._array.path.name} are not what was written"
             )
         elif torn:
             self._warn(f"{torn:,} lines of {_JOURNAL} are not what was written")

@@ -516,7 +516,7 @@ def test_what_a_full_disk_refuses_is_not_done(small, tmp_path, chunks, limit, na
 @each_format
 def test_a_disk_that_is_removed_in_the_middle_is_named(small, tmp_path, chunks, name):
     chunks.instead = 20, lambda store, *arguments: shutil.rmtree(tmp_path / name)
-    with pytest.raises(StoreError, match="Cannot (use|write)"):
+    with pytest.raises(StoreError, match=r"Cannot (use|write)"):
         small.influence().scores(small.test, out=tmp_path / name)
 
 
