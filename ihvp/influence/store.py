@@ -30,7 +30,29 @@ _FORMAT = 1
 
 
 class StoreDamaged(UserWarning):
-    """Something in a store is not what was written; it is computed again."""
+    """Something in a store is not what was written; it is computed again.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import warnings
+    >>> from pathlib import Path
+    >>> import numpy as np
+    >>> import ihvp
+    >>> x = np.array([[1.0], [-1.0]])
+    >>> objective = ihvp.Objective(params=np.zeros(1), data=x, grad=lambda w, x: w - x.mean(axis=0))
+    >>> with tempfile.TemporaryDirectory() as out, warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     scores = ihvp.Influence(objective).scores(x, out=out)
+    ...     file = Path(out, "scores.npy")
+    ...     written = file.write_bytes(file.read_bytes()[:-1] + b"!")
+    ...     again = ihvp.Influence(objective).scores(x, out=out).values
+    >>> [warning.category.__name__ for warning in caught]
+    ['StoreDamaged']
+    >>> again
+    memmap([[ 0.5, -0.5],
+            [-0.5,  0.5]])
+    """
 
 
 class Store:

@@ -153,6 +153,18 @@ def test_a_damaged_file_is_missed_by_all_tiles_that_wrote_to_it_and_by_no_others
     assert contents(folder) == expected
 
 
+def test_whoever_reads_a_zarr_store_finds_a_flipped_byte(small, tmp_path):
+    zarr = pytest.importorskip("zarr")
+    folder = finished(small, tmp_path / "scores.zarr") / "scores.zarr"
+    # A chunk at the corner: most of it lies beyond the scores.
+    path, array = folder / "c/2/11", zarr.open_array(folder, mode="r")
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match="checksum"):
+            array[4, 22]
+
+
 def test_chunks_that_change_places_are_computed_again(small, tmp_path):
     folder = finished(small, tmp_path / "scores.zarr")
     expected = contents(folder)
