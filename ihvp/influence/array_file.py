@@ -31,7 +31,7 @@ class NumpyFile:
         self.path, head = path, io.BytesIO()
         description = {"descr": dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(head, description)
-        size = len(head.getvalue()) + math.prod(shape) * dtype.itemsize
+        size = head.tell() + math.prod(shape) * dtype.itemsize
         is_new = not path.exists()
         # Not through the map: where a write into one fails, the process is killed without a word.
         self._file: BinaryIO = files.enter_context(path.open("w+b" if is_new else "r+b"))
@@ -92,7 +92,6 @@ class ZarrFolder:
         head, content = path / "zarr.json", documents["zarr.json"].to_bytes()
         if not head.exists() or head.read_bytes() != content:
             replace(head, lambda file: file.write(content))
-        self._open = zarr.open_array
         self._array = zarr.open_array(path, mode="r+")
 
     def write(self, row: int, column: int, chunk: NDArray[Any]) -> None:
@@ -121,7 +120,7 @@ class ZarrFolder:
                 path.unlink()
 
     def whole(self) -> Any:
-        return self._open(self.path, mode="r")
+        return import_zarr().open_array(self.path, mode="r")
 
     def _files(self, chunk: Chunk) -> dict[Path, Chunk]:
         """The files that hold a chunk of scores, and what each of them holds."""

@@ -81,15 +81,14 @@ class InverseProducts:
         file.seek(-2, os.SEEK_END)
         file.write(_CHECKSUM.to_bytes(2, "little"))
         file.flush()
-        file.write(_checksum(np.memmap(file, np.uint8, "r")))
+        file.write(digest(np.memmap(file, np.uint8, "r")))
 
     def _write_safetensors(self, file: BinaryIO) -> None:
         # Bytes come after all wider numbers.
         arrays = {"vectors": np.ascontiguousarray(self.vectors), "checksum": np.zeros(_CHECKSUM, np.uint8)}
         metadata = {"residual": repr(self.residual), "model": json.dumps(dict(self.model))}
         content = memoryview(_safetensors().numpy.save(arrays, metadata))[:-_CHECKSUM]
-        file.write(content)
-        file.write(_checksum(content))
+        file.writelines((content, digest(content)))
 
     @classmethod
     def load(cls, path: str | Path) -> InverseProducts:
@@ -103,7 +102,7 @@ class InverseProducts:
         read = _read_safetensors if _is_safetensors(path) else _read_npz
         try:
             content = np.memmap(path, np.uint8, "r")
-            if content[-_CHECKSUM:].tobytes() != _checksum(content[:-_CHECKSUM]):
+            if content[-_CHECKSUM:].tobytes() != digest(content[:-_CHECKSUM]):
                 raise ValueError("its checksum is another")
             vectors, residual, model = read(Path(path))
             return cls(vectors, float(residual), {**json.loads(str(model))})
@@ -122,11 +121,7 @@ class InverseProducts:
 
 
 # The last bytes of a file are the digest of those before.
-_CHECKSUM = 32
-
-
-def _checksum(content: Any) -> bytes:
-    return digest(content).hex().encode()
+_CHECKSUM = 16
 
 
 def _is_safetensors(path: str | Path) -> bool:

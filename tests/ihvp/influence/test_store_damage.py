@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -183,7 +184,9 @@ def test_products_of_another_shape_are_computed_again(small, tmp_path, vectors):
     expected = contents(folder)
     path = folder / "products-00000002.npz"
     ihvp.InverseProducts(vectors, 0.0, ihvp.InverseProducts.load(path).model).save(path)
-    finished(small, folder)
+    # Solves of other widths are no damage.
+    with nullcontext() if vectors.shape[1] == 12 else pytest.warns(StoreDamaged, match="of another run"):
+        finished(small, folder)
     assert contents(folder) == expected
 
 
