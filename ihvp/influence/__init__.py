@@ -6,6 +6,7 @@ from ihvp.influence.leave_one_out import Correlation, LeaveOneOut, leave_one_out
 from ihvp.influence.optimum import NotAtOptimum
 from ihvp.influence.products import InverseProducts
 from ihvp.influence.scores import Scores
+from ihvp.influence.store import StoreDamaged
 from ihvp.influence.top_k import TopK
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "LeaveOneOut",
     "NotAtOptimum",
     "Scores",
+    "StoreDamaged",
     "TopK",
     "detection_curve",
     "leave_one_out",

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from ihvp.backend import Batch, Params
 from ihvp.data import Batches, describe_structure
-from ihvp.influence.contents import Contents, array_bytes, as_numpy, is_installed
+from ihvp.influence.contents import Contents, is_installed
+from ihvp.influence.digest import array_bytes, as_numpy, digest
 from ihvp.objective import Objective
 from ihvp.operators import LinearOperator
 
 
 def of_array(array: Any) -> str:
     """Of an array of any framework: its dtype, shape and every bit."""
-    state = _state()
-    _feed_array(state, array)
-    return _text(state)
+    plain = as_numpy(array)
+    return digest(f"{array.dtype}{plain.shape}".encode(), array_bytes(plain)).hex()
 
 
 def of_batch(batch: Batch) -> str:
@@ -31,10 +32,8 @@ def of_data(batches: Batches) -> str:
     for batch, _ in batches:
         for name, leaf in _leaves(batch, describe_structure(batch)):
             leaves.setdefault(name, _Rows()).feed(leaf)
-    state = _state()
-    for name in sorted(leaves):
-        state.update(name.encode() + leaves[name].state.digest())
-    return _text(state)
+    parts = ((name.encode(), leaves[name].state.digest()) for name in sorted(leaves))
+    return digest(*itertools.chain(*parts)).hex()
 
 
 def of_function(function: Any) -> str:
@@ -67,20 +66,18 @@ def of_objective(objective: Objective) -> dict[str, str]:
 
 def of_operator(operator: LinearOperator, objective: Objective) -> str:
     """Of a curvature: its kind and what it is made of, unless that is the objective itself."""
-    state = _state()
     own = not is_installed(type(operator).__module__)
     contents = Contents([operator.space, objective])
-    if own:
-        state.update(contents.digest(type(operator)))
+    parts = [contents.digest(type(operator))] if own else []
     for name, value in sorted(vars(operator).items()):
         if isinstance(value, LinearOperator):
-            state.update(of_operator(value, objective).encode())
+            parts.append(of_operator(value, objective).encode())
         elif isinstance(value, Objective):
             if value is not objective:
-                state.update(repr(of_objective(value)).encode())
+                parts.append(repr(of_objective(value)).encode())
         elif own or not name.startswith("_"):
-            state.update(contents.digest(value))
-    return f"{type(operator).__name__} {_text(state)}"
+            parts.append(contents.digest(value))
+    return f"{type(operator).__name__} {digest(*parts).hex()}"
 
 
 def _differentiated(params: Params) -> list[Any]:
@@ -90,15 +87,6 @@ def _differentiated(params: Params) -> list[Any]:
     if hasattr(params, "trainable_variables"):
         return list(params.trainable_variables)
     return [leaf for _, leaf in _leaves(params, "") if hasattr(leaf, "shape")]
-
-
-def _state() -> Any:
-    return hashlib.blake2b(digest_size=16)
-
-
-def _text(state: Any) -> str:
-    text: str = state.hexdigest()
-    return text
 
 
 def _leaves(batch: Batch, path: str) -> list[tuple[str, Any]]:
@@ -113,7 +101,7 @@ class _Rows:
     """The rows of one array, which comes in pieces."""
 
     def __init__(self) -> None:
-        self.state = _state()
+        self.state = hashlib.blake2b(digest_size=16)
         self._form: Any = None
 
     def feed(self, leaf: Any) -> None:
@@ -127,9 +115,3 @@ class _Rows:
             self._form = form
             self.state.update(f"{form[0]}{form[1]}".encode())
         self.state.update(array_bytes(array))
-
-
-def _feed_array(state: Any, array: Any) -> None:
-    plain = as_numpy(array)
-    state.update(f"{array.dtype}{plain.shape}".encode())
-    state.update(array_bytes(plain))

@@ -50,6 +50,9 @@ class Influence:
     curvature : LinearOperator, optional
         In place of the Hessian of C: an ``ihvp.GaussNewton``, an ``ihvp.LowRank``, the Hessian over a part
         of the data.
+    version : str, optional
+        Of what the results depend on and the library cannot see: the code of packages, files, settings of
+        other modules. What was kept with ``out=`` or as inverse products under another is refused.
 
     Warns
     -----
@@ -82,10 +85,13 @@ class Influence:
         *,
         train_loss: Callable[..., Any] | None = None,
         curvature: LinearOperator | None = None,
+        version: str | None = None,
     ) -> None:
         if not isinstance(objective, Objective):
             raise InvalidOption("objective", objective, "an ihvp.Objective")
         check_loss("train_loss", train_loss)
+        if version is not None and not isinstance(version, str):
+            raise InvalidOption("version", version, "a str, or None")
         operator = Hessian(objective) if curvature is None else curvature
         if not isinstance(operator, LinearOperator) or not operator.space.matches(objective.space):
             raise InvalidOption(
@@ -95,7 +101,7 @@ class Influence:
             )
         self.objective, self.train_loss = objective, train_loss
         self.inverse = inverse(operator, damping, solver)
-        self._model = TrainedModel(objective, self.inverse, train_loss)
+        self._model = TrainedModel(objective, self.inverse, train_loss, version)
 
     def scores(
         self,
@@ -136,7 +142,7 @@ class Influence:
         StoreMismatch
             ``out`` holds the scores of another model, other data or other settings.
         StoreError
-            ``out`` cannot be written, or another run writes to it.
+            ``out`` cannot be written, is damaged, or another run writes to it.
         TooLarge
             Without ``out``, the scores do not fit in memory.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 
 import numpy as np
 
 from ihvp import algebra
 from ihvp.influence.blocks import blocks
+from ihvp.influence.caller import level_outside
 from ihvp.influence.gradients import gradients
 from ihvp.objective import Objective
 
@@ -51,7 +51,7 @@ def warn_unless_optimal(objective: Objective) -> None:
             "tells how an optimum moves: train on, put the training's regulariser into the loss, or read the "
             "scores as a ranking only.",
             NotAtOptimum,
-            stacklevel=_level_outside(),
+            stacklevel=level_outside(),
         )
 
 
@@ -63,11 +63,3 @@ def _typical(objective: Objective) -> float:
         if typical:
             return typical
     return 0.0
-
-
-def _level_outside() -> int:
-    """The ``stacklevel`` of the line outside this package that led here."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "ihvp":
-        frame, level = frame.f_back, level + 1
-    return level

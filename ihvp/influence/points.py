@@ -81,7 +81,7 @@ class Unsolved:
         yield first, _together(parts)
 
     def _part(self, block: Block, store: Store | None) -> Vector:
-        kept = None if store is None else store.products(block.first, block.count)
+        kept = None if store is None else store.products(block.first, (block.count, self._inverse.space.size))
         if kept is None:
             columns = gradients(self._question, block, "test", power=0).T
             with advising(self._question, self._inverse):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.errors import DataError, InvalidOption, PackageNotInstalled, StoreError
+from ihvp.influence.digest import digest
+from ihvp.influence.files import replace
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,11 @@ class InverseProducts:
     residual: float
     model: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        vectors: Any = self.vectors
+        if not isinstance(vectors, np.ndarray) or vectors.dtype.kind != "f" or vectors.ndim != 2:
+            raise InvalidOption("vectors", vectors, "a numpy array (n_test, P) of real numbers")
+
     def __len__(self) -> int:
         return len(self.vectors)
 
@@ -59,14 +66,29 @@ class InverseProducts:
         StoreError
             The file cannot be written.
         """
-        path, vectors = Path(path), np.ascontiguousarray(self.vectors)
-        model = json.dumps(dict(self.model))
-        if _is_safetensors(path):
-            metadata = {"residual": repr(self.residual), "model": model}
-            content = _safetensors().save({"vectors": vectors}, metadata)
-            _replace(path, lambda file: file.write(content))
-        else:
-            _replace(path, lambda file: np.savez(file, vectors=vectors, residual=self.residual, model=model))
+        write = self._write_safetensors if _is_safetensors(path) else self._write_npz
+        try:
+            replace(Path(path), write)
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write {path}: {error}. Expected a folder that is there and can be written, with "
+                "room for the file. Make the folder or room, or pass another path."
+            ) from error
+
+    def _write_npz(self, file: BinaryIO) -> None:
+        np.savez(file, vectors=self.vectors, residual=self.residual, model=json.dumps(dict(self.model)))
+        # As the archive's comment, which is the last that it has; its length is before it.
+        file.seek(-2, os.SEEK_END)
+        file.write(_CHECKSUM.to_bytes(2, "little"))
+        file.flush()
+        file.write(digest(np.memmap(file, np.uint8, "r")))
+
+    def _write_safetensors(self, file: BinaryIO) -> None:
+        # Bytes come after all wider numbers.
+        arrays = {"vectors": np.ascontiguousarray(self.vectors), "checksum": np.zeros(_CHECKSUM, np.uint8)}
+        metadata = {"residual": repr(self.residual), "model": json.dumps(dict(self.model))}
+        content = memoryview(_safetensors().numpy.save(arrays, metadata))[:-_CHECKSUM]
+        file.writelines((content, digest(content)))
 
     @classmethod
     def load(cls, path: str | Path) -> InverseProducts:
@@ -75,13 +97,15 @@ class InverseProducts:
         Raises
         ------
         DataError
-            The file holds something else.
+            The file holds something else, or not what was written.
         """
-        path = Path(path)
         read = _read_safetensors if _is_safetensors(path) else _read_npz
         try:
-            vectors, residual, model = read(path)
-            return cls(vectors, float(residual), json.loads(str(model)))
+            content = np.memmap(path, np.uint8, "r")
+            if content[-_CHECKSUM:].tobytes() != digest(content[:-_CHECKSUM]):
+                raise ValueError("its checksum is another")
+            vectors, residual, model = read(Path(path))
+            return cls(vectors, float(residual), {**json.loads(str(model))})
         except (PackageNotInstalled, OSError):
             raise
         except Exception as error:
@@ -96,35 +120,19 @@ class InverseProducts:
         return f"InverseProducts(test: {tests:,}, P = {size:,}; residual {self.residual:.1e})"
 
 
-def _is_safetensors(path: Path) -> bool:
-    if path.suffix not in (".npz", ".safetensors"):
-        raise InvalidOption("path", str(path), "a file name that ends in .npz or .safetensors")
-    return path.suffix == ".safetensors"
+# The last bytes of a file are the digest of those before.
+_CHECKSUM = 16
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file under another name first: under its own it is whole, or what it was."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        try:
-            with part.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise StoreError(
-            f"Cannot write {path}: {error}. Expected a folder that is there and can be written, with room "
-            "for the file. Make the folder or room, or pass another path."
-        ) from error
+def _is_safetensors(path: str | Path) -> bool:
+    suffix = Path(path).suffix if isinstance(path, (str, os.PathLike)) else None
+    if suffix not in (".npz", ".safetensors"):
+        raise InvalidOption("path", path, "a file name that ends in .npz or .safetensors")
+    return suffix == ".safetensors"
 
 
 def _read_npz(path: Path) -> tuple[Any, Any, Any]:
-    # numpy leaves a file open where it finds it torn.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with np.load(path, allow_pickle=False) as arrays:
         return arrays["vectors"], arrays["residual"], arrays["model"]
 
 
@@ -142,10 +150,4 @@ def _safetensors() -> Any:
         raise PackageNotInstalled(
             "InverseProducts", "safetensors", "pip install 'ihvp[influence]', or save to .npz"
         ) from error
-    return _Safetensors(safetensors.safe_open, safetensors.numpy.save)
-
-
-@dataclass(frozen=True)
-class _Safetensors:
-    safe_open: Any
-    save: Any
+    return safetensors

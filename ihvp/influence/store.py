@@ -6,38 +6,64 @@ import errno
 import json
 import os
 import re
-import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.errors import PackageNotInstalled, StoreError, StoreMismatch
+from ihvp.errors import DataError, IhvpError, InvalidOption, StoreError, StoreMismatch
+from ihvp.influence.array_file import Chunk, NumpyFile, ZarrFolder, import_zarr
+from ihvp.influence.caller import level_outside
+from ihvp.influence.digest import array_bytes, digest
+from ihvp.influence.files import replace
 from ihvp.influence.lock import locked
+from ihvp.influence.products import InverseProducts
 
 _MANIFEST, _JOURNAL, _LOCK = "manifest.json", "done.txt", ".lock"
 
-Chunk = tuple[int, int, int, int]
-"""The first row, the first column, and the numbers of rows and columns."""
+# Of the files of a store; another one's are refused.
+_FORMAT = 1
+
+
+class StoreDamaged(UserWarning):
+    """Something in a store is not what was written; it is computed again.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import warnings
+    >>> import numpy as np
+    >>> import ihvp
+    >>> x = np.array([[1.0], [-1.0]])
+    >>> objective = ihvp.Objective(params=np.zeros(1), data=x, grad=lambda w, x: w - x.mean(axis=0))
+    >>> influence = ihvp.Influence(objective)
+    >>> with tempfile.TemporaryDirectory() as out, warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     first = np.array(influence.scores(x, out=out))
+    ...     np.save(f"{out}/scores.npy", x)
+    ...     again = influence.scores(x, out=out)
+    >>> [warning.category.__name__ for warning in caught], bool(np.all(first == again))
+    (['StoreDamaged'], True)
+    """
 
 
 class Store:
     """A folder with the scores, the inverse products, and a record of what is done.
 
     =================  ==============================================================================
-    ``manifest.json``  the shape, and what the scores depend on
+    ``manifest.json``  the versions of format and library, the shape, and what the scores depend on
     ``scores.npy``     ``(n_test, n_train)``; ``scores.zarr`` where the folder's name ends in ``.zarr``
     ``products-….npz`` the inverse products of a block of test points
-    ``done.txt``       a line for each finished chunk of scores
+    ``done.txt``       a line for each finished chunk of scores: its place and its checksum
     =================  ==============================================================================
 
     A chunk is in its file, and that on the disk, before its line is written, so that a line is a promise
-    whatever ends the run; what has no line is computed again, and in a zarr store what has no file.
+    whatever ends the run; what has no line is computed again. So is what does not have the checksum of its
+    line, which covers what the scores depend on, the place and the numbers: with a ``StoreDamaged`` warning.
 
     Parameters
     ----------
@@ -52,17 +78,19 @@ class Store:
 
     Attributes
     ----------
-    done : set of Chunk
-        What is finished.
+    done : mapping of Chunk to str
+        What is finished, with the checksums.
 
     Raises
     ------
+    InvalidOption
+        ``folder`` is no path.
     StoreMismatch
-        The folder holds scores that depend on something else.
+        The folder holds scores that depend on something else, or of another format or series of versions.
     StoreInUse
         Another run writes to the folder.
     StoreError
-        The folder cannot be written, or the disk has no room.
+        The folder cannot be written, its manifest is damaged, or the disk has no room.
     PackageNotInstalled
         zarr is wanted and missing.
     """
@@ -75,20 +103,22 @@ class Store:
         chunk: tuple[int, int],
         depends_on: Mapping[str, str],
     ) -> None:
-        self.folder = Path(folder)
-        self._zarr = _zarr() if self.folder.suffix == ".zarr" else None
-        self._scores = self.folder / ("scores.npy" if self._zarr is None else "scores.zarr")
-        manifest = {"shape": list(shape), "dtype": dtype.str, **depends_on}
+        if not isinstance(folder, (str, os.PathLike)):
+            raise InvalidOption("out", folder, "the path of a folder, a str or a pathlib.Path")
+        self.folder, self._shape = Path(folder), shape
+        self._depends_on = {**depends_on, "shape": str(shape), "dtype": dtype.str}
+        if is_zarr := self.folder.suffix == ".zarr":
+            import_zarr()
+            self._depends_on["chunk"] = str(chunk)
         with self._writing(), ExitStack() as files:
             self.folder.mkdir(parents=True, exist_ok=True)
             files.enter_context(locked(self.folder / _LOCK))
-            if not (self.folder / _MANIFEST).exists():
-                self._refuse_foreign()
-            elif self._scores.exists() or self._has_results():
-                self._compare(manifest)
-            if not self._scores.exists():
-                self._begin(manifest, shape, dtype, chunk)
-            self._write_chunk = self._writer(files)
+            self._identify()
+            self._array = (
+                ZarrFolder(self.folder / "scores.zarr", shape, dtype, chunk)
+                if is_zarr
+                else NumpyFile(self.folder / "scores.npy", shape, dtype, files)
+            )
             self.done = self._finished()
             # Unbuffered: what a full disk refuses must not be tried again when the file is closed.
             self._journal = files.enter_context((self.folder / _JOURNAL).open("ab", buffering=0))
@@ -104,205 +134,159 @@ class Store:
     def read(self) -> Any:
         """The scores, read-only: a memory map, or a zarr array."""
         with self._writing():
-            if self._zarr is not None:
-                return self._zarr.open_array(self._scores, mode="r")
-            return np.load(self._scores, mmap_mode="r")
+            return self._array.whole()
 
     def write(self, row: int, column: int, chunk: NDArray[Any]) -> None:
         """Keep a chunk of scores, whose first entry is at ``(row, column)``."""
         key = (row, column, chunk.shape[0], chunk.shape[1])
+        checksum = self._checksum(key, chunk)
         with self._writing():
-            self._write_chunk(row, column, chunk)
-            line = _line(key)
+            self._array.write(row, column, chunk)
+            line = _line(key, checksum)
             if self._journal.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._journal.fileno())
-        self.done.add(key)
+        self.done[key] = checksum
 
-    def products(self, row: int, count: int) -> tuple[NDArray[Any], float] | None:
-        """The kept inverse products of ``count`` test points from ``row`` on, and their residual."""
+    def products(self, row: int, shape: tuple[int, int]) -> tuple[NDArray[Any], float] | None:
+        """The kept inverse products of the test points from ``row`` on, and their residual."""
         path = self.folder / _products(row)
-        if not path.exists():
+        with self._writing():
+            try:
+                kept = InverseProducts.load(path)
+            except FileNotFoundError:
+                return None
+            except DataError as error:
+                self._warn(f"{path.name} is not what was written ({error.__cause__})")
+                return None
+        if kept.model != {**self._depends_on, "first": str(row)} or kept.vectors.shape[1] != shape[1]:
+            self._warn(f"{path.name} is of another run")
             return None
-        # numpy leaves a file open where it finds it torn.
-        with self._writing(), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            vectors, residual = arrays["vectors"], float(arrays["residual"])
-        return (vectors, residual) if len(vectors) == count else None
+        # Where the solves were of other widths.
+        return (kept.vectors, kept.residual) if kept.vectors.shape == shape else None
 
     def keep_products(self, row: int, vectors: NDArray[Any], residual: float) -> None:
         """Keep the inverse products ``(k, P)`` of a block of test points."""
+        kept = InverseProducts(vectors, residual, {**self._depends_on, "first": str(row)})
         with self._writing():
-            self._replace(_products(row), lambda file: np.savez(file, vectors=vectors, residual=residual))
+            kept.save(self.folder / _products(row))
 
-    def _compare(self, manifest: Mapping[str, Any]) -> None:
-        found = json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))
-        differing = [key for key in {**manifest, **found} if manifest.get(key) != found.get(key)]
-        if differing:
-            raise StoreMismatch(
-                str(self.folder), {key: (found.get(key), manifest.get(key)) for key in differing}
-            )
+    def _identify(self) -> None:
+        """Compare the manifest, or write one; what a set-up leaves that was interrupted is made anew."""
+        from ihvp import __version__
 
-    def _has_results(self) -> bool:
-        """Whether work is kept here, be it of a store whose scores are missing."""
-        journal = self.folder / _JOURNAL
-        return (journal.exists() and journal.stat().st_size > 0) or any(self.folder.glob("products-*"))
-
-    def _refuse_foreign(self) -> None:
-        # What a set-up leaves that was interrupted before there was a manifest.
-        leftovers = {_LOCK, f"{_MANIFEST}.part"}
-        foreign = sorted(path.name for path in self.folder.iterdir() if path.name not in leftovers)
-        if foreign:
+        manifest = {"format": _FORMAT, "ihvp": __version__, **self._depends_on}
+        path, content = self.folder / _MANIFEST, _sealed(manifest)
+        is_there = path.exists()
+        leftovers = {_LOCK, _MANIFEST, f"{_MANIFEST}.part"}
+        others = sorted(other.name for other in self.folder.iterdir() if other.name not in leftovers)
+        if not others:
+            replace(path, lambda file: file.write(content))
+        elif not is_there:
             raise StoreError(
-                f"{self.folder} holds other files ({', '.join(foreign[:3])}) and no manifest; expected an "
+                f"{self.folder} holds other files ({', '.join(others[:3])}) and no manifest; expected an "
                 "empty folder, a new one, or the store of an earlier run."
             )
+        else:
+            both = _read_manifest(path), manifest
+            found, expected = ({**each, "ihvp": _series(each.get("ihvp"))} for each in both)
+            keys = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
+            if keys:
+                raise StoreMismatch(str(self.folder), {k: (found.get(k), expected.get(k)) for k in keys})
 
-    def _begin(
-        self,
-        manifest: Mapping[str, Any],
-        shape: tuple[int, int],
-        dtype: np.dtype[Any],
-        chunk: tuple[int, int],
-    ) -> None:
-        """Set up a new store. The array takes its name last: a folder that has it is complete."""
-        self._replace(_MANIFEST, lambda file: file.write(json.dumps(manifest, indent=1).encode()))
-        for path in (self.folder / _JOURNAL, *self.folder.glob("products-*")):
-            path.unlink(missing_ok=True)
-        part = self._scores.with_name(f"{self._scores.name}.part")
-        try:
-            if self._zarr is not None:
-                chunks = tuple(max(1, min(pair)) for pair in zip(chunk, shape, strict=True))
-                # zarr writes no file for a chunk of nothing but the fill value, which zeros may be.
-                self._zarr.create_array(
-                    part, shape=shape, dtype=dtype, chunks=chunks, fill_value=np.nan, overwrite=True
-                )
-            else:
-                np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
-                _reserve(part)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            part.unlink(missing_ok=True)
-            raise
-        part.replace(self._scores)
-
-    def _writer(self, files: ExitStack) -> Callable[[int, int, NDArray[Any]], None]:
-        """What puts a chunk into the array, so that a run that is killed afterwards does not lose it."""
-        if self._zarr is not None:
-            array = self._zarr.open_array(self._scores, mode="r+")
-
-            def assign(row: int, column: int, chunk: NDArray[Any]) -> None:
-                array[row : row + chunk.shape[0], column : column + chunk.shape[1]] = chunk
-                paths = self._zarr_files((row, column, chunk.shape[0], chunk.shape[1]), array)
-                for path in paths:
-                    _synchronise(path)
-                # The names of new files and folders, from the inmost out.
-                for folder in sorted({up for path in paths for up in path.parents}, reverse=True):
-                    if folder.is_relative_to(self._scores):
-                        _synchronise(folder)
-
-            return assign
-
-        layout = np.load(self._scores, mmap_mode="r")
-        start, (row_stride, stride) = layout.offset, layout.strides
-        # Not through the map: where a write into one fails, the process is killed without a word.
-        file = files.enter_context(self._scores.open("r+b"))
-
-        def write(row: int, column: int, chunk: NDArray[Any]) -> None:
-            for number, values in enumerate(np.ascontiguousarray(chunk), row):
-                file.seek(start + number * row_stride + column * stride)
-                file.write(values.data)
-            file.flush()
-            os.fsync(file.fileno())
-
-        return write
-
-    def _finished(self) -> set[Chunk]:
+    def _finished(self) -> dict[Chunk, str]:
         path = self.folder / _JOURNAL
         text = path.read_bytes() if path.exists() else b""
-        found = re.findall(rb"^(\d+) (\d+) (\d+) (\d+)\n", text, re.MULTILINE)
-        done = [(int(row), int(column), int(rows), int(columns)) for row, column, rows, columns in found]
-        if self._zarr is not None:
-            # What has no file would be read as the fill value.
-            array = self._zarr.open_array(self._scores, mode="r")
-            files = set(self._scores.rglob("*"))
-            done = [chunk for chunk in done if files.issuperset(self._zarr_files(chunk, array))]
-        whole = b"".join(map(_line, done))
+        found, torn = {}, 0
+        # An interruption may have torn the last line: the next one must not be joined to it.
+        for line in text.split(b"\n")[:-1]:
+            match = re.fullmatch(rb"(\d+) (\d+) (\d+) (\d+) ([0-9a-f]{32})", line)
+            row, column, rows, columns = map(int, match.groups()[:4]) if match else (0, 0, 0, 0)
+            if match and row + rows <= self._shape[0] and column + columns <= self._shape[1]:
+                found[row, column, rows, columns] = match[5].decode()
+            else:
+                torn += 1
+        wrong = [chunk for chunk in found if self._now(chunk) != found[chunk]]
+        for chunk in wrong:
+            del found[chunk]
+            self._array.forget(chunk)
+        # What a later chunk of another size was written over is no damage.
+        lost = [chunk for chunk in wrong if not any(_overlap(chunk, other) for other in found)]
+        if lost:
+            row, column, rows, columns = min(lost)
+            more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
+            self._warn(
+                f"the scores of test points {row:,} to {row + rows - 1:,} and training examples {column:,} "
+                f"to {column + columns - 1:,}{more} in {self._array.path.name} are not what was written"
+            )
+        elif torn:
+            self._warn(f"{torn:,} lines of {_JOURNAL} are not what was written")
+        whole = b"".join(_line(*entry) for entry in found.items())
         if whole != text:
-            # A line that an interruption tore, too: the next one must not be joined to it.
-            self._replace(_JOURNAL, lambda file: file.write(whole))
-        return set(done)
+            replace(path, lambda file: file.write(whole))
+        return found
 
-    def _zarr_files(self, chunk: Chunk, array: Any) -> list[Path]:
-        """The files that hold a chunk of scores."""
-        row, column, rows, columns = chunk
-        height, width = array.chunks
-        return [
-            self._scores / array.metadata.encode_chunk_key((i, j))
-            for i in range(row // height, -(-(row + rows) // height))
-            for j in range(column // width, -(-(column + columns) // width))
-        ]
+    def _now(self, chunk: Chunk) -> str | None:
+        values = self._array.read(chunk)
+        return None if values is None else self._checksum(chunk, values)
 
-    def _replace(self, name: str, write: Callable[[BinaryIO], object]) -> None:
-        """Write a file under another name first: under its own it is whole or not there."""
-        path, part = self.folder / name, self.folder / f"{name}.part"
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+    def _checksum(self, chunk: Chunk, values: NDArray[Any]) -> str:
+        place = repr((sorted(self._depends_on.items()), chunk)).encode()
+        return digest(place, array_bytes(values)).hex()
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(
+            f"{self.folder}: {what}; expected an earlier run's files. What is missing is computed again.",
+            StoreDamaged,
+            stacklevel=level_outside(),
+        )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (StoreError, StoreMismatch):
+        except IhvpError:
             raise
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise StoreError(
                 f"Cannot use {self.folder}: {error}. Expected a folder that can be written, with room for "
                 "the scores. Make room, or pass another out=…; finished chunks are kept, and the same call "
                 "goes on after them."
             ) from error
-        except (ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise StoreError(
-                f"{self.folder} is damaged ({type(error).__name__}: {error}); expected the files of an "
-                "earlier run as it left them. Delete the folder, or pass another out=…."
-            ) from error
 
 
-def _line(chunk: Chunk) -> bytes:
-    return (" ".join(map(str, chunk)) + "\n").encode()
-
-
-def _synchronise(path: Path) -> None:
-    """Let a file, or the names in a folder, reach the disk; Windows does not know that of a folder."""
-    if sys.platform == "win32" and path.is_dir():
-        return
-    file = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+def _line(chunk: Chunk, checksum: str) -> bytes:
+    return " ".join(map(str, (*chunk, checksum))).encode() + b"\n"
 
 
 def _products(row: int) -> str:
     return f"products-{row:08d}.npz"
 
 
-def _reserve(path: Path) -> None:
-    """Take the room for a file at once, where the system can: better before the work than in the middle."""
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
+def _overlap(one: Chunk, other: Chunk) -> bool:
+    return all(one[i] < other[i] + other[i + 2] and other[i] < one[i] + one[i + 2] for i in (0, 1))
 
 
-def _zarr() -> Any:
+def _series(version: object) -> str:
+    """Of a version its first two numbers: within a series the numbers of results stay the same."""
+    return ".".join(str(version).split(".")[:2])
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    checksum = digest(json.dumps(manifest).encode()).hex()
+    return json.dumps({**manifest, "checksum": checksum}, indent=1).encode()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
     try:
-        import zarr
-    except ImportError as error:
-        raise PackageNotInstalled("out='….zarr'", "zarr", "pip install 'ihvp[influence]'") from error
-    return zarr
+        found: dict[str, Any] = {**json.loads(content)}
+        found.pop("checksum", None)
+        if _sealed(found) != content:
+            raise ValueError("its checksum is another")
+    except (ValueError, TypeError) as error:
+        raise StoreError(
+            f"{path} is damaged ({error}); expected the object that an earlier run wrote, with its checksum. "
+            "Delete the folder, or pass another out=…."
+        ) from error
+    return found

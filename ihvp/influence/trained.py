@@ -29,11 +29,19 @@ class TrainedModel:
         ``(H + λI)⁻¹``.
     train_loss : callable, optional
         What goes away with an example, where that is not the whole loss.
+    version : str, optional
+        What the caller says of what no fingerprint sees.
     """
 
-    def __init__(self, objective: Objective, inverse: Inverse, train_loss: Callable[..., Any] | None) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        inverse: Inverse,
+        train_loss: Callable[..., Any] | None,
+        version: str | None = None,
+    ) -> None:
         self.objective, self.inverse = objective, inverse
-        self._train_loss = train_loss
+        self._train_loss, self._version = train_loss, version
         self._removable: Objective | None = None
         self._data_checked = self._optimum_checked = False
 
@@ -98,6 +106,9 @@ class TrainedModel:
                 test_data,
                 f"inverse products of this model; these have another {', another '.join(differing)}",
             )
+        size, vectors = self.objective.num_params, test_data.vectors
+        if vectors.ndim != 2 or vectors.shape[1] != size or vectors.dtype.kind != "f" or not len(vectors):
+            raise InvalidOption("test_data", test_data, f"at least one row of {size:,} real numbers each")
         self.check()
         return Solved(test_data, self.objective.space)
 
@@ -118,4 +129,5 @@ class TrainedModel:
             **fingerprint.of_objective(self.objective),
             "curvature": fingerprint.of_operator(self.inverse.operator, self.objective),
             "damping": repr(self.inverse.damping),
+            "version": repr(self._version),
         }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import logging
+import math
 import random
 import subprocess
 import sys
@@ -92,10 +94,8 @@ def of_label(label):
 class Loss:
     def __init__(self, decay):
         self.decay = decay
-        self._calls = 0
 
     def __call__(self, w, batch):
-        self._calls += 1
         return self.decay * w
 
 
@@ -150,13 +150,6 @@ def test_a_loss_of_two_parts_is_known_by_both():
     assert len(found) == 4
 
 
-def test_what_changes_while_a_loss_runs_does_not_enter():
-    loss = Loss(0.1)
-    before = of_function(loss)
-    loss(1.0, None)
-    assert of_function(loss) == before
-
-
 def test_a_recursive_loss_has_one():
     def depth(w, batch):
         return w if batch is None else depth(w, batch[1:])
@@ -172,15 +165,6 @@ def test_a_container_that_holds_itself_has_one():
 
     assert of_function(holding(1)) == of_function(holding(1))
     assert of_function(holding(1)) != of_function(holding(2))
-
-
-def test_containers_deeper_than_any_setting_do_not_enter():
-    def nested(value):
-        for _ in range(100):
-            value = [value]
-        return of_label(value)
-
-    assert of_function(nested(1)) == of_function(nested(2))
 
 
 class Net:
@@ -244,8 +228,6 @@ def test_a_loss_is_known_by_the_objects_that_it_refers_to():
         *map(of_config, ([Config(0.1)], [Config(0.2)], (Net(),), {"net": Net()}, {"net": Net(a=2.0)})),
         functools.partial(Net().grad),
         functools.partial(Net(a=2.0).grad),
-        {1: X[0]}.get,
-        {1: X[1]}.get,
         Net.free,
     ]
     assert len({of_function(loss) for loss in losses}) == len(losses)
@@ -302,22 +284,16 @@ def settings(tmp_path, monkeypatch):
     del sys.modules["users_settings"]
 
 
-def test_a_loss_is_known_by_what_it_reads_of_the_users_modules(settings):
+def test_functions_that_are_imported_by_name_enter_and_other_modules_variables_do_not(settings):
     losses = [
-        lambda w, batch: settings_module.SCALE * w,  # noqa: F821
-        lambda w, batch: settings_module.penalty(w),  # noqa: F821
         lambda w, batch: penalty(w),  # noqa: F821
-        lambda w, batch: [settings_module.SCALE * part for part in w],  # noqa: F821
-        lambda w, batch: settings_module.rows(w),  # noqa: F821
+        lambda w, batch: settings_module.SCALE * w,  # noqa: F821
     ]
     before = [of_function(loss) for loss in losses]
     settings.UNUSED = 5.0
     assert [of_function(loss) for loss in losses] == before
     settings.SCALE = 3.0
-    changed = [of_function(loss) != old for loss, old in zip(losses, before, strict=True)]
-    assert changed == [True, True, True, True, False]
-    settings.ROWS[0] = 3.0
-    assert of_function(losses[-1]) != before[-1]
+    assert [of_function(loss) != old for loss, old in zip(losses, before, strict=True)] == [True, False]
 
 
 def test_a_variable_of_a_comprehension_enters():
@@ -330,12 +306,10 @@ SCALES = 3.0
 
 
 class Busy:
-    """A loss with all that differs between runs, or that it changes itself."""
+    """A loss with all that differs between runs."""
 
     def __init__(self):
         self.decay = 0.1
-        self.calls = self._calls = 0
-        self.cache, self._seen, self.log, self.counts = {}, {}, [], {"calls": 0}
         self.lock, self.random, self.generator = threading.Lock(), random.Random(), np.random.default_rng()
         self.condition, self.logger, self.local = (
             threading.Condition(),
@@ -347,20 +321,9 @@ class Busy:
         self.owner, self.objects = self, {object(), object(), Net()}
 
     def __call__(self, w, batch):
-        self.calls += 1
-        self._calls = self._calls + 1
-        self.counts["calls"] += 1
-        with self.lock:
-            self.cache[len(batch), self.calls] = w
-            self._seen.setdefault(id(batch), []).append(w)
-            self.log.append(self.kept)
-            self.remember(batch)
         next(self.iterator)
-        self.random.random(), self.generator.random(), self.random.gauss(0, 1)
-        return self.decay * w
-
-    def remember(self, batch):
-        self.last = batch
+        self.random.random(), self.generator.random()
+        return self.kept * w
 
     @functools.cached_property
     def kept(self):
@@ -372,13 +335,11 @@ class Busy:
 
 
 @pytest.mark.parametrize("form", [lambda loss: loss, lambda loss: loss.__call__, closed_over])
-def test_what_a_loss_changes_itself_and_what_differs_between_runs_does_not_enter(form):
+def test_what_differs_between_runs_does_not_enter(form):
     loss = Busy()
     loss.grad = loss.__call__
     before = of_function(form(loss))
-    for _ in range(3):
-        loss(1.0, [1])
-    assert loss.calls == 3
+    loss(1.0, [1])
     assert of_function(form(loss)) == before
     other = Busy()
     other.grad = other.__call__
@@ -387,21 +348,47 @@ def test_what_a_loss_changes_itself_and_what_differs_between_runs_does_not_enter
     assert of_function(form(other)) != before
 
 
-def test_variables_that_a_loss_changes_do_not_enter():
-    calls, cache, decay = 0, {}, {"decay": 0.1}
+def test_a_loss_that_changes_what_it_refers_to_becomes_another():
+    calls, cache = 0, {}
 
-    def loss(w, batch):
+    def counting(w, batch):
         nonlocal calls
         calls += 1
-        cache[len(batch)] = w
-        return decay["decay"] * w
 
-    before = of_function(loss)
-    loss(1.0, [1])
-    assert (calls, cache) == (1, {1: 1.0})
-    assert of_function(loss) == before
-    decay["decay"] = 0.2
-    assert of_function(loss) != before
+    def caching(w, batch):
+        cache[len(batch)] = w
+
+    for loss in (counting, caching):
+        before = of_function(loss)
+        loss(1.0, [1])
+        assert of_function(loss) != before
+
+
+def test_objects_within_objects_are_known_by_their_class():
+    def of_inner(inner):
+        outer = Net()
+        outer.inner = inner
+        return of_function(closed_over(outer))
+
+    assert of_inner(Net(1.0)) == of_inner(Net(2.0)) != of_inner(Wider())
+    assert of_inner(Config(0.1)) != of_inner(Config(0.2))
+    assert of_inner([Net.free, 1]) != of_inner([Net.free, 2])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.dtype("float32"), np.dtype("float64")),
+        (slice(1), slice(2)),
+        (math.sqrt, math.exp),
+        (np.exp, np.log),
+        (range(2), range(3)),
+        (1, True),
+        (datetime.date(2026, 1, 1), datetime.date(2026, 1, 2)),
+    ],
+)
+def test_values_without_attributes_are_known_by_what_they_print(one, other):
+    assert of_function(of_label(one)) == of_function(of_label(one)) != of_function(of_label(other))
 
 
 def test_a_setter_that_the_loss_does_not_call_hides_nothing():
@@ -443,8 +430,7 @@ def test_a_torch_module_is_known_by_all_that_a_loss_reads_through_it():
             self.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
 
         def forward(self, x):
-            self.last = self._scale * self.linear(x) + self.shift
-            return self.last
+            return self._scale * self.linear(x) + self.shift
 
     class Other(Scaled):
         def forward(self, x):
@@ -484,12 +470,12 @@ def test_a_keras_model_is_known_by_all_that_a_loss_reads_through_it():
     class Scaled(keras.Model):
         def __init__(self, scale=2.0, activation="tanh"):
             super().__init__()
-            self._scale, self.dense = scale, keras.layers.Dense(2, activation=activation)
+            self.scale, self.dense = scale, keras.layers.Dense(2, activation=activation)
             self.norm = keras.layers.BatchNormalization()
             self.frozen = keras.layers.Dense(2, trainable=False)
 
         def call(self, x):
-            return self._scale * self.norm(self.dense(self.frozen(x)))
+            return self.scale * self.norm(self.dense(self.frozen(x)))
 
     class Other(Scaled):
         def call(self, x):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 
@@ -89,6 +90,32 @@ def test_those_of_another_number_of_parameters_are_refused(small):
         ihvp.Influence(wide).scores(products)
 
 
+@pytest.mark.parametrize("vectors", [np.ones((5, 11)), np.ones((5, 13), np.float32), np.ones((0, 12))])
+def test_those_of_another_width_are_refused(small, vectors):
+    influence = small.influence()
+    model = influence.inverse_products(small.test).model
+    for question in (influence.scores, influence.on_inputs, lambda points: influence.top_k(points, 1)):
+        with pytest.raises(InvalidOption, match="at least one row of 12 real numbers each"):
+            question(ihvp.InverseProducts(vectors, 0.0, model))
+
+
+@pytest.mark.parametrize("vectors", [np.ones(12), np.ones((1, 12), int), [[1.0]], np.ones((1, 2, 6)), None])
+def test_what_is_no_matrix_of_numbers_is_refused(vectors):
+    with pytest.raises(InvalidOption, match=r"(?s)vectors is .*; expected a numpy array \(n_test, P\)"):
+        ihvp.InverseProducts(vectors, 0.0, {})
+
+
+def test_a_version_tells_runs_apart(small):
+    one, other = (ihvp.Influence(small.objective(), version=version) for version in ("1", "2"))
+    products = one.inverse_products(small.test)
+    one.scores(products)
+    for stranger in (other, ihvp.Influence(small.objective())):
+        with pytest.raises(InvalidOption, match="another version"):
+            stranger.scores(products)
+    with pytest.raises(InvalidOption, match="version is 1; expected a str, or None"):
+        ihvp.Influence(small.objective(), version=1)
+
+
 def test_they_have_their_loss_in_them(small):
     influence = small.influence()
     products = influence.inverse_products(small.test)
@@ -112,6 +139,47 @@ def test_a_torn_file_is_refused(small, tmp_path, ending):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match="holds no inverse products"):
         ihvp.InverseProducts.load(path)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_no_flipped_byte_goes_unnoticed(tmp_path, ending):
+    path, rng = tmp_path / f"p{ending}", np.random.default_rng(0)
+    ihvp.InverseProducts(rng.normal(size=(2, 3)), 1e-7, {"damping": "0.1"}).save(path)
+    content = path.read_bytes()
+    for place, bit in zip(range(len(content)), rng.integers(8, size=len(content)), strict=True):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+        with pytest.raises(DataError, match="its checksum is another"):
+            ihvp.InverseProducts.load(path)
+
+
+@pytest.mark.parametrize("model", [b"[1]", b"3", b"null", b"not JSON"])
+def test_a_file_whose_model_is_no_object_is_refused(tmp_path, monkeypatch, model):
+    path = tmp_path / "p.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "dumps", lambda value: model.decode())
+        ihvp.InverseProducts(np.eye(2), 0.0, {}).save(path)
+    with pytest.raises(DataError, match="holds no inverse products"):
+        ihvp.InverseProducts.load(path)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_other_programs_read_the_files_too(tmp_path, ending):
+    path = tmp_path / f"p{ending}"
+    ihvp.InverseProducts(np.eye(2), 0.0, {}).save(path)
+    if ending == ".npz":
+        with np.load(path) as found:
+            assert_array_equal(found["vectors"], np.eye(2))
+    else:
+        numpy = pytest.importorskip("safetensors.numpy")
+        assert_array_equal(numpy.load_file(path)["vectors"], np.eye(2))
+
+
+@pytest.mark.parametrize("path", [3, None, b"p.npz", ["p.npz"]])
+def test_what_is_no_path_is_refused(path):
+    products = ihvp.InverseProducts(np.eye(2), 0.0, {})
+    for call in (products.save, ihvp.InverseProducts.load):
+        with pytest.raises(InvalidOption, match=r"path is .*; expected a file name that ends in"):
+            call(path)
 
 
 def test_an_archive_of_other_arrays_is_refused(tmp_path):

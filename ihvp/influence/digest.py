@@ -1,0 +1,50 @@
+"""Digests of bytes and of arrays."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp import algebra
+
+
+def digest(*parts: Any) -> bytes:
+    """Of bytes, or of arrays of bytes, one after another."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.digest()
+
+
+def plain_array(array: Any) -> NDArray[Any] | None:
+    """An array of any framework as numpy's, or None of what is no array or has no numbers."""
+    if not (hasattr(array, "shape") and hasattr(array, "dtype")) or callable(array):
+        return None
+    try:
+        plain = as_numpy(array)
+    except Exception:  # a random key, a symbolic tensor, one without storage: each in its own way
+        return None
+    return None if plain.dtype.hasobject and not isinstance(array, np.ndarray) else plain
+
+
+def as_numpy(array: Any) -> NDArray[Any]:
+    """An array of any framework; half precision in float32."""
+    if not array_api_compat.is_array_api_obj(array):
+        # TensorFlow's tensors are no Array API objects, and numpy reads them.
+        return np.asarray(array)
+    xp = array_api_compat.array_namespace(array)
+    # numpy does not know bfloat16, and float32 holds all of its numbers.
+    values = algebra.wide(array) if xp.isdtype(array.dtype, "real floating") else array
+    return algebra.to_numpy(values.detach() if hasattr(values, "detach") else values)
+
+
+def array_bytes(array: NDArray[Any]) -> Any:
+    """Every bit of it."""
+    if array.dtype.hasobject:
+        return repr(array.tolist()).encode()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
