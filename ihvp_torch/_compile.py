@@ -189,7 +189,7 @@ def _parameters_key(parameters: Parameters) -> Hashable:
     layouts = tuple(_layout(tensor) for tensor in (*parameters.tensors, *parameters.rest))
     if not isinstance(parameters, ModuleParameters):
         return structure(parameters.tree), layouts
-    places = [(slot.name, id(slot.tensor)) for part in parameters.slots for slot in part]
+    places = [(slot.name, id(slot.tensor)) for slot in parameters.slots.tensors]
     order = {place: i for i, place in enumerate(dict.fromkeys(place for _, place in places))}
     tied = tuple((name, order[place]) for name, place in places)
     modes = tuple(part.training for part in parameters.module.modules())

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from ihvp.errors import LossIndependentOfParameters, LossNotScalar, describe
 from ihvp_torch._checkpoint import recorded_checkpoints
 from ihvp_torch._parameters import Call
+from ihvp_torch._reach import in_place_where_missed
 from ihvp_torch._vector import join
 
 P = ParamSpec("P")
@@ -61,9 +62,9 @@ def recording(function: Callable[P, R]) -> Callable[P, R]:
     def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
         with recorded_checkpoints():
             if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-                return function(*args, **kwargs)
+                return in_place_where_missed(function, *args, **kwargs)
             with torch.inference_mode(False), torch.enable_grad():
-                return function(*args, **kwargs)
+                return in_place_where_missed(function, *args, **kwargs)
 
     return recorded
 
