@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor, nn
 
 from ihvp.errors import ParameterError, describe
-from ihvp_torch._replica import binding, is_bound_in_place, replicate
+from ihvp_torch._replica import is_bound_in_place, replicate
 from ihvp_torch._tree import fill, named_leaves
+from ihvp_torch._turns import turns
 
 Call: TypeAlias = Callable[[Callable[[Any], Any]], Any]
 """``call(function)``: the value of ``function(params)``, with ``params`` in the user's structure."""
@@ -112,7 +113,7 @@ class ModuleParameters:
             substitutes[id(slot.tensor)] = substitutes.get(id(slot.tensor), slot.tensor).clone()
         if self.slots.in_place:
             return self._bind_in_place(substitutes)
-        with binding:
+        with turns:
             replica = replicate(self.module, substitutes)
         return lambda function: function(replica)
 
@@ -127,7 +128,7 @@ class ModuleParameters:
 
         # torch.func.functional_call does the same, but for a small network takes as long as a product.
         def call(function: Callable[[nn.Module], Any]) -> Any:
-            with binding:
+            with turns:
                 held = [(holder, key, holder[key]) for holder, key, _ in places]
                 try:
                     for holder, key, tensor in places:
@@ -178,7 +179,7 @@ def parameters_of(params: Any) -> Parameters:
 def slots(module: nn.Module) -> Slots:
     """The places of a module's tensors; a tied tensor has several."""
     found = Slots([], [], [])
-    with binding:
+    with turns:
         parts = dict(module.named_modules())
         found.in_place = is_bound_in_place(module, parts.values())
         for path, part in parts.items():
@@ -197,7 +198,7 @@ def slots(module: nn.Module) -> Slots:
 def live_tensors(params: Any) -> list[Tensor]:
     """Every tensor that a loss can read through ``params`` at this moment."""
     if isinstance(params, nn.Module):
-        with binding:
+        with turns:
             holders = [holder for part in params.modules() for holder in (part._parameters, part._buffers)]
             return [tensor for holder in holders for tensor in holder.values() if tensor is not None]
     if isinstance(params, ModuleState):

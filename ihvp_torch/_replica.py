@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import functools
-import threading
 import weakref
 from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
-
-binding = threading.RLock()
-"""Held while a module is bound in place, and while modules are read, so that no thread sees another's."""
 
 _in_place: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ihvp.backend import Vector
+from ihvp.shared_context import SharedContext
 
 
 @contextmanager
@@ -28,8 +29,11 @@ def leaving_the_cores_to(vectors: Vector) -> Iterator[None]:
     if isinstance(vectors, np.ndarray):
         yield
         return
-    with _openblas().limit(limits=1):
+    with _one_thread():
         yield
+
+
+_one_thread = SharedContext(lambda: _openblas().limit(limits=1))
 
 
 @functools.cache
