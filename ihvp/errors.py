@@ -42,6 +42,10 @@ class IhvpError(Exception):
     UnknownBackend - No backend is called 'caffe'
     """
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The text is made already, and a worker's error must reach its parent: nothing is built again.
+        return _restored, (type(self), *self.args), vars(self)
+
 
 # Choosing a backend
 
@@ -156,6 +160,8 @@ class TooLarge(IhvpError, MemoryError):
     needed, available : int or None
         Bytes; ``available`` is None where the device does not tell.
     """
+
+    __new__ = Exception.__new__  # that of MemoryError, though the first to be found, refuses subclasses
 
     def __init__(self, what: str, needed: int, available: int | None, advice: str) -> None:
         self.needed, self.available = needed, available
@@ -534,6 +540,12 @@ class StoreMismatch(IhvpError, ValueError):
         super().__init__(
             f"{folder} holds the scores of another run ({listed}). Pass another folder, or delete this one."
         )
+
+
+def _restored(kind: type[IhvpError], *args: object) -> IhvpError:
+    error = kind.__new__(kind, *args)
+    Exception.__init__(error, *args)
+    return error
 
 
 def gigabytes(count: int) -> str:
