@@ -389,6 +389,17 @@ class NonDeterministicGradient(LossError, RuntimeError):
         )
 
 
+class ChangedInPlace(LossError, RuntimeError):
+    """A tensor was written to between the forward pass that read it and the backward pass that needs it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A tensor that the derivative needs was changed in place while it was computed; expected "
+            "parameters and data that stay. Where another thread trains the model, compute before or after "
+            "its steps; where the loss itself writes (x += y), let it make a new tensor (x = x + y)."
+        )
+
+
 # What a solver found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class SharedContext:
-    """A context that the first thread enters and the last one leaves.
+    r"""A context that the first thread enters and the last one leaves.
 
     Each on its own would restore, on leaving, what another had set.
 
@@ -27,7 +27,7 @@ class SharedContext:
     >>> with caught(), caught():
     ...     print("inside")
     >>> text.getvalue()
-    'inside\\n'
+    'inside\n'
     """
 
     def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:

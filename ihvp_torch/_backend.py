@@ -53,9 +53,9 @@ class TorchBackend:
     Notes
     -----
     The loss sees the parameters as aliases of the same storage: nothing is copied, and ``.grad`` stays
-    as it is. A module is not touched: the loss is given a replica of it, with its attributes and clones of its
-    buffers. Where that will not do (scripted or compiled modules, hooks, a loss that reaches the module around
-    its argument), the module itself holds the aliases for the time of a call, one thread at a time.
+    as it is. A module is not touched: the loss is given a replica of it, with its attributes and clones of
+    its buffers. Where that will not do (scripted or compiled modules, hooks, a loss that reaches the module
+    around its argument), the module itself holds the aliases for the time of a call, one thread at a time.
     Batches may hold numpy arrays and tensors on the host, which go to the parameters' device.
 
     A second derivative is computed in reverse over reverse mode, and where an operation lacks it in

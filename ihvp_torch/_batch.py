@@ -14,10 +14,10 @@ from ihvp_torch._tree import fill, map_leaves, named_leaves
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """``batch`` with numpy arrays and tensors on another kind of device as tensors on ``device``, dtypes kept.
+    """``batch`` with numpy arrays, and tensors on another kind of device, as tensors on ``device``.
 
-    Leaves of any other kind stay as they are. Nothing is copied that is there already. A tensor that requires
-    a gradient becomes a leaf of its own.
+    Dtypes are kept. Leaves of any other kind stay as they are. Nothing is copied that is there already. A
+    tensor that requires a gradient becomes a leaf of its own.
     """
 
     def move(leaf: Any) -> Any:

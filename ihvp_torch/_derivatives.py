@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ihvp.errors import LossIndependentOfParameters, LossNotScalar, describe
+from ihvp.errors import ChangedInPlace, LossIndependentOfParameters, LossNotScalar, describe
 from ihvp_torch._checkpoint import recorded_checkpoints
 from ihvp_torch._parameters import Call
 from ihvp_torch._reach import in_place_where_missed
@@ -61,10 +61,15 @@ def recording(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
         with recorded_checkpoints():
-            if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-                return in_place_where_missed(function, *args, **kwargs)
-            with torch.inference_mode(False), torch.enable_grad():
-                return in_place_where_missed(function, *args, **kwargs)
+            try:
+                if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+                    return in_place_where_missed(function, *args, **kwargs)
+                with torch.inference_mode(False), torch.enable_grad():
+                    return in_place_where_missed(function, *args, **kwargs)
+            except RuntimeError as error:
+                if "modified by an inplace operation" in str(error):
+                    raise ChangedInPlace from error
+                raise
 
     return recorded
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor, nn
 
