@@ -161,7 +161,9 @@ class TooLarge(IhvpError, MemoryError):
         Bytes; ``available`` is None where the device does not tell.
     """
 
-    __new__ = Exception.__new__  # that of MemoryError, though the first to be found, refuses subclasses
+    def __new__(cls, *args: Any) -> TooLarge:
+        # That of MemoryError, which would be found first, refuses subclasses.
+        return Exception.__new__(cls, *args)
 
     def __init__(self, what: str, needed: int, available: int | None, advice: str) -> None:
         self.needed, self.available = needed, available

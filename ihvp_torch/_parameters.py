@@ -190,7 +190,7 @@ def slots(module: nn.Module) -> Slots:
                     kind += [Slot(prefix + key, holder, key, t) for key, t in holder.items() if t is not None]
             if found.in_place and part._forward_pre_hooks:
                 # As the old weight norm does, which keeps the weight of the last forward pass.
-                own = vars(part)
+                own = part.__dict__
                 found.computed += [Slot(key, own, key, t) for key, t in own.items() if isinstance(t, Tensor)]
     return found
 

@@ -47,7 +47,7 @@ def bind_in_place(module: nn.Module, always: bool = True) -> None:
 
 
 def _can_be_replicated(part: nn.Module) -> bool:
-    if not _is_plain(type(part)):
+    if not _is_plain(type(part)):  # type: ignore[arg-type]  # classes are hashable
         return False
     # Such a hook may know the module that it was made for, and nothing tells whether it asks for it.
     hooks = (part._forward_pre_hooks, part._forward_hooks, part._backward_pre_hooks, part._backward_hooks)

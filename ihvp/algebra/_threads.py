@@ -33,12 +33,12 @@ def leaving_the_cores_to(vectors: Vector) -> Iterator[None]:
         yield
 
 
-_one_thread = SharedContext(lambda: _openblas().limit(limits=1))
-
-
 @functools.cache
 def _openblas() -> Any:
     """The libraries that numpy's and scipy's wheels bring; nothing else uses their threads."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(prefix="libscipy_openblas")
+
+
+_one_thread = SharedContext(lambda: _openblas().limit(limits=1))
