@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
@@ -39,14 +39,15 @@ class Slot(NamedTuple):
 
 @dataclass
 class Slots:
-    """The places of a module's parameters and of its buffers.
+    """A module's parts, and the places of its parameters and of its buffers.
 
     Where it is bound in place, also those of the tensors that hooks compute from the parameters.
     """
 
-    parameters: list[Slot]
-    buffers: list[Slot]
-    computed: list[Slot]
+    parts: list[nn.Module]
+    parameters: list[Slot] = field(default_factory=list)
+    buffers: list[Slot] = field(default_factory=list)
+    computed: list[Slot] = field(default_factory=list)
     in_place: bool = False
 
     @property
@@ -114,7 +115,7 @@ class ModuleParameters:
         if self.slots.in_place:
             return self._bind_in_place(substitutes)
         with turns:
-            replica = replicate(self.module, substitutes)
+            replica = replicate(self.slots.parts, substitutes)
         return lambda function: function(replica)
 
     def _bind_in_place(self, substitutes: Mapping[int, Tensor]) -> Call:
@@ -178,10 +179,10 @@ def parameters_of(params: Any) -> Parameters:
 
 def slots(module: nn.Module) -> Slots:
     """The places of a module's tensors; a tied tensor has several."""
-    found = Slots([], [], [])
     with turns:
         parts = dict(module.named_modules())
-        found.in_place = is_bound_in_place(module, parts.values())
+        found = Slots([*parts.values()])
+        found.in_place = is_bound_in_place(found.parts)
         for path, part in parts.items():
             prefix = f"{path}." if path else ""
             for kind, holder in ((found.parameters, part._parameters), (found.buffers, part._buffers)):

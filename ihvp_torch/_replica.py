@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,33 +11,37 @@ from torch import Tensor, nn
 _in_place: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def replicate(module: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
+def replicate(parts: Sequence[nn.Module], tensors: Mapping[int, Tensor]) -> nn.Module:
     """A module with ``tensors[id(t)]`` in the place of a parameter or buffer t, where there is such an entry.
 
-    Its parts are replicas, too, shared ones once. What they write to themselves stays with the replica.
+    What it and its parts write to themselves stays with the replica.
+
+    Parameters
+    ----------
+    parts : sequence of Module
+        The module, and all that it is made of, each once.
+    tensors : mapping
     """
-    replicas: dict[int, nn.Module] = {}
-
-    def replica_of(part: nn.Module) -> nn.Module:
-        if id(part) in replicas:
-            return replicas[id(part)]
-        replica: nn.Module = object.__new__(type(part))
-        replicas[id(part)] = replica
-        state = vars(replica)
-        state.update(vars(part))
+    replicas: dict[int, nn.Module] = {id(part): object.__new__(type(part)) for part in parts}
+    # For a small network a product takes no longer than some ten lines of Python for each part.
+    for part in parts:
+        state = part.__dict__.copy()
         for kind in ("_parameters", "_buffers"):
-            state[kind] = {key: tensors.get(id(t), t) for key, t in state[kind].items()}
-        state["_modules"] = {
-            key: None if child is None else replica_of(child) for key, child in state["_modules"].items()
-        }
-        return replica
+            held = state[kind]
+            state[kind] = {key: tensors.get(id(t), t) for key, t in held.items()} if held else {}
+        children = state["_modules"]
+        state["_modules"] = (
+            {key: replicas[id(child)] if child is not None else None for key, child in children.items()}
+            if children
+            else {}
+        )
+        object.__setattr__(replicas[id(part)], "__dict__", state)
+    return replicas[id(parts[0])]
 
-    return replica_of(module)
 
-
-def is_bound_in_place(module: nn.Module, parts: Iterable[nn.Module]) -> bool:
-    """Whether a replica of the module, whose ``parts`` these are, might do something else than itself."""
-    return module in _in_place or not all(map(_can_be_replicated, parts))
+def is_bound_in_place(parts: Sequence[nn.Module]) -> bool:
+    """Whether a replica of a module, whose ``parts`` these are, might do something else than itself."""
+    return parts[0] in _in_place or not all(map(_can_be_replicated, parts))
 
 
 def bind_in_place(module: nn.Module, always: bool = True) -> None:
@@ -47,14 +50,21 @@ def bind_in_place(module: nn.Module, always: bool = True) -> None:
 
 
 def _can_be_replicated(part: nn.Module) -> bool:
-    if not _is_plain(type(part)):  # type: ignore[arg-type]  # classes are hashable
+    plain = _plain_classes.get(type(part))
+    if plain is None:
+        plain = _plain_classes[type(part)] = _is_plain(type(part))
+    if not plain:
         return False
-    # Such a hook may know the module that it was made for, and nothing tells whether it asks for it.
     hooks = (part._forward_pre_hooks, part._forward_hooks, part._backward_pre_hooks, part._backward_hooks)
-    return all(type(hook).__module__.startswith("torch.nn.") for kind in hooks for hook in kind.values())
+    # Such a hook may know the module that it was made for, and nothing tells whether it asks for it.
+    return not any(hooks) or all(
+        type(hook).__module__.startswith("torch.nn.") for kind in hooks for hook in kind.values()
+    )
 
 
-@functools.lru_cache(maxsize=1024)
+_plain_classes: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
+
+
 def _is_plain(kind: type) -> bool:
     """Whether an object of this class is what its dictionary says, and may be dropped like any other."""
     special = issubclass(kind, torch.jit.ScriptModule) or hasattr(kind, "__del__")
