@@ -42,6 +42,10 @@ class IhvpError(Exception):
     UnknownBackend - No backend is called 'caffe'
     """
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The text is made already, and a worker's error must reach its parent: nothing is built again.
+        return _restored, (type(self), *self.args), vars(self)
+
 
 # Choosing a backend
 
@@ -156,6 +160,10 @@ class TooLarge(IhvpError, MemoryError):
     needed, available : int or None
         Bytes; ``available`` is None where the device does not tell.
     """
+
+    def __new__(cls, *args: Any) -> TooLarge:
+        # That of MemoryError, which would be found first, refuses subclasses.
+        return Exception.__new__(cls, *args)
 
     def __init__(self, what: str, needed: int, available: int | None, advice: str) -> None:
         self.needed, self.available = needed, available
@@ -383,6 +391,17 @@ class NonDeterministicGradient(LossError, RuntimeError):
         )
 
 
+class ChangedInPlace(LossError, RuntimeError):
+    """A tensor was written to between the forward pass that read it and the backward pass that needs it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A tensor that the derivative needs was changed in place while it was computed; expected "
+            "parameters and data that stay. Where another thread trains the model, compute before or after "
+            "its steps; where the loss itself writes (x += y), let it make a new tensor (x = x + y)."
+        )
+
+
 # What a solver found
 
 
@@ -534,6 +553,12 @@ class StoreMismatch(IhvpError, ValueError):
         super().__init__(
             f"{folder} holds the scores of another run ({listed}). Pass another folder, or delete this one."
         )
+
+
+def _restored(kind: type[IhvpError], *args: object) -> IhvpError:
+    error = kind.__new__(kind, *args)
+    Exception.__init__(error, *args)
+    return error
 
 
 def gigabytes(count: int) -> str:

@@ -140,18 +140,23 @@ class _Linearized:
     @property
     def nbytes(self) -> int:
         """The memory that this map keeps beside the parameters and the batch."""
-        copies = [leaf for leaf in self._seen if isinstance(leaf, np.ndarray)]
-        return sum(leaf.nbytes for leaf in [*jax.tree.leaves(self._linear), *copies])
+        linear, seen = self._known
+        copies = [leaf for leaf in seen if isinstance(leaf, np.ndarray)]
+        return sum(leaf.nbytes for leaf in [*jax.tree.leaves(linear), *copies])
 
-    def _linearize(self) -> None:
+    def _linearize(self) -> Any:
         leaves = jax.tree.leaves(self._params)
-        self._seen = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-        self._linear = _refusing(self._params, _derivatives.linearize, self._loss, self._params, self._batch)
+        seen = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
+        linear = _refusing(self._params, _derivatives.linearize, self._loss, self._params, self._batch)
+        # Both at once: another thread finds what belongs together.
+        self._known = linear, seen
+        return linear
 
     def __call__(self, v: Vector) -> Vector:
-        if not all(map(_is_unchanged, jax.tree.leaves(self._params), self._seen)):
-            self._linearize()
-        return _derivatives.apply(self._linear, self._params, v)
+        linear, seen = self._known
+        if not all(map(_is_unchanged, jax.tree.leaves(self._params), seen)):
+            linear = self._linearize()
+        return _derivatives.apply(linear, self._params, v)
 
 
 def _is_unchanged(leaf: Any, seen: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from ihvp_numdiff._structure import rebuild
+
+# One for all, because two of these objects may write to the same weights.
+_turns = threading.RLock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,8 @@ class InPlaceWeights:
 
     Notes
     -----
-    Not safe while another thread uses the weights. If ``write`` itself raises, writing the original
+    Threads that take gradients take turns, for the weights are there once; nothing else may use them
+    meanwhile. If ``write`` itself raises, writing the original
     weights back is tried once; if that fails too, its error says so and has the first as its context.
 
     Examples
@@ -53,12 +58,14 @@ class InPlaceWeights:
 
     def values(self) -> Any:
         """A copy of the weights, in the structure that ``read`` returns."""
-        return rebuild(self.read(), lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
+        with _turns:
+            return rebuild(self.read(), lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
 
     @contextmanager
     def applied(self) -> Iterator[InPlaceWeights]:
         """The live weights, which hold these values already."""
-        yield self
+        with _turns:
+            yield self
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,13 +90,14 @@ class ShiftedWeights:
     @contextmanager
     def applied(self) -> Iterator[InPlaceWeights]:
         """The live weights, holding these values inside the block and the original ones after it."""
-        original = self.weights.values()
-        try:
-            self.weights.write(self.shifted)
-            yield self.weights
-        finally:
+        with _turns:
+            original = self.weights.values()
             try:
-                self.weights.write(original)
-            except BaseException as error:
-                error.add_note("The original weights could not be written back; they may be changed.")
-                raise
+                self.weights.write(self.shifted)
+                yield self.weights
+            finally:
+                try:
+                    self.weights.write(original)
+                except BaseException as error:
+                    error.add_note("The original weights could not be written back; they may be changed.")
+                    raise

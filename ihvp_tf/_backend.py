@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -60,10 +61,14 @@ class TensorFlowBackend:
     def __init__(self, params: Params = None) -> None:
         self.device = _parameters.device_of([] if params is None else _parameters.variables_of(params))
         self._graphs: OrderedDict[Hashable, tuple[Graph, Any]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         # Graphs belong to their process; another one traces again.
-        return {**self.__dict__, "_graphs": OrderedDict()}
+        return {**self.__dict__, "_graphs": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def flatten(self, params: Params) -> Vector:
         """All parameters as one numpy vector ``(P,)``; also of arrays in the parameters' structure."""
@@ -72,8 +77,8 @@ class TensorFlowBackend:
     def unflatten(self, vector: Vector, like: Params) -> Params:
         """The exact inverse of ``flatten``: a list for a model, else the structure of ``like``.
 
-        Where ``like`` holds variables, the result stands for them in ``grad`` and ``hvp``: these assign the
-        values, evaluate, and restore what was there.
+        Where ``like`` holds variables, the result stands for them in ``grad`` and ``hvp``: these evaluate the
+        loss at the values, and leave the variables as they are.
         """
         return _parameters.unflatten(vector, like)
 
@@ -169,8 +174,7 @@ class TensorFlowBackend:
             if v.ndim not in (1, 2) or v.shape[0] != size or 0 in v.shape[1:]:
                 raise WrongShape(v.shape, size)
         graph = self._graph(derivative, functions, owner, variables, 0 if v is None else v.ndim)
-        with _parameters.assigned(params, variables):
-            return graph(functions, owner, variables, batch, v)
+        return graph(functions, owner, variables, batch, v, _parameters.values_of(params, variables))
 
     def _graph(
         self,
@@ -183,13 +187,14 @@ class TensorFlowBackend:
         # Equal losses share their graphs. Ids are safe as keys: what they belong to is kept beside the graph.
         losses = tuple(function if isinstance(function, Hashable) else id(function) for function in functions)
         key = (derivative, losses, id(owner), tuple(map(id, variables)), ndim)
-        if key not in self._graphs:
-            graph = shared_graph(derivative, functions, owner, variables, ndim)
-            self._graphs[key] = graph, (functions, owner, variables)
-            if len(self._graphs) > _MOST_GRAPHS:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(key)
-        return self._graphs[key][0]
+        with self._lock:
+            if key not in self._graphs:
+                graph = shared_graph(derivative, functions, owner, variables, ndim)
+                self._graphs[key] = graph, (functions, owner, variables)
+                if len(self._graphs) > _MOST_GRAPHS:
+                    self._graphs.popitem(last=False)
+            self._graphs.move_to_end(key)
+            return self._graphs[key][0]
 
 
 def _rows(v: Vector, params: Params) -> np.ndarray:

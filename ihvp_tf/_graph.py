@@ -91,8 +91,9 @@ class Graph:
         variables: Sequence[Any],
         batch: Batch,
         v: Vector | None = None,
+        values: Sequence[tuple[Any, Any]] = (),
     ) -> Vector:
-        """The derivative at the variables' current values, as a new numpy array.
+        """The derivative as a new numpy array, at the variables' current values, or at others.
 
         Parameters
         ----------
@@ -102,6 +103,8 @@ class Graph:
             What the functions are called with, and what is differentiated by.
         batch, v
             As the derivative takes them; here ``v`` is ``(P,)`` or ``(P, k)``, there a block is ``(k, P)``.
+        values : sequence of (variable, array)
+            The others.
 
         Raises
         ------
@@ -113,14 +116,16 @@ class Graph:
         batch = tf.nest.map_structure(to_tensor, batch)
         if v is None:
             # A copy: the result belongs to the caller, who may write to it.
-            return self._run((functions, params, variables), (batch,)).numpy()
+            return self._run((functions, params, variables), (batch,), values).numpy()
         memory = aligned_copy(v.T)
-        result = self._run((functions, params, variables), (batch, share(memory)))
+        result = self._run((functions, params, variables), (batch, share(memory)), values)
         # Where v was lies memory that is touched already, and nobody else's.
         np.copyto(memory, result)
         return memory.T
 
-    def _run(self, subject: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
+    def _run(
+        self, subject: tuple[Any, ...], arguments: tuple[Any, ...], values: Sequence[tuple[Any, Any]]
+    ) -> Any:
         try:
             key = tuple(map(_form, arguments))
         except TypeError:
@@ -131,8 +136,7 @@ class Graph:
             if key:
                 self._found[key] = concrete
         try:
-            with self._states[concrete].kept():
-                return concrete(*arguments)
+            return self._states[concrete].run(arguments, values)
         except tf.errors.OpError as error:
             explained = self._explained(error)
             raise explained from (None if explained is error else error)

@@ -1,15 +1,14 @@
 """Parameters as a list of variables, and their values as one numpy vector.
 
 Variables hold their values in place. Values that are not the current ones therefore travel in a container
-that remembers its variables (``Values``), and ``assigned`` puts them there for the time of one evaluation.
+that remembers its variables (``Values``), and ``values_of`` tells which of them have which.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,21 +122,9 @@ def unflatten(vector: Vector, like: Params) -> Params:
     return _remembering(container(packed), owner)
 
 
-@contextmanager
-def assigned(params: Params, variables: Sequence[Any]) -> Iterator[None]:
-    """For the time of the block, the variables hold what ``params`` says."""
-    if owner_of(params) is params:
-        yield
-        return
-    values = tf.nest.flatten(params)
-    saved = [variable.read_value() for variable in variables]
-    try:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(tf.cast(value, variable.dtype))
-        yield
-    finally:
-        for variable, value in zip(variables, saved, strict=True):
-            variable.assign(value)
+def values_of(params: Params, variables: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """The variables with the values that ``params`` says, where those are others than their own."""
+    return [] if owner_of(params) is params else list(zip(variables, tf.nest.flatten(params), strict=True))
 
 
 def vector_dtype(leaves: Sequence[Any]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -37,6 +38,7 @@ class _MayChange(Exception):
 
 
 _entries: OrderedDict[Hashable, _Shared] = OrderedDict()
+_lock = threading.Lock()
 
 
 def shared_graph(
@@ -53,13 +55,14 @@ def shared_graph(
         key = (derivative, seen, _structure(params), tuple(map(id, variables)), ndim)
     except _MayChange:
         return Graph(derivative)
-    entry = _entries.get(key)
-    if entry is None:
-        guards = [weakref.ref(anchor, lambda _: _entries.pop(key, None)) for anchor in anchors]
-        entry = _entries[key] = _Shared(Graph(derivative), guards)
-        if len(_entries) > _MOST_SHARED:
-            _entries.popitem(last=False)
-    _entries.move_to_end(key)
+    with _lock:
+        entry = _entries.pop(key, None)
+        if entry is None:
+            guards = [weakref.ref(anchor, lambda _: _entries.pop(key, None)) for anchor in anchors]
+            entry = _Shared(Graph(derivative), guards)
+            if len(_entries) >= _MOST_SHARED:
+                _entries.popitem(last=False)
+        _entries[key] = entry
     return entry.graph
 
 

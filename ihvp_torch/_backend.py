@@ -22,6 +22,7 @@ from ihvp_torch._inputs import Inputs
 from ihvp_torch._linearize import Linearization
 from ihvp_torch._parameters import Parameters, parameters_of
 from ihvp_torch._per_example import per_example_gradients
+from ihvp_torch._reach import content_with_replica
 from ihvp_torch._vector import join, multiply, split
 
 
@@ -52,8 +53,10 @@ class TorchBackend:
     Notes
     -----
     The loss sees the parameters as aliases of the same storage: nothing is copied, and ``.grad`` stays
-    as it is. A module's buffers are cloned for the time of the call. Batches may hold numpy arrays and CPU
-    tensors, which go to the parameters' device.
+    as it is. A module is not touched: the loss is given a replica of it, with its attributes and clones of
+    its buffers. Where that will not do (scripted or compiled modules, hooks, a loss that reaches the module
+    around its argument), the module itself holds the aliases for the time of a call, one thread at a time.
+    Batches may hold numpy arrays and tensors on the host, which go to the parameters' device.
 
     A second derivative is computed in reverse over reverse mode, and where an operation lacks it in
     forward over reverse mode, and then the same two with fused attention, cuDNN's recurrent layers
@@ -173,8 +176,9 @@ class TorchBackend:
             function = Function(outputs.tensors, outputs.bind, lambda values: scalar(loss(values, batch)))
             return curvature(function, loss, self._hessian_ways)
 
+        predicted = content_with_replica(predict, parameters)
         prediction = Function(
-            parameters.tensors, parameters.bind, lambda structure: predict(structure, batch)
+            parameters.tensors, parameters.bind, lambda structure: predicted(structure, batch)
         )
         return multiply(gauss_newton(prediction, output_curvature, predict, self._jacobian_ways), v)
 
@@ -185,7 +189,8 @@ class TorchBackend:
         batch = _on_device(batch, parameters)
         function = _function(loss, parameters, batch)
         # A loss may take gradients by the parameters itself, so they are leaves here too.
-        value = function.bind(function.leaves())(lambda structure: loss(structure, batch))
+        evaluate = content_with_replica(loss, parameters)
+        value = function.bind(function.leaves())(lambda structure: evaluate(structure, batch))
         return value.detach() if isinstance(value, Tensor) else value
 
     @recording
@@ -215,7 +220,8 @@ class TorchBackend:
         """
         parameters = parameters_of(params)
         inputs = Inputs(_on_device(batch, parameters))
-        product = curvature(inputs.jointly(loss, parameters), loss, self._hessian_ways)
+        function = inputs.jointly(content_with_replica(loss, parameters), parameters)
+        product = curvature(function, loss, self._hessian_ways)
         joint = torch.cat([v, v.new_zeros(inputs.size, *v.shape[1:])])
         return inputs.assemble(multiply(product, joint)[len(v) :].movedim(0, -1))
 
@@ -240,10 +246,10 @@ class TorchBackend:
 
 
 def _function(loss: Loss, parameters: Parameters, batch: Batch) -> Function:
-    def evaluate(structure: Any) -> Tensor:
-        return scalar(loss(structure, batch))
-
-    return Function(parameters.tensors, parameters.bind, evaluate, batch)
+    loss = content_with_replica(loss, parameters)
+    return Function(
+        parameters.tensors, parameters.bind, lambda structure: scalar(loss(structure, batch)), batch
+    )
 
 
 def _on_device(batch: Batch, parameters: Parameters) -> Batch:

@@ -14,9 +14,10 @@ from ihvp_torch._tree import fill, map_leaves, named_leaves
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """``batch`` with numpy arrays and CPU tensors turned into tensors on ``device``, dtypes kept.
+    """``batch`` with numpy arrays, and tensors on another kind of device, as tensors on ``device``.
 
-    Leaves of any other kind stay as they are. Nothing is copied that is there already.
+    Dtypes are kept. Leaves of any other kind stay as they are. Nothing is copied that is there already. A
+    tensor that requires a gradient becomes a leaf of its own.
     """
 
     def move(leaf: Any) -> Any:
@@ -27,10 +28,19 @@ def to_device(batch: Any, device: torch.device) -> Any:
         if isinstance(leaf, Tensor):
             # Tensors made in inference mode cannot be saved for a backward pass.
             kept = leaf.clone() if leaf.is_inference() else leaf
-            return kept.to(device) if kept.device.type == "cpu" else kept
+            if kept.requires_grad:
+                # A loss may differentiate by its data; what that was computed from is not its business.
+                kept = kept.detach().requires_grad_()
+            # Frozen parts of a module may be on further devices of one kind, and their data with them.
+            there = kept.device.type == device.type != "cpu"
+            return kept if there or kept.device == device else _moved(kept, device)
         return leaf.to(device) if isinstance(leaf, PackedSequence) else leaf
 
     return map_leaves(move, batch)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.detach().to(device).requires_grad_(tensor.requires_grad)
 
 
 class Examples:

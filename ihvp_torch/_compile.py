@@ -17,9 +17,11 @@ from ihvp_torch._derivatives import Function, scalar
 from ihvp_torch._fallback import FirstThatWorks
 from ihvp_torch._parameters import ModuleParameters, Parameters
 from ihvp_torch._program import CannotCompile, Program
+from ihvp_torch._reach import content_with_replica
 from ihvp_torch._rows import compiled_rows
 from ihvp_torch._trace import trace
 from ihvp_torch._tree import fill, named_leaves, structure
+from ihvp_torch._turns import compiling
 from ihvp_torch._vector import row_by_row
 
 _log = logging.getLogger("ihvp")
@@ -40,6 +42,9 @@ class Compiler:
 
     def __init__(self) -> None:
         self._shelves: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[type[Compiler], tuple[()]]:
+        return Compiler, ()
 
     def curvature(
         self, loss: Loss, parameters: Parameters, batch: Batch, ordinary: Ordinary
@@ -81,6 +86,7 @@ class CompiledCurvature:
         self, programs: Programs, loss: Loss, parameters: Parameters, batch: Batch, ordinary: Ordinary
     ) -> None:
         self._programs, self._loss, self._ordinary = programs, loss, ordinary
+        self._evaluate = content_with_replica(loss, parameters)
         self._parameters, self._batch, self._rest = parameters, batch, parameters.rest
         self._inputs = [t.detach() for t in (*parameters.tensors, *self._rest, *_tensors(batch))]
         self._shared: dict[Hashable, list[Tensor]] = {}
@@ -137,12 +143,16 @@ class CompiledCurvature:
 
     def _program(self, v: Tensor) -> Program | None:
         kind = _kind(v)
-        if kind not in self._programs:
-            try:
-                self._programs[kind] = Program(trace(self._product, [*self._inputs, v]))
-            except Exception as error:
-                self._give_up(kind, error)
-        return self._programs[kind]
+        with compiling:
+            if kind not in self._programs:
+                # Whether a replica of a module will do for the loss, no trace can tell.
+                function = self._function(self._parameters.tensors, self._batch)
+                function.bind(function.leaves())(function.evaluate)
+                try:
+                    self._programs[kind] = Program(trace(self._product, [*self._inputs, v]))
+                except Exception as error:
+                    self._give_up(kind, error)
+            return self._programs[kind]
 
     def _give_up(self, kind: Hashable, error: Exception) -> None:
         self._programs[kind] = None
@@ -171,7 +181,7 @@ class CompiledCurvature:
 
     def _function(self, tensors: list[Tensor], batch: Batch, rest: list[Tensor] | None = None) -> Function:
         bind = functools.partial(self._parameters.bind, rest=rest)
-        return Function(tensors, bind, lambda at: scalar(self._loss(at, batch)), batch)
+        return Function(tensors, bind, lambda at: scalar(self._evaluate(at, batch)), batch)
 
 
 def _kind(v: Tensor) -> Hashable:
@@ -189,7 +199,7 @@ def _parameters_key(parameters: Parameters) -> Hashable:
     layouts = tuple(_layout(tensor) for tensor in (*parameters.tensors, *parameters.rest))
     if not isinstance(parameters, ModuleParameters):
         return structure(parameters.tree), layouts
-    places = [(slot.name, id(slot.tensor)) for part in parameters.slots for slot in part]
+    places = [(slot.name, id(slot.tensor)) for slot in parameters.slots.tensors]
     order = {place: i for i, place in enumerate(dict.fromkeys(place for _, place in places))}
     tied = tuple((name, order[place]) for name, place in places)
     modes = tuple(part.training for part in parameters.module.modules())

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.graph import get_gradient_edge
 
-from ihvp_torch._derivatives import Function, duals, gradient
+from ihvp_torch._derivatives import Function, duals, forward_mode, gradient
 from ihvp_torch._fallback import FirstThatWorks, Memory, unfused_kernels
 from ihvp_torch._graph import saved_tensors
 from ihvp_torch._opaque import refuse_constants, refuse_once_differentiable
@@ -75,7 +75,7 @@ def forward_over_reverse(function: Function) -> Product:
     """The derivative of the gradient along ``v``, one forward and backward pass on dual numbers each."""
 
     def product(v: Tensor, last: bool) -> Tensor:
-        with forward_ad.dual_level():
+        with forward_mode(), forward_ad.dual_level():
             leaves = function.leaves()
             point = duals(leaves, split(v, leaves))
             gradients = function.bind(point)(lambda structure: gradient(function.evaluate(structure), point))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ihvp.errors import LossIndependentOfParameters, LossNotScalar, describe
+from ihvp.errors import ChangedInPlace, LossIndependentOfParameters, LossNotScalar, describe
 from ihvp_torch._checkpoint import recorded_checkpoints
 from ihvp_torch._parameters import Call
+from ihvp_torch._reach import in_place_where_missed
+from ihvp_torch._turns import silently, turns
 from ihvp_torch._vector import join
 
 P = ParamSpec("P")
@@ -60,10 +61,15 @@ def recording(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
         with recorded_checkpoints():
-            if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-                return function(*args, **kwargs)
-            with torch.inference_mode(False), torch.enable_grad():
-                return function(*args, **kwargs)
+            try:
+                if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+                    return in_place_where_missed(function, *args, **kwargs)
+                with torch.inference_mode(False), torch.enable_grad():
+                    return in_place_where_missed(function, *args, **kwargs)
+            except RuntimeError as error:
+                if "modified by an inplace operation" in str(error):
+                    raise ChangedInPlace from error
+                raise
 
     return recorded
 
@@ -110,17 +116,23 @@ def gradient(
 
 
 def duals(point: Sequence[Tensor], tangents: Sequence[Tensor]) -> list[Tensor]:
-    """The point with its tangents attached; call it inside ``forward_ad.dual_level()``."""
-    with forward_mode():
-        return [forward_ad.make_dual(x, t) for x, t in zip(point, tangents, strict=True)]
+    """The point with its tangents attached; call it inside :func:`forward_mode` and a ``dual_level``."""
+    return [forward_ad.make_dual(x, t) for x, t in zip(point, tangents, strict=True)]
 
 
 @contextmanager
 def forward_mode() -> Iterator[None]:
-    """At the first use of forward mode torch compiles its own formulas with a function it has deprecated."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"`torch\.jit", category=DeprecationWarning)
+    """In the block, forward mode may be used: by one thread, for torch counts its levels for all together."""
+    _load_forward_mode()
+    with turns:
         yield
+
+
+@functools.cache
+def _load_forward_mode() -> None:
+    # Torch compiles its formulas with a function that it has deprecated.
+    with silently():
+        from torch._decomp import decompositions_for_jvp  # noqa: F401
 
 
 def flat_gradient(function: Function) -> Tensor:

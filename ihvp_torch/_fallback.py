@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ihvp.errors import IhvpError, UnsupportedOperation
+from ihvp.shared_context import SharedContext
 from ihvp_torch._opaque import UNNAMED, unsupported_operation
 from ihvp_torch._vector import Product
 from ihvp_torch._weight_norm import PlainWeightNorm
@@ -106,14 +107,23 @@ def unfused_kernels() -> Iterator[None]:
     Attention and weight normalisation run in their mathematical form, recurrent layers without cuDNN,
     compiled functions eagerly.
     """
+    with PlainWeightNorm(), _plain_kernels():
+        yield
+
+
+@contextmanager
+def _switched() -> Iterator[None]:
     with ExitStack() as stack:
-        stack.enter_context(PlainWeightNorm())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if torch.backends.cudnn.is_available():
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+# Torch has these switches once for all threads.
+_plain_kernels = SharedContext(_switched)
 
 
 def _identity(function: Any) -> Any:

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from ihvp.errors import LossIndependentOfParameters
 from ihvp_torch._curvature import unfused
-from ihvp_torch._derivatives import Function, duals
+from ihvp_torch._derivatives import Function, duals, forward_mode
 from ihvp_torch._fallback import FirstThatWorks, Memory
 from ihvp_torch._opaque import refuse_constants, refuse_once_differentiable
 from ihvp_torch._parameters import Call
@@ -112,7 +112,7 @@ def dual_numbers(output_curvature: OutputCurvature) -> Callable[[Function], Prod
         curve = output_curvature(outputs)
 
         def push(v: Tensor) -> Tensor:
-            with forward_ad.dual_level():
+            with forward_mode(), forward_ad.dual_level():
                 tree = predict.bind(duals(predict.point(), split(v, leaves)))(predict.evaluate)
                 values = [leaf for _, leaf in named_leaves(tree)]
                 tangents = [forward_ad.unpack_dual(values[i]).tangent for i in outputs.varying]

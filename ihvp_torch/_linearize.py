@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,8 @@ class Linearization:
         self, prepare: Callable[[], FirstThatWorks | CompiledCurvature], params: Any, batch: Any
     ) -> None:
         self._prepare, self._params, self._batch = prepare, params, batch
+        # A kept graph is not for two threads at once: checkpoints and hooks of the user's may write to it.
+        self._lock = threading.RLock()
         self._renew()
 
     @property
@@ -48,14 +51,15 @@ class Linearization:
 
     @recording
     def __call__(self, v: Tensor) -> Tensor:
-        if _signature(self._params) != self._seen:
-            self._renew()
-        return multiply(self._product, v, last=False)
+        with self._lock:
+            if _signature(self._params) != self._seen:
+                self._renew()
+            return multiply(self._product, v, last=False)
 
     def _renew(self) -> None:
-        self._seen = _signature(self._params)
-        self._product = self._prepare()
-        self._product.prepare()
+        seen, product = _signature(self._params), self._prepare()
+        product.prepare()
+        self._seen, self._product = seen, product
 
 
 def _signature(params: Any) -> list[Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
 from ihvp.errors import ParameterError, describe
+from ihvp_torch._replica import is_bound_in_place, replicate
 from ihvp_torch._tree import fill, named_leaves
+from ihvp_torch._turns import turns
 
 Call: TypeAlias = Callable[[Callable[[Any], Any]], Any]
 """``call(function)``: the value of ``function(params)``, with ``params`` in the user's structure."""
@@ -32,6 +35,25 @@ class Slot(NamedTuple):
     holder: MutableMapping[str, Tensor | None]
     key: str
     tensor: Tensor
+
+
+@dataclass
+class Slots:
+    """A module's parts, and the places of its parameters and of its buffers.
+
+    Where it is bound in place, also those of the tensors that hooks compute from the parameters.
+    """
+
+    parts: list[nn.Module]
+    parameters: list[Slot] = field(default_factory=list)
+    buffers: list[Slot] = field(default_factory=list)
+    computed: list[Slot] = field(default_factory=list)
+    in_place: bool = False
+
+    @property
+    def tensors(self) -> Iterator[Slot]:
+        """Parameters and buffers."""
+        return itertools.chain(self.parameters, self.buffers)
 
 
 @dataclass(frozen=True)
@@ -63,14 +85,13 @@ class ModuleParameters:
     module: nn.Module
     names: list[str]
     tensors: list[Tensor]
-    slots: tuple[list[Slot], list[Slot]]
-    computed: list[Slot]
+    slots: Slots
 
     @property
     def rest(self) -> list[Tensor]:
         """What a loss can read through the module beside them: frozen parameters and buffers, once each."""
-        own = {id(slot.tensor) for slot in self.slots[0] if slot.name in self.names}
-        unique = {id(slot.tensor): slot.tensor for part in self.slots for slot in part}
+        own = {id(slot.tensor) for slot in self.slots.parameters if slot.name in self.names}
+        unique = {id(slot.tensor): slot.tensor for slot in self.slots.tensors}
         return [tensor for place, tensor in unique.items() if place not in own]
 
     def assemble(self, tensors: Sequence[Tensor]) -> ModuleState:
@@ -78,36 +99,45 @@ class ModuleParameters:
         return ModuleState(self.module, dict(zip(self.names, tensors, strict=True)))
 
     def bind(self, tensors: Sequence[Tensor], rest: Sequence[Tensor] | None = None) -> Call:
-        """Calls functions of the module with ``tensors`` in the place of its parameters.
+        """Calls functions of a replica of the module with ``tensors`` in the place of its parameters.
 
         Buffers are replaced by clones, because batch norm in training mode writes to them; with ``rest``,
-        those that are in the place of :attr:`rest`. What hooks compute from the parameters is put back.
+        those that are in the place of :attr:`rest`. A module that cannot be replicated gets the tensors
+        itself for the time of a call, one thread at a time.
         """
-        parameters, buffers = self.slots
-        own = {slot.name: slot.tensor for slot in parameters}
+        own = {slot.name: slot.tensor for slot in self.slots.parameters}
         # By identity, so that every place of a tied tensor gets the same one.
         substitutes = {id(own[name]): tensor for name, tensor in zip(self.names, tensors, strict=True)}
         if rest is not None:
             substitutes |= {id(old): tensor for old, tensor in zip(self.rest, rest, strict=True)}
-        for slot in buffers:
+        for slot in self.slots.buffers:
             substitutes[id(slot.tensor)] = substitutes.get(id(slot.tensor), slot.tensor).clone()
+        if self.slots.in_place:
+            return self._bind_in_place(substitutes)
+        with turns:
+            replica = replicate(self.slots.parts, substitutes)
+        return lambda function: function(replica)
+
+    def _bind_in_place(self, substitutes: Mapping[int, Tensor]) -> Call:
+        """What hooks compute from the parameters is put back, too."""
         places = [
             (slot.holder, slot.key, substitutes[id(slot.tensor)])
-            for slot in (*parameters, *buffers)
+            for slot in self.slots.tensors
             if id(slot.tensor) in substitutes
         ]
-        places += [(slot.holder, slot.key, slot.tensor) for slot in self.computed]
+        places += [(slot.holder, slot.key, slot.tensor) for slot in self.slots.computed]
 
         # torch.func.functional_call does the same, but for a small network takes as long as a product.
         def call(function: Callable[[nn.Module], Any]) -> Any:
-            held = [(holder, key, holder[key]) for holder, key, _ in places]
-            try:
-                for holder, key, tensor in places:
-                    holder[key] = tensor
-                return function(self.module)
-            finally:
-                for holder, key, original in held:
-                    holder[key] = original
+            with turns:
+                held = [(holder, key, holder[key]) for holder, key, _ in places]
+                try:
+                    for holder, key, tensor in places:
+                        holder[key] = tensor
+                    return function(self.module)
+                finally:
+                    for holder, key, original in held:
+                        holder[key] = original
 
         return call
 
@@ -125,54 +155,53 @@ def parameters_of(params: Any) -> Parameters:
     """
     if isinstance(params, nn.Module):
         module = params
-        places, computed = slots(module)
+        places = slots(module)
         trainable: dict[int, Slot] = {}
-        for slot in places[0]:
+        for slot in places.parameters:
             if slot.tensor.requires_grad:
                 trainable.setdefault(id(slot.tensor), slot)
         named: dict[str, Tensor] = {slot.name: slot.tensor for slot in trainable.values()}
-        if not named and places[0]:
+        if not named and places.parameters:
             raise ParameterError(
                 "No parameter of the module has requires_grad; expected at least one. Call "
                 "module.requires_grad_(True), or on the layers to differentiate."
             )
     elif isinstance(params, ModuleState):
         module, named = params.module, dict(params)
-        places, computed = slots(module)
+        places = slots(module)
     else:
         leaves = list(named_leaves(params))
         _check(leaves, params)
         return TreeParameters(params, [tensor for _, tensor in leaves])
     _check(list(named.items()), params)
-    return ModuleParameters(module, list(named), list(named.values()), places, computed)
+    return ModuleParameters(module, list(named), list(named.values()), places)
 
 
-def slots(module: nn.Module) -> tuple[tuple[list[Slot], list[Slot]], list[Slot]]:
-    """The places of a module's parameters and of its buffers, and of tensors that a hook computes from them.
-
-    A tied tensor has several places.
-    """
-    parameters: list[Slot] = []
-    buffers: list[Slot] = []
-    computed: list[Slot] = []
-    for path, part in module.named_modules():
-        prefix = f"{path}." if path else ""
-        for found, holder in ((parameters, part._parameters), (buffers, part._buffers)):
-            # Most parts have none of one kind or of both.
-            if holder:
-                found += [Slot(prefix + key, holder, key, t) for key, t in holder.items() if t is not None]
-        if part._forward_pre_hooks:
-            # As the old weight norm does, which keeps the weight of the last forward pass as an attribute.
-            own = vars(part)
-            computed += [Slot(prefix + key, own, key, t) for key, t in own.items() if isinstance(t, Tensor)]
-    return (parameters, buffers), computed
+def slots(module: nn.Module) -> Slots:
+    """The places of a module's tensors; a tied tensor has several."""
+    with turns:
+        parts = dict(module.named_modules())
+        found = Slots([*parts.values()])
+        found.in_place = is_bound_in_place(found.parts)
+        for path, part in parts.items():
+            prefix = f"{path}." if path else ""
+            for kind, holder in ((found.parameters, part._parameters), (found.buffers, part._buffers)):
+                # Most parts have none of one kind or of both.
+                if holder:
+                    kind += [Slot(prefix + key, holder, key, t) for key, t in holder.items() if t is not None]
+            if found.in_place and part._forward_pre_hooks:
+                # As the old weight norm does, which keeps the weight of the last forward pass.
+                own = part.__dict__
+                found.computed += [Slot(key, own, key, t) for key, t in own.items() if isinstance(t, Tensor)]
+    return found
 
 
 def live_tensors(params: Any) -> list[Tensor]:
     """Every tensor that a loss can read through ``params`` at this moment."""
     if isinstance(params, nn.Module):
-        holders = [holder for part in params.modules() for holder in (part._parameters, part._buffers)]
-        return [tensor for holder in holders for tensor in holder.values() if tensor is not None]
+        with turns:
+            holders = [holder for part in params.modules() for holder in (part._parameters, part._buffers)]
+            return [tensor for holder in holders for tensor in holder.values() if tensor is not None]
     if isinstance(params, ModuleState):
         return [*params.values(), *live_tensors(params.module)]
     return [tensor for _, tensor in named_leaves(params)]

@@ -46,7 +46,8 @@ def _together(function_of: Callable[[Any], Function], examples: Examples) -> Ten
         each = torch.func.vmap(torch.func.grad(loss_of_one(function_of, examples)), axes)
         for start in range(0, len(examples), rows):
             tile = [tensor[start : start + rows] for tensor in examples.tensors]
-            parts = [part.flatten(1) for part in each(tuple(point), *tile)]
+            # Data that requires a gradient leaves a graph behind.
+            parts = [part.detach().flatten(1) for part in each(tuple(point), *tile)]
             if start == 0:
                 widest = functools.reduce(torch.promote_types, (part.dtype for part in parts))
                 result = parts[0].new_empty(len(examples), sum(sizes), dtype=widest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, fx
 
 from ihvp.errors import InvalidOption
 from ihvp_torch._trace import Trace
+from ihvp_torch._turns import compiling, silently
 
 Lowered = Callable[..., Sequence[Tensor]]
 
@@ -45,7 +45,7 @@ class Program:
         CannotCompile
         """
         given = [*inputs, *self._trace.constants]
-        with torch.no_grad():
+        with torch.no_grad(), compiling:
             if self._shared is None:
                 self._shared = _lower(self._trace.shared, given)
             shared = [*self._shared(*given), *(given[i] for i in self._trace.passed)]
@@ -68,9 +68,7 @@ def _lower(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Lowered:
     from torch._inductor import compile as lower  # a second of importing
 
     try:
-        with warnings.catch_warnings():
-            # What the compiler says of its own ways and of the machine.
-            warnings.simplefilter("ignore")
+        with silently():  # what the compiler says of its own ways and of the machine
             lowered: Lowered = lower(module, list(inputs))
             lowered(*inputs)  # some of the work waits for the first call
             return lowered

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ihvp_torch._fold import fold_repeated
+from ihvp_torch._turns import silently
 
 # Operations that cost nothing: each graph has its own, so that no view is kept in memory as a tensor.
 _VIEWS = (
@@ -53,9 +53,8 @@ def trace(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Trace:
     Exception
         Of any kind, where the function asks for values of its inputs, or leaves torch.
     """
-    with warnings.catch_warnings(), torch.autograd.set_multithreading_enabled(False):
-        # Deprecations inside torch itself.
-        warnings.simplefilter("ignore")
+    # There are deprecations inside torch itself.
+    with silently(), torch.autograd.set_multithreading_enabled(False):
         recorded = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
         # Without operations in place, whose order would matter.
         flat = torch.func.functionalize(recorded)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ihvp.backend import Vector
+from ihvp.shared_context import SharedContext
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def leaving_the_cores_to(vectors: Vector) -> Iterator[None]:
     if isinstance(vectors, np.ndarray):
         yield
         return
-    with _openblas().limit(limits=1):
+    with _one_thread():
         yield
 
 
@@ -38,3 +39,6 @@ def _openblas() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(prefix="libscipy_openblas")
+
+
+_one_thread = SharedContext(lambda: _openblas().limit(limits=1))

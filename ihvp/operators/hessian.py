@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +64,14 @@ class Hessian(CurvatureOperator):
             raise InvalidOption("memory_budget", memory_budget, "a number of bytes, or None")
         self._budget = memory_budget
         self._passes: Passes | None = None
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process, or a copy, linearises again.
+        return {**self.__dict__, "_passes": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def batch_product(self, batch: Batch, v: Vector) -> Vector:
         return self.objective.backend.hvp(self.objective.loss, self.objective.params, batch, v)
@@ -83,11 +93,13 @@ class Hessian(CurvatureOperator):
         return None
 
     def _terms(self, v: Vector) -> Iterator[Term]:
-        if self._passes is None or not self._passes.belong_to(self.objective):
-            # What is kept goes before its memory is counted.
-            self._passes = None
-            self._passes = Passes(self.objective, self._budget)
-        yield from self._passes.terms(v)
+        with self._lock:
+            if self._passes is None or not self._passes.belong_to(self.objective):
+                # What is kept goes before its memory is counted.
+                self._passes = None
+                self._passes = Passes(self.objective, self._budget)
+            passes = self._passes
+        yield from passes.terms(v)
 
     def product_error(self, v: Vector) -> float:
         objective, backend = self.objective, self.objective.backend

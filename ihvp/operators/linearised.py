@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from ihvp.backend import Matvec, SupportsLinearize
 from ihvp.data import Piece
 from ihvp.memory import free_memory
@@ -37,9 +39,14 @@ class LinearisedBatches:
         self.bytes_each: float | None = None
         self._objective, self._left = objective, budget
         self._kept: dict[int, tuple[Piece, Matvec, int]] = {}
+        self._lock = threading.RLock()
 
     def get(self, place: int, piece: Piece) -> Matvec | None:
         """The linearised batch, if it is kept or the budget has room for it."""
+        with self._lock:
+            return self._get(place, piece)
+
+    def _get(self, place: int, piece: Piece) -> Matvec | None:
         if place in self._kept:
             known, matvec, nbytes = self._kept[place]
             if known.is_same(piece):

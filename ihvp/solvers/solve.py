@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
@@ -196,6 +197,11 @@ class Inverse(LinearOperator):
         super().__init__(operator.space)
         self.operator, self.damping, self.solver = operator, _checked_damping(damping), solver
         self._prepared = solver.prepare(operator, self.damping)
+        # What was prepared may learn from each solve.
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Inverse, (self.operator, self.damping, self.solver)
 
     def apply(self, v: Vector) -> Vector:
         return self.solve(v).x
@@ -210,7 +216,7 @@ class Inverse(LinearOperator):
             As for :func:`solve`.
         """
         self.operator.verify()
-        with Monitor(type(self.solver).__name__, progress=progress) as monitor:
+        with self._lock, Monitor(type(self.solver).__name__, progress=progress) as monitor:
             return self.solver.apply(self._prepared, v, x0=None, monitor=monitor)
 
 

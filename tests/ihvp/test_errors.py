@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import multiprocessing
+import pickle
 
 import numpy as np
 import pytest
@@ -78,3 +81,48 @@ def test_wrong_shape_gives_both_accepted_shapes():
 )
 def test_describe_names_the_type_and_shape(value, text):
     assert errors.describe(value) == text
+
+
+def an_error(cls):
+    """One of the class, made from facts of the kinds that it asks for."""
+    solution = ihvp.Solution(np.ones(2), False, 0.5, 3, 4, "because", np.ones(4))
+    by_name = {"solution": solution, "eigenpairs": None, "cause": ValueError("x"), "differing": {"a": (1, 2)}}
+    by_type = {"Iterable[str]": ["b", "a"], "Sequence[int]": (3, 4), "float": 0.5, "int": 7, "int | None": 7}
+    parameters = [
+        parameter
+        for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    if cls.__init__ in (Exception.__init__, *(base.__init__ for base in cls.__mro__[-4:])):
+        return cls("the text")
+    return cls(*[by_name.get(p.name, by_type.get(p.annotation, f"{p.name}!")) for p in parameters])
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "again",
+    [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy],
+    ids=["pickle", "copy", "deep"],
+)
+def test_errors_are_the_same_in_another_process_and_as_copies(cls, again):
+    error = an_error(cls)
+    error.add_note("a note")
+    found = again(error)
+    assert type(found) is cls
+    assert str(found) == str(error)
+    assert repr(vars(found)) == repr(vars(error))
+    assert found.args == error.args
+
+
+def _fail(_):
+    ihvp.solve(ihvp.Dense(np.diag([1.0, -1.0])), np.ones(2))
+
+
+def test_an_error_of_a_worker_reaches_the_pool_with_its_solution():
+    with (
+        multiprocessing.get_context("spawn").Pool(1) as pool,
+        pytest.raises(errors.IndefiniteCurvature, match="curvature") as caught,
+    ):
+        pool.map_async(_fail, [0]).get(timeout=60)
+    assert caught.value.solution.x.shape == (2,)
+    assert caught.value.suggested_damping > 1

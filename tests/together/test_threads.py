@@ -47,3 +47,15 @@ def test_a_block_solve_leaves_the_threads_as_they_were():
     A = ihvp.Dense(torch.diag(torch.arange(1.0, 9.0)))
     ihvp.solve(A, torch.eye(8)[:, :3])
     assert threads() == before
+
+
+@needs_threads
+def test_the_last_of_overlapping_calls_gives_the_threads_back():
+    before = threads()
+    first, second = (algebra.leaving_the_cores_to(torch.ones(3)) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert set(threads()) == {1}
+    second.__exit__(None, None, None)
+    assert threads() == before
