@@ -8,17 +8,25 @@ INPUTS := pyproject.toml constraints.txt
 PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CURDIR)/constraints.txt
 FRAMEWORKS := torch jax tf numdiff
 
-.PHONY: help demo test bench docs lint clean
+.PHONY: help demo test test-kernels test-oldest bench docs lint clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 20
 
 demo: $(ENVS)/demo-$(BACKEND)/.ready ## Ask which training digits are behind a wrong prediction (BACKEND=numdiff|torch|jax|tf)
 	@$(ENVS)/demo-$(BACKEND)/bin/ihvp demo --backend $(BACKEND)
 
 test: $(ENVS)/test/.ready ## Run all tests, each framework in a process of its own
 	@PYTHON=$(CURDIR)/$(ENVS)/test/bin/python tests/run
+
+test-kernels: $(ENVS)/test/.ready ## Run the core tests with each of OpenBLAS's kernels that this processor can run
+	@PYTHON=$(CURDIR)/$(ENVS)/test/bin/python tests/kernels
+
+test-oldest: $(ENVS)/oldest/.ready ## Run the contract of JAX and numdiff and the core tests on the lowest versions declared
+	@for backend in numdiff jax; do $(ENVS)/oldest/bin/ihvp contract $$backend -q || exit 1; done
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(ENVS)/oldest/bin/python -m pytest -q tests/ihvp/solvers \
+		tests/ihvp/eigen tests/ihvp/estimators tests/ihvp/operators tests/ihvp/weights tests/ihvp_jax/test_products.py
 
 bench: $(ENVS)/bench/.ready ## Measure beside other libraries and write docs/performance (ONLY=solves)
 	@$(ENVS)/bench/bin/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
@@ -58,6 +66,12 @@ $(ENVS)/demo-%/.ready: $(ENVS)/demo-%/bin/python $(INPUTS)
 $(ENVS)/test/.ready: $(ENVS)/test/bin/python $(INPUTS) tests/example_plugin/pyproject.toml
 	@$(TORCH)
 	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,test]' --editable $(CURDIR)/tests/example_plugin
+	@touch $@
+
+$(ENVS)/oldest/.ready: $(ENVS)/oldest/bin/python $(INPUTS) tests/oldest.py
+	@$(PYTHON) tests/oldest.py >$(@D)/lowest.txt
+	@cd $(@D) && bin/python -m pip install --quiet --disable-pip-version-check --constraint lowest.txt \
+		--editable '$(CURDIR)[influence,demo,jax,test]'
 	@touch $@
 
 $(ENVS)/bench/.ready: $(ENVS)/bench/bin/python $(INPUTS) tests/benchmarks/peers.txt

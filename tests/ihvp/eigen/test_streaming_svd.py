@@ -8,6 +8,8 @@ from sklearn.decomposition import IncrementalPCA
 from ihvp.eigen.streaming_svd import streaming_svd
 from ihvp.errors import EmptyData, InvalidOption
 
+EPS = np.finfo(np.float64).eps
+
 
 def matrix(rows=60, columns=40, decay=0.7, mean=0.0):
     rng = np.random.default_rng(0)
@@ -36,7 +38,9 @@ def test_a_matrix_of_low_rank_is_decomposed_exactly_in_one_pass():
     values = np.linalg.svd(J, compute_uv=False)
     assert_allclose(svd.values, values[:5], rtol=1e-13)
     assert svd.discarded <= 1e-26 * values[0] ** 2
-    assert_allclose((svd.vectors * svd.values**2) @ svd.vectors.T, J.T @ J, rtol=0, atol=1e-11)
+    assert_allclose(
+        (svd.vectors * svd.values**2) @ svd.vectors.T, J.T @ J, rtol=0, atol=100 * EPS * values[0] ** 2
+    )
 
 
 @pytest.mark.parametrize("size", [1, 7, 50, 300])
@@ -45,8 +49,10 @@ def test_what_was_discarded_is_the_trace_of_the_error_and_bounds_every_value(siz
     J = matrix(300, 40, decay)
     svd = streaming_svd(cut(J, size), rank=15)
     error = J.T @ J - (svd.vectors * svd.values**2) @ svd.vectors.T
-    assert_allclose(np.trace(error), svd.discarded, rtol=1e-10)
-    assert np.linalg.eigvalsh(error)[0] >= -1e-12 * svd.values[0] ** 2
+    rounding = 100 * EPS * svd.values[0] ** 2
+    assert_allclose(np.trace(error), svd.discarded, rtol=1e-10, atol=rounding)
+    assert svd.discarded > 10 * rounding
+    assert np.linalg.eigvalsh(error)[0] >= -rounding
     true = np.linalg.svd(J, compute_uv=False)[:15] ** 2
     assert np.all(true - svd.values**2 <= svd.discarded)
     assert np.all(svd.values**2 <= true * (1 + 1e-12))

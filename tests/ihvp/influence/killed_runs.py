@@ -102,6 +102,11 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def running(child: int) -> bool:
+    """Whether a process has not ended; it is not reaped."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
 def main(root: Path, name: str, stop: signal.Signals, stops: int, seed: int) -> None:
     # A job in the background begins with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -116,7 +121,11 @@ def main(root: Path, name: str, stop: signal.Signals, stops: int, seed: int) -> 
         shutil.rmtree(folder, ignore_errors=True)
         log.unlink(missing_ok=True)
         child = fork(folder, log)
-        time.sleep(rng.uniform(0, duration))
+        # At a random place of the work, however fast the machine is.
+        place = rng.integers(0, CHUNKS)
+        while lines(log) < place and running(child):
+            time.sleep(1e-4)
+        time.sleep(rng.uniform(0, duration / CHUNKS))
         os.kill(child, stop)
         _, status = os.waitpid(child, 0)
         if status == 0:

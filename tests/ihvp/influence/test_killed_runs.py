@@ -19,10 +19,10 @@ PROGRAM = Path(__file__).with_name("killed_runs.py")
 @pytest.mark.parametrize(
     ("name", "stop", "stops"),
     [
-        ("scores", "SIGKILL", 20),
-        ("scores.zarr", "SIGKILL", 10),
-        ("scores", "SIGINT", 5),
-        ("scores.zarr", "SIGINT", 5),
+        ("scores", "SIGKILL", 8),
+        ("scores.zarr", "SIGKILL", 4),
+        ("scores", "SIGINT", 3),
+        ("scores.zarr", "SIGINT", 3),
     ],
 )
 def test_a_stopped_run_goes_on_bit_for_bit_and_repeats_at_most_one_chunk(tmp_path, name, stop, stops):

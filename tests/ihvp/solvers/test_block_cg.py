@@ -141,7 +141,7 @@ def network():
     [
         ("regression", 1e-3, 80, 2.7),
         ("regression", 1e-6, 144, 2.2),
-        ("network", 1e-3, 160, 2.4),
+        ("network", 1e-3, 160, 2.2),
         ("network", 1e-6, 272, 2.9),
     ],
 )
@@ -375,7 +375,10 @@ def test_what_is_solved_is_solved_and_where_separate_columns_are_so_is_the_block
         assert np.all(error <= 2 * allowed / np.linalg.eigvalsh(matrix)[0])
     else:
         assert decades > 6, solution.stop_reason
-        assert not separate(matrix, v, rtol=rtol).converged or "lost" in course.reasons
+        # Where the rounding of a residual alone is as large as the tolerance, convergence is chance.
+        exact = np.linalg.norm(np.linalg.solve(matrix, v), axis=0)
+        chance = np.any(4 * size * np.finfo(float).eps * exact > rtol * np.linalg.norm(v, axis=0))
+        assert chance or not separate(matrix, v, rtol=rtol).converged or "lost" in course.reasons
 
 
 @pytest.mark.parametrize("seed", range(10))

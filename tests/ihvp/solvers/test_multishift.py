@@ -58,9 +58,11 @@ def test_solutions_come_in_the_order_of_the_dampings(rng, make_definite):
 def test_iterates_are_those_of_cg_for_each_damping(rng, make_definite):
     operator, v = ihvp.Dense(make_definite(rng, 30, 100)), rng.normal(size=30)
     for damping, solution in zip(
-        DAMPINGS, ihvp.solve(operator, v, damping=DAMPINGS, solver=CG(rtol=1e-6)), strict=True
+        DAMPINGS, ihvp.solve(operator, v, damping=DAMPINGS, solver=CG(rtol=1e-3)), strict=True
     ):
-        single = ihvp.solve(operator, v, damping=damping, solver=CG(rtol=1e-6))
+        # So few that rounding does not yet part the two.
+        single = ihvp.solve(operator, v, damping=damping, solver=CG(rtol=1e-3))
+        assert single.iterations < 30
         assert abs(solution.iterations - single.iterations) <= 1
         steps = min(len(solution.history), len(single.history), 15)
         np.testing.assert_allclose(solution.history[:steps], single.history[:steps], rtol=1e-6)
