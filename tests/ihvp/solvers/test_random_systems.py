@@ -13,7 +13,7 @@ from ihvp.solvers.minres import MINRES
 
 KINDS = ("definite", "semi-definite", "indefinite", "zero")
 RIGHT_HAND_SIDES = ("vector", "block", "wide", "repeated", "zero", "with a zero", "in the range")
-SYSTEMS = 1000
+SYSTEMS = 500
 SOLVERS = {
     "CG": CG(rtol=1e-6),
     "CG truncate": CG(rtol=1e-6, on_indefinite="truncate"),
