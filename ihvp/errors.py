@@ -129,7 +129,7 @@ class InvalidOption(IhvpError, ValueError):
     """An option has a value outside its range."""
 
     def __init__(self, option: str, found: object, expected: str) -> None:
-        super().__init__(f"{option} is {found!r}; expected {expected}.")
+        super().__init__(f"{option} is {_shown(found)}; expected {expected}.{instead(found)}")
 
 
 class ParameterError(IhvpError, TypeError):
@@ -255,6 +255,20 @@ class WrongDevice(VectorError):
 
 class LossError(IhvpError):
     """The loss is not a function that can be differentiated twice."""
+
+
+class LossFailed(LossError, RuntimeError):
+    """What the framework, or the loss itself, raised while the loss was computed or differentiated.
+
+    The error of the framework is chained: ``__cause__``.
+    """
+
+    def __init__(self, what: str, cause: BaseException) -> None:
+        super().__init__(
+            f"{what} failed with {type(cause).__name__}: {_first(str(cause))} Expected a function loss(params, "
+            "batch), or loss(outputs, batch) beside predict=…, that takes batches of any number of examples "
+            "and computes with operations that the framework differentiates."
+        )
 
 
 class LossNotScalar(LossError, TypeError):
@@ -563,4 +577,40 @@ def describe(value: Any) -> str:
         else f"{kind.__module__.split('.')[0]}.{kind.__qualname__}"
     )
     shape = getattr(value, "shape", None)
-    return name if shape is None or callable(shape) else f"{name} of shape {tuple(shape)}"
+    try:
+        return f"{name} of shape {tuple(shape)}"
+    except (TypeError, ValueError):  # None, a method, or a shape that is not known yet
+        return name
+
+
+def instead(value: Any) -> str:
+    """What to pass in the place of an object of a library that belongs to no backend.
+
+    >>> instead([1.0])
+    ''
+    """
+    return _INSTEAD.get(type(value).__module__.partition(".")[0], "")
+
+
+_INSTEAD = {
+    "pandas": " Of a pandas object pass its .to_numpy().",
+    "sklearn": (
+        " A scikit-learn estimator tells neither its loss nor its gradient: pass its fitted arrays, such as "
+        "coef_, as params, with grad=…, the gradient of its loss."
+    ),
+}
+
+
+def _first(text: str, most: int = 400) -> str:
+    """The beginning of a text, as a sentence."""
+    text = text.strip() if len(text) <= most else text[:most].rstrip() + " …"
+    return text if text.endswith((".", "…")) else f"{text}."
+
+
+def _shown(value: Any) -> str:
+    """A value as its own text where that is short, else as its type."""
+    try:
+        text = repr(value)
+    except Exception:  # whatever an object does wrong, it is the argument that is told of
+        return describe(value)
+    return text if len(text) <= 80 and "\n" not in text else describe(value)

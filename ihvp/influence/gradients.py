@@ -12,9 +12,10 @@ from ihvp import algebra
 from ihvp.algebra import to_numpy
 from ihvp.backend import Batch, SupportsExampleProducts, Vector
 from ihvp.data import describe_structure
-from ihvp.errors import DataError, IhvpError, NonFinite
+from ihvp.errors import DataError, LossFailed, NonFinite
 from ihvp.influence.blocks import Block
 from ihvp.objective import Objective
+from ihvp.objective.failure import naming
 
 # Up to so many vectors are multiplied without forming the gradients. On a processor, with 1,500 examples and
 # networks of P = 2,410 and 85,002, that is 4 and 19 times as fast for one vector with torch, 11 and 160 times
@@ -99,11 +100,10 @@ def _non_finite(block: Block, what: str) -> NonFinite:
 def loss_on(what: str, batch: Batch) -> Iterator[None]:
     """Turns what a loss raises on strange data (a label out of range, a wrong width) into a DataError."""
     try:
-        yield
-    except (IhvpError, MemoryError):
-        raise
-    except Exception as error:
+        with naming("The loss"):
+            yield
+    except LossFailed as error:
         raise DataError(
-            f"The loss failed on the {what} data, {describe_structure(batch)}, with {type(error).__name__}: "
-            f"{error}. Expected examples as the model takes them: the same shapes, and labels in its range."
-        ) from error
+            f"On the {what} data, {describe_structure(batch)}: {error} Expected examples as the model takes "
+            "them: the same shapes, and labels in its range."
+        ) from error.__cause__

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import check_flag
 from ihvp.backend import Batch, Vector
 from ihvp.data import Batches, Examples, as_data, count_examples
 from ihvp.errors import InvalidOption
@@ -33,6 +34,7 @@ def removal_scores(
     progress: bool | None,
 ) -> Scores:
     """The rise of the loss at test points, for :meth:`ihvp.Influence.group`."""
+    check_flag("second_order", second_order)
     training = model.training()
     groups, several = groups_of(indices, training.num_examples)
     removal = Removal(training, model.inverse, model.total)

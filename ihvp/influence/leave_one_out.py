@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import is_integer
 from ihvp.backend import Params
 from ihvp.errors import InvalidOption, LossNotAdditive, NonFinite, PackageNotInstalled, ParameterError
 from ihvp.influence.group import groups_of
@@ -190,7 +191,7 @@ def leave_one_out(
         raise InvalidOption(
             "train_fn", train_fn, "a function train_fn(removed, start) that returns parameters"
         )
-    if not isinstance(n_jobs, int) or n_jobs == 0:
+    if not is_integer(n_jobs) or n_jobs == 0:
         raise InvalidOption("n_jobs", n_jobs, "a number of processes, or −1 for one on each processor")
     if not isinstance(indices, Iterable):
         raise InvalidOption("indices", indices, "a sequence of example numbers, or of groups of them")

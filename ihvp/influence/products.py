@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ihvp.arguments import check_path
 from ihvp.errors import DataError, InvalidOption, PackageNotInstalled, StoreError
 
 
@@ -59,6 +60,7 @@ class InverseProducts:
         StoreError
             The file cannot be written.
         """
+        check_path("path", path)
         path, vectors = Path(path), np.ascontiguousarray(self.vectors)
         model = json.dumps(dict(self.model))
         if _is_safetensors(path):
@@ -76,14 +78,21 @@ class InverseProducts:
         ------
         DataError
             The file holds something else.
+        StoreError
+            It is not there, or cannot be read.
         """
+        check_path("path", path)
         path = Path(path)
         read = _read_safetensors if _is_safetensors(path) else _read_npz
         try:
             vectors, residual, model = read(path)
             return cls(vectors, float(residual), json.loads(str(model)))
-        except (PackageNotInstalled, OSError):
+        except PackageNotInstalled:
             raise
+        except OSError as error:
+            raise StoreError(
+                f"Cannot read {path}: {error}. Expected a file that InverseProducts.save wrote."
+            ) from error
         except Exception as error:
             # Each format has exceptions of its own for a file that is torn or of another kind.
             raise DataError(

@@ -10,11 +10,13 @@ import numpy as np
 
 from ihvp import algebra
 from ihvp._inference import create_backend
+from ihvp.arguments import check_choice, check_flag, check_function
 from ihvp.backend import Batch, CurvatureBackend, GradientFunction, Params, SupportsValue, Vector
 from ihvp.data import Batches, count_examples
 from ihvp.errors import InvalidOption, LossNotScalar, NonFinite, ParameterError, describe
 from ihvp.objective.composed import Composed
 from ihvp.objective.example_gradients import ExampleGradients
+from ihvp.objective.failure import naming
 from ihvp.space import VectorSpace
 from ihvp.verification import Premises, Report
 from ihvp.weighting import Weighting, Weights
@@ -100,16 +102,13 @@ class Objective(ExampleGradients):
                 "loss", None, "a function loss(params, batch), or grad=… for finite differences"
             )
         for option, function in {"loss": loss, "predict": predict, "grad": grad}.items():
-            if function is not None and not callable(function):
-                raise InvalidOption(option, function, "a function of the parameters and a batch")
-        if not isinstance(checks, bool):
-            raise InvalidOption("checks", checks, "True or False")
+            check_function(option, function, "a function of the parameters and a batch")
+        check_flag("checks", checks)
         if params is None:
             raise ParameterError(
                 "params is None; expected the parameters that the loss is differentiated by."
             )
-        if reduction not in ("mean", "sum"):
-            raise InvalidOption("reduction", reduction, "'mean' or 'sum'")
+        check_choice("reduction", reduction, ("mean", "sum"))
         self.params = params
         self.batches = Batches(data, batch_size)
         self.reduction = reduction
@@ -127,8 +126,7 @@ class Objective(ExampleGradients):
         self._without_parts: Batches | None = None
 
     def _set_weights(self, weights: Weights | str | None) -> None:
-        if weights is not None and not callable(weights):
-            raise InvalidOption("weights", weights, "a function weights(batch) -> (B,), or None")
+        check_function("weights", weights, "a function weights(batch) -> (B,), or None")
         self.weighting = Weighting(weights)
         self._total_weight: float | None = None
         self._mean_weight: float | None = None
@@ -183,9 +181,10 @@ class Objective(ExampleGradients):
 
     def _evaluate(self, batch: Batch) -> Any:
         assert self._value is not None
-        if isinstance(self.backend, SupportsValue):
-            return self.backend.value(self._value, self.params, batch)
-        return self._value(self.params, batch)
+        with naming("The loss"):
+            if isinstance(self.backend, SupportsValue):
+                return self.backend.value(self._value, self.params, batch)
+            return self._value(self.params, batch)
 
     def gradient(self) -> Vector:
         """The gradient ``∇C(ω)``, ``(P,)`` in the backend's array type."""

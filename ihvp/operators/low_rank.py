@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import as_array, check_instance, check_number
 from ihvp.backend import Vector
 from ihvp.eigenpairs import Eigenpairs
 from ihvp.errors import InvalidOption, VectorError, describe
@@ -161,7 +162,7 @@ class LowRank(Spectral):
     @classmethod
     def of(cls, values: Any, vectors: Any) -> LowRank:
         """The same from arrays: eigenvalues ``(K,)`` and orthonormal eigenvectors ``(P, K)``."""
-        return cls(Eigenpairs.of(values, vectors))
+        return cls(Eigenpairs.of(as_array("values", values), vectors))
 
 
 class FullRank(Spectral):
@@ -195,20 +196,22 @@ class FullRank(Spectral):
     def __init__(self, eigenpairs: Eigenpairs, tail: float | None = None) -> None:
         name = "tail"
         if tail is None:
+            _checked(eigenpairs)
             name, tail = "tail, by default the smallest of the eigenvalues,", float(np.min(eigenpairs.values))
-        if not (isinstance(tail, (int, float, np.integer, np.floating)) and 0 < tail < np.inf):
-            raise InvalidOption(
-                name, tail, "a finite number above 0, to stand for the unknown eigenvalues: pass tail=…"
-            )
+        expected = "a finite number above 0, to stand for the unknown eigenvalues: pass tail=…"
+        check_number(name, tail, lambda number: number > 0, expected)
         super().__init__(eigenpairs, float(tail))
 
     @classmethod
     def of(cls, values: Any, vectors: Any, tail: float | None = None) -> FullRank:
         """The same from arrays: eigenvalues ``(K,)`` and orthonormal eigenvectors ``(P, K)``."""
-        return cls(Eigenpairs.of(values, vectors), tail)
+        return cls(Eigenpairs.of(as_array("values", values), vectors), tail)
 
 
 def _checked(eigenpairs: Eigenpairs) -> tuple[NDArray[np.float64], Vector]:
+    check_instance(
+        "eigenpairs", eigenpairs, Eigenpairs, "the Eigenpairs that ihvp.eigsh finds; of arrays: of(…)"
+    )
     values, vectors = eigenpairs.values, eigenpairs.vectors
     shape = tuple(getattr(vectors, "shape", ()))
     if not array_api_compat.is_array_api_obj(vectors) or len(shape) != 2 or not 1 <= shape[1] <= shape[0]:

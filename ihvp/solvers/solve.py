@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import check_choice, check_flag, check_function, check_number
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, SolverError, VectorError, describe
-from ihvp.operators.base import LinearOperator
+from ihvp.errors import InvalidOption, SolverError, VectorError
+from ihvp.operators.base import LinearOperator, check_operator
 from ihvp.operators.symmetry import check_symmetric
 from ihvp.progress import Monitor, Step
 from ihvp.solution import Solution
@@ -112,11 +113,12 @@ def solve(
     >>> [solution.x.round(3).tolist() for solution in path]
     [[1.0, 0.5], [0.5, 0.333]]
     """
-    if on_failure not in ("raise", "return"):
-        raise InvalidOption("on_failure", on_failure, "'raise' or 'return'")
     solver = _checked(operator, solver)
-    several = np.ndim(damping) == 1
-    dampings = [_checked_damping(value) for value in np.atleast_1d(np.asarray(damping, dtype=object))]
+    check_choice("on_failure", on_failure, ("raise", "return"))
+    check_flag("check", check)
+    check_function("callback", callback)
+    several = isinstance(damping, (Sequence, np.ndarray)) and np.shape(damping) != ()
+    dampings = [_checked_damping(value) for value in (damping if several else [damping])]
     if not dampings:
         raise InvalidOption("damping", damping, "at least one number")
     flat, leave = operator.space.enter(v)
@@ -215,8 +217,7 @@ class Inverse(LinearOperator):
 
 
 def _checked(operator: Any, solver: Any) -> Solver:
-    if not isinstance(operator, LinearOperator):
-        raise InvalidOption("operator", describe(operator), "a LinearOperator; wrap a matrix in ihvp.Dense")
+    check_operator(operator)
     if solver is None:
         return ClosedForm() if isinstance(operator, SupportsClosedForm) else CG()
     if isinstance(solver, str) and solver == "auto":
@@ -229,8 +230,6 @@ def _checked(operator: Any, solver: Any) -> Solver:
 
 
 def _checked_damping(damping: Any) -> float:
-    if not (
-        isinstance(damping, (int, float, np.integer, np.floating)) and np.isfinite(damping) and damping >= 0
-    ):
-        raise InvalidOption("damping", damping, "a finite number ≥ 0, which is added to the diagonal")
+    expected = "a finite number ≥ 0, which is added to the diagonal"
+    check_number("damping", damping, lambda number: number >= 0, expected)
     return float(damping)

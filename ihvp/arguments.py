@@ -1,0 +1,189 @@
+"""What callers pass, checked before any work: one rule, and one text, for each kind of argument."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.errors import InvalidOption
+
+
+def is_integer(value: Any) -> bool:
+    """Whether this is an integer; True and False are none.
+
+    >>> is_integer(3), is_integer(True), is_integer(3.0)
+    (True, False, False)
+    """
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite real number; True and False are none.
+
+    >>> is_number(0.5), is_number(float("nan")), is_number("0.5")
+    (True, False, False)
+    """
+    if not (is_integer(value) or isinstance(value, (float, np.floating))):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def check_integer(
+    option: str, value: Any, least: int, most: int | None = None, *, of: str = "", none: str | None = None
+) -> None:
+    """Refuse what is no integer from ``least`` to ``most``.
+
+    Parameters
+    ----------
+    option : str
+        The argument's name, for the error text.
+    value
+        What was passed.
+    least : int
+    most : int, optional
+    of : str
+        What ``most`` is, for the error text.
+    none : str, optional
+        What None stands for, where it is allowed.
+
+    Raises
+    ------
+    InvalidOption
+
+    Examples
+    --------
+    >>> check_integer("k", 4, 1, 3, of="the number of examples")
+    Traceback (most recent call last):
+    ihvp.errors.InvalidOption: k is 4; expected an integer from 1 to 3, the number of examples.
+    """
+    if value is None and none is not None:
+        return
+    if not (is_integer(value) and least <= value and (most is None or value <= most)):
+        bound = f"≥ {least}" if most is None else f"from {least} to {most:,}" + (f", {of}" if of else "")
+        raise InvalidOption(
+            option, value, f"an integer {bound}" + (f", or None {none}".rstrip() if none is not None else "")
+        )
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what is no seed of random numbers: an integer ≥ 0.
+
+    Raises
+    ------
+    InvalidOption
+    """
+    check_integer("seed", seed, 0)
+
+
+def check_number(option: str, value: Any, within: Callable[[Any], bool], expected: str) -> None:
+    """Refuse what is no finite number for which ``within`` holds.
+
+    Raises
+    ------
+    InvalidOption
+
+    Examples
+    --------
+    >>> check_number("tol", -1.0, lambda tol: 0 < tol < 1, "a number between 0 and 1")
+    Traceback (most recent call last):
+    ihvp.errors.InvalidOption: tol is -1.0; expected a number between 0 and 1.
+    """
+    if not (is_number(value) and within(value)):
+        raise InvalidOption(option, value, expected)
+
+
+def check_choice(option: str, value: Any, choices: Iterable[str]) -> None:
+    """Refuse what is none of the names.
+
+    Raises
+    ------
+    InvalidOption
+
+    Examples
+    --------
+    >>> check_choice("which", "LI", ("LA", "SA", "LM"))
+    Traceback (most recent call last):
+    ihvp.errors.InvalidOption: which is 'LI'; expected 'LA', 'SA' or 'LM'.
+    """
+    *others, last = map(repr, choices)
+    # Arrays compare entry by entry: only a text is looked up.
+    if not isinstance(value, str) or repr(value) not in (*others, last):
+        raise InvalidOption(option, value, f"{', '.join(others)} or {last}")
+
+
+def check_flag(option: str, value: Any, *, none: bool = False) -> None:
+    """Refuse what is neither True nor False, nor None where that is allowed.
+
+    Raises
+    ------
+    InvalidOption
+    """
+    if not (isinstance(value, (bool, np.bool_)) or (none and value is None)):
+        raise InvalidOption(option, value, "True, False or None" if none else "True or False")
+
+
+def check_function(option: str, value: Any, expected: str = "a function, or None") -> None:
+    """Refuse what is neither a function nor None.
+
+    Raises
+    ------
+    InvalidOption
+    """
+    if value is not None and not callable(value):
+        raise InvalidOption(option, value, expected)
+
+
+def as_array(
+    option: str, value: Any, kinds: str = "fiu", expected: str = "real numbers, as an array"
+) -> NDArray[Any]:
+    """An array of one of the ``kinds`` of numpy's dtypes, of integers and floating numbers by default.
+
+    Raises
+    ------
+    InvalidOption
+
+    Examples
+    --------
+    >>> as_array("values", [3, 2.5])
+    array([3. , 2.5])
+    >>> as_array("values", [1.0, [2.0]])
+    Traceback (most recent call last):
+    ihvp.errors.InvalidOption: values is [1.0, [2.0]]; expected real numbers, as an array.
+    """
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # lists of unequal lengths, and whatever an object makes of itself
+        raise InvalidOption(option, value, expected) from error
+    if array.dtype.kind not in kinds:
+        raise InvalidOption(option, value, expected)
+    return array
+
+
+def check_path(option: str, value: Any) -> None:
+    """Refuse what is no path of a file or folder.
+
+    Raises
+    ------
+    InvalidOption
+    """
+    if not isinstance(value, (str, os.PathLike)) or not str(value).strip():
+        raise InvalidOption(option, value, "a path, as a text or a pathlib.Path")
+
+
+def check_instance(option: str, value: Any, kind: type[Any], expected: str) -> None:
+    """Refuse what is no object of a class.
+
+    Raises
+    ------
+    InvalidOption
+    """
+    if not isinstance(value, kind):
+        raise InvalidOption(option, value, expected)
