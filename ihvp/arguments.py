@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.errors import InvalidOption
+from ihvp.errors import IhvpError, InvalidOption
 
 
 def is_integer(value: Any) -> bool:
@@ -66,7 +69,7 @@ def check_integer(
     """
     if value is None and none is not None:
         return
-    if not (is_integer(value) and least <= value and (most is None or value <= most)):
+    if not (is_integer(value) and least <= value and value <= (sys.maxsize if most is None else most)):
         bound = f"≥ {least}" if most is None else f"from {least} to {most:,}" + (f", {of}" if of else "")
         raise InvalidOption(
             option, value, f"an integer {bound}" + (f", or None {none}".rstrip() if none is not None else "")
@@ -130,15 +133,51 @@ def check_flag(option: str, value: Any, *, none: bool = False) -> None:
         raise InvalidOption(option, value, "True, False or None" if none else "True or False")
 
 
-def check_function(option: str, value: Any, expected: str = "a function, or None") -> None:
-    """Refuse what is neither a function nor None.
+def check_function(
+    option: str, value: Any, expected: str = "a function, or None", takes: int | None = None
+) -> None:
+    """Refuse what is neither a function, which ``takes`` so many arguments, nor None.
 
     Raises
     ------
     InvalidOption
     """
-    if value is not None and not callable(value):
+    if value is not None and not (callable(value) and (takes is None or _takes(value, takes))):
         raise InvalidOption(option, value, expected)
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # builtin functions may not tell
+        return True
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+@contextmanager
+def naming(kind: Callable[[str, BaseException], IhvpError], what: str) -> Iterator[None]:
+    """Turn what the caller's functions and their framework raise into an error of ``kind``, chained.
+
+    Errors of memory that ran out stay as they are, for callers that go on with less.
+
+    Parameters
+    ----------
+    kind : FunctionFailed or LossFailed
+    what : str
+        What is called or computed, for the error text.
+    """
+    try:
+        yield
+    except (IhvpError, MemoryError):
+        raise
+    except Exception as error:
+        if "OutOfMemory" in type(error).__name__:
+            raise
+        raise kind(what, error) from error
 
 
 def as_array(
@@ -165,6 +204,24 @@ def as_array(
     if array.dtype.kind not in kinds:
         raise InvalidOption(option, value, expected)
     return array
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """The shape of an array; None of what has none.
+
+    >>> shape_of(np.zeros((2, 3))), shape_of(np)
+    ((2, 3), None)
+    """
+    shape = getattr(value, "shape", None)
+    try:
+        return None if shape is None else tuple(shape)
+    except (TypeError, ValueError):  # a function of this name, or a shape that is not known yet
+        return None
+
+
+def is_special(value: Any) -> bool:
+    """Whether this is an array of numpy whose operations are not those of other arrays."""
+    return isinstance(value, (np.matrix, np.ma.MaskedArray))
 
 
 def check_path(option: str, value: Any) -> None:

@@ -159,7 +159,7 @@ class Batches:
             raise
         except Exception as error:
             raise DataError(
-                f"The data, {describe(self.data)}, failed to give a batch with {type(error).__name__}: {error}. "
+                f"The data, {describe(self.data)}, gave no batch but {type(error).__name__}: {error}. "
                 "Expected a list of batches, or a loader whose examples can be read and stacked."
             ) from error
 

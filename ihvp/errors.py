@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ihvp.eigenpairs import Eigenpairs
-from ihvp.solution import Solution
+if TYPE_CHECKING:
+    from ihvp.eigenpairs import Eigenpairs
+    from ihvp.solution import Solution
 
 
 class IhvpError(Exception):
@@ -130,6 +131,13 @@ class InvalidOption(IhvpError, ValueError):
 
     def __init__(self, option: str, found: object, expected: str) -> None:
         super().__init__(f"{option} is {_shown(found)}; expected {expected}.{instead(found)}")
+
+
+class FunctionFailed(IhvpError, RuntimeError):
+    """A function that the caller passed raised an error of its own, which is chained: ``__cause__``."""
+
+    def __init__(self, what: str, cause: BaseException) -> None:
+        super().__init__(f"{what} failed with {type(cause).__name__}: {_first(str(cause))}")
 
 
 class ParameterError(IhvpError, TypeError):
@@ -257,17 +265,14 @@ class LossError(IhvpError):
     """The loss is not a function that can be differentiated twice."""
 
 
-class LossFailed(LossError, RuntimeError):
-    """What the framework, or the loss itself, raised while the loss was computed or differentiated.
-
-    The error of the framework is chained: ``__cause__``.
-    """
+class LossFailed(LossError, FunctionFailed):
+    """What the loss or the framework raised while the loss was computed or differentiated; it is chained."""
 
     def __init__(self, what: str, cause: BaseException) -> None:
-        super().__init__(
-            f"{what} failed with {type(cause).__name__}: {_first(str(cause))} Expected a function loss(params, "
-            "batch), or loss(outputs, batch) beside predict=…, that takes batches of any number of examples "
-            "and computes with operations that the framework differentiates."
+        super().__init__(what, cause)
+        self.args = (
+            f"{self} Expected loss(params, batch), or loss(outputs, batch) beside predict=…, which takes "
+            "batches of any number of examples and computes with what the framework differentiates.",
         )
 
 
@@ -578,7 +583,7 @@ def describe(value: Any) -> str:
     )
     shape = getattr(value, "shape", None)
     try:
-        return f"{name} of shape {tuple(shape)}"
+        return name if shape is None else f"{name} of shape {tuple(shape)}"
     except (TypeError, ValueError):  # None, a method, or a shape that is not known yet
         return name
 

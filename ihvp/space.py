@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.algebra import to_numpy
+from ihvp.arguments import is_special, shape_of
 from ihvp.backend import CurvatureBackend, Params, Vector
 from ihvp.errors import IhvpError, MixedFrameworks, VectorError, WrongDevice, WrongDtype, WrongShape, describe
 
@@ -102,6 +103,8 @@ class VectorSpace:
         ------
         WrongShape, WrongDtype, WrongDevice, MixedFrameworks, VectorError
         """
+        if is_special(v):
+            raise VectorError(f"v is {describe(v)}; expected a plain array. Pass numpy.asarray(v).")
         if isinstance(v, np.ndarray) and not self.is_numpy:
             self._check_shape(v.shape)
             expected = to_numpy(self.zeros(1)[:0]).dtype
@@ -184,7 +187,7 @@ def _align(v: Any, pattern: Any, path: str) -> Any:
             _align(item, part, f"{path}[{i}]") for i, (item, part) in enumerate(zip(v, pattern, strict=True))
         ]
         return type(v)(*items) if hasattr(v, "_fields") else type(v)(items)
-    shape, expected = getattr(v, "shape", None), getattr(pattern, "shape", None)
-    if expected is not None and (shape is None or tuple(shape) != tuple(expected)):
-        raise VectorError(f"{path} is {describe(v)}; expected an array of shape {tuple(expected)}.")
+    expected = shape_of(pattern)
+    if expected is not None and shape_of(v) != expected:
+        raise VectorError(f"{path} is {describe(v)}; expected an array of shape {expected}.")
     return v

@@ -126,7 +126,7 @@ def eigsh(
     """
     check_operator(operator)
     check_flag("check", check)
-    check_function("callback", callback)
+    check_function("callback", callback, "a function of an ihvp.progress.Step, or None", takes=1)
     space = operator.space
     capacity = _checked(space, k, which, tol, ncv, max_restarts, confidence, seed, on_failure)
     start = None if v0 is None else _checked_start(space, v0)
@@ -194,6 +194,7 @@ def _checked(
 ) -> int:
     """The size of the basis."""
     check_integer("k", k, 1, space.size, of="the number of parameters P")
+    k = int(k)
     if not isinstance(which, str) or which not in CHOICES:
         expected = "'LA' (largest), 'SA' (smallest), 'LM' (largest in magnitude) or 'BE' (from both ends)"
         raise InvalidOption("which", which, expected)

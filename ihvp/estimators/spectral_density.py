@@ -10,9 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh_tridiagonal
 
 from ihvp import algebra
-from ihvp.arguments import as_array, check_instance, check_integer, check_number, check_seed
+from ihvp.arguments import as_array, check_integer, check_number, check_seed, naming
 from ihvp.backend import Vector
+from ihvp.errors import FunctionFailed, InvalidOption
 from ihvp.estimators.probes import Estimate, gaussians, products
+from ihvp.memory import require_memory
 from ihvp.operators.base import LinearOperator, check_operator
 
 
@@ -61,11 +63,13 @@ class SpectralDensity:
         Exact in expectation for polynomials of degree below 2 ``steps``. Times P, ``numpy.log`` gives the
         log-determinant of a definite matrix.
         """
-        check_instance("function", function, Callable, "a function of an array of eigenvalues")
+        if not callable(function):
+            raise InvalidOption("function", function, "a function of an array of eigenvalues")
         # What has no weight must not reach functions that are not defined everywhere.
         used = self.weights > 0
         terms = np.zeros(self.nodes.shape)
-        values = as_array("function, which returned what", function(self.nodes[used]))
+        with naming(FunctionFailed, "function(eigenvalues)"):
+            values = as_array("what function returned", function(self.nodes[used]))
         if values.shape not in ((), (np.count_nonzero(used),)):
             raise InvalidOption("function", function, "a function that returns a number for each eigenvalue")
         terms[used] = self.weights[used] * values
@@ -85,8 +89,10 @@ class SpectralDensity:
             The Gaussian's standard deviation; by default a hundredth of the range of the nodes.
         """
         width = self._width(width)
-        offsets = (as_array("grid", grid)[..., None] - self._used(self.nodes)) / width
-        kernel = np.exp(-(offsets**2) / 2) / (np.sqrt(2 * np.pi) * width)
+        points = as_array("grid", grid).astype(np.float64)
+        with np.errstate(all="ignore"):  # far from a node there is nothing
+            offsets = (points[..., None] - self._used(self.nodes)) / width
+            kernel = np.exp(-(offsets**2) / 2) / (np.sqrt(2 * np.pi) * width)
         return np.asarray(kernel @ self._used(self.weights) / len(self.nodes))
 
     def cumulative(self, grid: ArrayLike, width: float = 0.0) -> NDArray[np.float64]:
@@ -94,8 +100,9 @@ class SpectralDensity:
         from scipy.special import ndtr  # a tenth of the time that importing ihvp may take
 
         check_number("width", width, lambda number: number >= 0, "a finite number ≥ 0")
-        offsets = as_array("grid", grid)[..., None] - self._used(self.nodes)
-        below = (offsets >= 0).astype(np.float64) if width == 0 else ndtr(offsets / self._width(width))
+        offsets = as_array("grid", grid).astype(np.float64)[..., None] - self._used(self.nodes)
+        with np.errstate(over="ignore"):
+            below = (offsets >= 0).astype(np.float64) if width == 0 else ndtr(offsets / width)
         return np.asarray(below @ self._used(self.weights) / len(self.nodes))
 
     def _used(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -156,7 +163,10 @@ def spectral_density(
     length = min(80, size) if steps is None else steps
     check_integer("num_samples", count, 1)
     check_integer("steps", length, 1, size, of="the number of parameters P")
+    count, length = int(count), int(length)
     operator.verify()
+    numbers, each = count * (length + 1) * size, int(operator.space.xp.finfo(operator.space.dtype).bits // 8)
+    require_memory(operator.space, numbers, each, "The Lanczos vectors", "Lower num_samples or steps.")
     start = gaussians(operator.space, np.random.default_rng(seed), count)
     diagonals, off_diagonals, matvecs = _lanczos(operator, start, length)
     nodes, weights = np.zeros((count, length)), np.zeros((count, length))

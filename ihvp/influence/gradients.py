@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.algebra import to_numpy
+from ihvp.arguments import naming
 from ihvp.backend import Batch, SupportsExampleProducts, Vector
 from ihvp.data import describe_structure
 from ihvp.errors import DataError, LossFailed, NonFinite
 from ihvp.influence.blocks import Block
 from ihvp.objective import Objective
-from ihvp.objective.failure import naming
 
 # Up to so many vectors are multiplied without forming the gradients. On a processor, with 1,500 examples and
 # networks of P = 2,410 and 85,002, that is 4 and 19 times as fast for one vector with torch, 11 and 160 times
@@ -100,7 +100,7 @@ def _non_finite(block: Block, what: str) -> NonFinite:
 def loss_on(what: str, batch: Batch) -> Iterator[None]:
     """Turns what a loss raises on strange data (a label out of range, a wrong width) into a DataError."""
     try:
-        with naming("The loss"):
+        with naming(LossFailed, "The loss"):
             yield
     except LossFailed as error:
         raise DataError(

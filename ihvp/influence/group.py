@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.arguments import check_flag
+from ihvp.arguments import check_flag, is_special, shape_of
 from ihvp.backend import Batch, Vector
 from ihvp.data import Batches, Examples, as_data, count_examples
 from ihvp.errors import InvalidOption
@@ -79,7 +79,8 @@ def groups_of(indices: Any, count: int) -> tuple[list[NDArray[np.intp]], bool]:
     InvalidOption
         Not integers, out of range, twice in a group, or none at all.
     """
-    listed = list(indices) if isinstance(indices, Iterable) else []
+    listable = isinstance(indices, Iterable) and shape_of(indices) != () and not is_special(indices)
+    listed = list(indices) if listable else []
     several = any(np.ndim(entry) > 0 for entry in listed)
     groups = [np.asarray(group) for group in (listed if several else [listed])]
     for group in groups:

@@ -11,9 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.arguments import is_integer
+from ihvp.arguments import is_integer, is_special, naming, shape_of
 from ihvp.backend import Params
-from ihvp.errors import InvalidOption, LossNotAdditive, NonFinite, PackageNotInstalled, ParameterError
+from ihvp.errors import (
+    FunctionFailed,
+    InvalidOption,
+    LossNotAdditive,
+    NonFinite,
+    PackageNotInstalled,
+    ParameterError,
+)
 from ihvp.influence.group import groups_of
 from ihvp.influence.influence import Influence
 from ihvp.objective import Objective
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 TrainFunction: TypeAlias = Callable[[NDArray[np.intp], Params], Params]
 """``train_fn(removed, start)``: trains without the examples ``removed`` from the parameters ``start`` on."""
 
+_MOST_JOBS = 1 << 15
 _CONFIDENCE = 1.959963984540054  # of 95 %, both sides, of a normal variable
 
 
@@ -191,9 +199,9 @@ def leave_one_out(
         raise InvalidOption(
             "train_fn", train_fn, "a function train_fn(removed, start) that returns parameters"
         )
-    if not is_integer(n_jobs) or n_jobs == 0:
+    if not is_integer(n_jobs) or not 0 < abs(n_jobs) < _MOST_JOBS:
         raise InvalidOption("n_jobs", n_jobs, "a number of processes, or −1 for one on each processor")
-    if not isinstance(indices, Iterable):
+    if not isinstance(indices, Iterable) or shape_of(indices) == () or is_special(indices):
         raise InvalidOption("indices", indices, "a sequence of example numbers, or of groups of them")
     influence = Influence(objective, damping, solver, train_loss=train_loss)
     groups = [group for index in indices for group in groups_of([index], objective.num_examples)[0]]
@@ -241,7 +249,8 @@ def _losses(
 
 
 def _loss_without(group: NDArray[np.intp], train_fn: TrainFunction, question: Objective) -> float:
-    trained = train_fn(group, copy.deepcopy(question.params))
+    with naming(FunctionFailed, "train_fn(removed, start)"):
+        trained = train_fn(group, copy.deepcopy(question.params))
     if trained is None:
         raise InvalidOption("train_fn", train_fn, "a function that returns the parameters; it returned None")
     after, without = question.at(trained), np.array2string(group, threshold=8)

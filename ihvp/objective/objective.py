@@ -10,13 +10,12 @@ import numpy as np
 
 from ihvp import algebra
 from ihvp._inference import create_backend
-from ihvp.arguments import check_choice, check_flag, check_function
+from ihvp.arguments import check_choice, check_flag, check_function, naming
 from ihvp.backend import Batch, CurvatureBackend, GradientFunction, Params, SupportsValue, Vector
 from ihvp.data import Batches, count_examples
-from ihvp.errors import InvalidOption, LossNotScalar, NonFinite, ParameterError, describe
+from ihvp.errors import InvalidOption, LossFailed, LossNotScalar, NonFinite, ParameterError, describe
 from ihvp.objective.composed import Composed
 from ihvp.objective.example_gradients import ExampleGradients
-from ihvp.objective.failure import naming
 from ihvp.space import VectorSpace
 from ihvp.verification import Premises, Report
 from ihvp.weighting import Weighting, Weights
@@ -125,7 +124,7 @@ class Objective(ExampleGradients):
         self._adding_up: dict[int, bool] = {}
         self._without_parts: Batches | None = None
 
-    def _set_weights(self, weights: Weights | str | None) -> None:
+    def _set_weights(self, weights: Any) -> None:
         check_function("weights", weights, "a function weights(batch) -> (B,), or None")
         self.weighting = Weighting(weights)
         self._total_weight: float | None = None
@@ -181,7 +180,7 @@ class Objective(ExampleGradients):
 
     def _evaluate(self, batch: Batch) -> Any:
         assert self._value is not None
-        with naming("The loss"):
+        with naming(LossFailed, "The loss"):
             if isinstance(self.backend, SupportsValue):
                 return self.backend.value(self._value, self.params, batch)
             return self._value(self.params, batch)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.arguments import as_array, check_instance, check_number
+from ihvp.arguments import check_instance, check_number, shape_of
 from ihvp.backend import Vector
 from ihvp.eigenpairs import Eigenpairs
 from ihvp.errors import InvalidOption, VectorError, describe
@@ -89,6 +89,7 @@ class Spectral(LinearOperator):
         >>> round(ihvp.LowRank.of([3.0, 2.0], np.eye(5, 2)).logdet(damping=1.0), 6)  # log 12
         2.484907
         """
+        check_number("damping", damping, lambda _: True, "a finite number")
         damped, rest = self._damped(damping)
         lowest = min(damped.min(), rest) if self._codimension else damped.min()
         if self.is_singular(damping) or lowest <= 0:
@@ -162,7 +163,7 @@ class LowRank(Spectral):
     @classmethod
     def of(cls, values: Any, vectors: Any) -> LowRank:
         """The same from arrays: eigenvalues ``(K,)`` and orthonormal eigenvectors ``(P, K)``."""
-        return cls(Eigenpairs.of(as_array("values", values), vectors))
+        return cls(Eigenpairs.of(values, vectors))
 
 
 class FullRank(Spectral):
@@ -205,7 +206,7 @@ class FullRank(Spectral):
     @classmethod
     def of(cls, values: Any, vectors: Any, tail: float | None = None) -> FullRank:
         """The same from arrays: eigenvalues ``(K,)`` and orthonormal eigenvectors ``(P, K)``."""
-        return cls(Eigenpairs.of(as_array("values", values), vectors), tail)
+        return cls(Eigenpairs.of(values, vectors), tail)
 
 
 def _checked(eigenpairs: Eigenpairs) -> tuple[NDArray[np.float64], Vector]:
@@ -213,7 +214,7 @@ def _checked(eigenpairs: Eigenpairs) -> tuple[NDArray[np.float64], Vector]:
         "eigenpairs", eigenpairs, Eigenpairs, "the Eigenpairs that ihvp.eigsh finds; of arrays: of(…)"
     )
     values, vectors = eigenpairs.values, eigenpairs.vectors
-    shape = tuple(getattr(vectors, "shape", ()))
+    shape = shape_of(vectors) or ()
     if not array_api_compat.is_array_api_obj(vectors) or len(shape) != 2 or not 1 <= shape[1] <= shape[0]:
         raise VectorError(f"The eigenvectors are {describe(vectors)}; expected a (P, K) array, 1 ≤ K ≤ P.")
     if values.shape != shape[1:]:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import naming, shape_of
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, NonFinite
+from ihvp.errors import FunctionFailed, InvalidOption, NonFinite
 from ihvp.operators.base import LinearOperator
 from ihvp.solvers.base import CountedOperator, Log
 from ihvp.solvers.sweep import Sweep
@@ -114,7 +115,11 @@ def precondition(preconditioner: object, r: Vector) -> Vector:
     if isinstance(preconditioner, LinearOperator):
         return preconditioner.apply(r)
     assert callable(preconditioner)  # what is to be made, prepare has made
-    return preconditioner(r)
+    with naming(FunctionFailed, "preconditioner(r)"):
+        z = preconditioner(r)
+    if shape_of(z) != r.shape:
+        raise InvalidOption("preconditioner", preconditioner, f"a function that returns an array {r.shape}")
+    return z
 
 
 @algebra.fused(0, 1)

@@ -113,7 +113,7 @@ class Nystrom:
             raise InvalidOption("rank", self.rank, f"at most P = {space.size}, the number of parameters")
         require_memory(
             space,
-            _VECTORS * self.rank * space.size,
+            _VECTORS * int(self.rank) * space.size,
             bytes_each,
             f"A sketch of rank {self.rank:,} for P = {space.size:,} parameters",
             "Lower the rank.",

@@ -116,11 +116,8 @@ def solve(
     solver = _checked(operator, solver)
     check_choice("on_failure", on_failure, ("raise", "return"))
     check_flag("check", check)
-    check_function("callback", callback)
-    several = isinstance(damping, (Sequence, np.ndarray)) and np.shape(damping) != ()
-    dampings = [_checked_damping(value) for value in (damping if several else [damping])]
-    if not dampings:
-        raise InvalidOption("damping", damping, "at least one number")
+    check_function("callback", callback, "a function of an ihvp.progress.Step, or None", takes=1)
+    several, dampings = _checked_dampings(damping)
     flat, leave = operator.space.enter(v)
     if not algebra.all_finite(flat):
         raise VectorError("v holds NaN or infinite entries; expected finite ones.")
@@ -227,6 +224,17 @@ def _checked(operator: Any, solver: Any) -> Solver:
             "solver", solver, "a solver with its options, such as ihvp.CG(rtol=1e-5), or 'auto'"
         )
     return solver
+
+
+def _checked_dampings(damping: Any) -> tuple[bool, list[float]]:
+    try:
+        several = np.ndim(damping) == 1
+    except ValueError as error:
+        raise InvalidOption("damping", damping, "one number, or a list of numbers") from error
+    dampings = [_checked_damping(value) for value in np.atleast_1d(np.asarray(damping, dtype=object))]
+    if not dampings:
+        raise InvalidOption("damping", damping, "at least one number")
+    return several, dampings
 
 
 def _checked_damping(damping: Any) -> float:

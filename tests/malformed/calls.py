@@ -17,7 +17,7 @@ import ihvp
 from ihvp.influence import NotAtOptimum, detection_curve
 from ihvp.operators import Product
 
-from .values import VALUES
+from .values import VALUES, Stopped
 
 
 @dataclass
@@ -334,7 +334,7 @@ def outcomes(calls, count, seed, own=None, timing=None):
     """Call with ``count`` inputs, in each of which one argument has a value of another kind."""
     values = {**VALUES, **(own or {})}
     calls = list(calls)
-    for name, function, arguments in calls:
+    for _, function, arguments in calls:
         _called(function, arguments)  # what is replaced must have worked
     inputs = [
         (name, function, arguments, option, value)
@@ -348,6 +348,8 @@ def outcomes(calls, count, seed, own=None, timing=None):
         try:
             _called(function, {**arguments, option: values[value]()})
             found.counts["worked"] += 1
+        except Stopped:
+            found.counts["worked"] += 1  # what a callback raises is its own, and ends the work
         except ihvp.IhvpError as error:
             found.counts["named"] += 1
             if not str(error):
