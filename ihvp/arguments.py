@@ -40,9 +40,9 @@ def is_number(value: Any) -> bool:
 
 
 def check_integer(
-    option: str, value: Any, least: int, most: int | None = None, *, of: str = "", none: str | None = None
+    option: str, value: Any, least: int, most: int | None = None, expected: str = "", *, none: bool = False
 ) -> None:
-    """Refuse what is no integer from ``least`` to ``most``.
+    """Refuse what is no integer from ``least`` to ``most``, nor None where that is allowed.
 
     Parameters
     ----------
@@ -52,10 +52,9 @@ def check_integer(
         What was passed.
     least : int
     most : int, optional
-    of : str
-        What ``most`` is, for the error text.
-    none : str, optional
-        What None stands for, where it is allowed.
+    expected : str, optional
+        What the error text says in place of "an integer ≥ …".
+    none : bool
 
     Raises
     ------
@@ -63,17 +62,15 @@ def check_integer(
 
     Examples
     --------
-    >>> check_integer("k", 4, 1, 3, of="the number of examples")
+    >>> check_integer("seed", 1.5, 0)
     Traceback (most recent call last):
-    ihvp.errors.InvalidOption: k is 4; expected an integer from 1 to 3, the number of examples.
+    ihvp.errors.InvalidOption: seed is 1.5; expected an integer ≥ 0.
     """
-    if value is None and none is not None:
+    if value is None and none:
         return
-    if not (is_integer(value) and least <= value and value <= (sys.maxsize if most is None else most)):
-        bound = f"≥ {least}" if most is None else f"from {least} to {most:,}" + (f", {of}" if of else "")
-        raise InvalidOption(
-            option, value, f"an integer {bound}" + (f", or None {none}".rstrip() if none is not None else "")
-        )
+    if not (is_integer(value) and least <= value <= (sys.maxsize if most is None else most)):
+        bound = f"≥ {least}" if most is None else f"from {least} to {most}"
+        raise InvalidOption(option, value, expected or f"an integer {bound}" + (", or None" if none else ""))
 
 
 def check_seed(seed: Any) -> None:

@@ -83,7 +83,7 @@ class Batches:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        check_integer("batch_size", self.batch_size, 1, none="")
+        check_integer("batch_size", self.batch_size, 1, expected="a positive integer, or None", none=True)
         if self.in_memory:
             return
         if isinstance(self.data, Iterator):

@@ -21,6 +21,7 @@ True
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -134,10 +135,28 @@ class InvalidOption(IhvpError, ValueError):
 
 
 class FunctionFailed(IhvpError, RuntimeError):
-    """A function that the caller passed raised an error of its own, which is chained: ``__cause__``."""
+    """A function that the caller passed raised an error of its own, which is chained: ``__cause__``.
+
+    It is also of the built-in kind that its cause is of, so that ``except KeyError`` still catches it.
+
+    Examples
+    --------
+    >>> error = FunctionFailed("train_fn(removed, start)", KeyError("lr"))
+    >>> print(error, isinstance(error, KeyError))
+    train_fn(removed, start) failed with KeyError: 'lr'. True
+    """
+
+    def __new__(cls, what: str, cause: BaseException) -> FunctionFailed:
+        return _failure(cls, next(kind for kind in type(cause).__mro__ if kind.__module__ == "builtins"))
 
     def __init__(self, what: str, cause: BaseException) -> None:
-        super().__init__(f"{what} failed with {type(cause).__name__}: {_first(str(cause))}")
+        self.args = (f"{what} failed with {type(cause).__name__}: {_first(str(cause))}",)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _failure, (*type(self).__bases__, *self.args)
 
 
 class ParameterError(IhvpError, TypeError):
@@ -271,8 +290,8 @@ class LossFailed(LossError, FunctionFailed):
     def __init__(self, what: str, cause: BaseException) -> None:
         super().__init__(what, cause)
         self.args = (
-            f"{self} Expected loss(params, batch), or loss(outputs, batch) beside predict=…, which takes "
-            "batches of any number of examples and computes with what the framework differentiates.",
+            f"{self.args[0]} Expected loss(params, batch), or loss(outputs, batch) beside predict=…, for "
+            "batches of any number of examples, of operations that the framework differentiates.",
         )
 
 
@@ -538,6 +557,10 @@ class StoreInUse(StoreError):
         )
 
 
+class MissingFile(StoreError, FileNotFoundError):
+    """A file of results is not there."""
+
+
 class StoreMismatch(IhvpError, ValueError):
     """A folder holds the results of another run.
 
@@ -604,6 +627,20 @@ _INSTEAD = {
         "coef_, as params, with grad=…, the gradient of its loss."
     ),
 }
+
+
+@functools.cache
+def _also(cls: Any, kind: Any) -> Any:
+    """``cls`` as a class of errors of a built-in kind too."""
+    if issubclass(cls, kind):
+        kind = RuntimeError
+    return type(cls.__name__, (cls, kind), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+
+
+def _failure(cls: Any, kind: Any, *text: str) -> Any:
+    error = kind.__new__(_also(cls, kind))
+    error.args = text
+    return error
 
 
 def _first(text: str, most: int = 400) -> str:

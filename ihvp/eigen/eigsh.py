@@ -28,6 +28,7 @@ from ihvp.space import VectorSpace
 _SMALL, _MOST_OF_SMALL = 1 << 18, 100
 
 
+@np.errstate(all="ignore")
 def eigsh(
     operator: LinearOperator,
     k: int = 10,
@@ -193,7 +194,7 @@ def _checked(
     on_failure: Any,
 ) -> int:
     """The size of the basis."""
-    check_integer("k", k, 1, space.size, of="the number of parameters P")
+    check_integer("k", k, 1, space.size, f"an integer from 1 to P = {space.size}")
     k = int(k)
     if not isinstance(which, str) or which not in CHOICES:
         expected = "'LA' (largest), 'SA' (smallest), 'LM' (largest in magnitude) or 'BE' (from both ends)"
@@ -201,7 +202,9 @@ def _checked(
     if tol is not None:
         expected = "a number between 0 and 1, or None for what the dtype allows"
         check_number("tol", tol, _is_part, expected)
-    check_integer("ncv", ncv, min(k + 2, space.size), space.size, of="from k + 2 to P", none="")
+    least = min(k + 2, space.size)
+    expected = f"an integer from {least} (k + 2) to P = {space.size}"
+    check_integer("ncv", ncv, least, space.size, expected, none=True)
     check_integer("max_restarts", max_restarts, 0)
     if confidence is not None:
         check_number("confidence", confidence, _is_part, "a number between 0 and 1, or None")

@@ -69,8 +69,8 @@ def opg_eigenpairs(
     array([2.])
     """
     objective, space = operator.objective, operator.space
-    check_integer("k", k, 1, space.size, of="the number of parameters P")
-    check_integer("rank", rank, k, none="")
+    check_integer("k", k, 1, space.size, f"an integer from 1 to P = {space.size}")
+    check_integer("rank", rank, k, expected=f"an integer of at least k = {k}", none=True)
     if rank is None:
         rank = max(2 * k + 10, min(_MOST_OF_SMALL, _SMALL // space.size))
     if tol is None:

@@ -72,7 +72,7 @@ def streaming_svd(chunks: Iterable[Vector], /, *, rank: int) -> StreamedSVD:
     >>> svd.values.round(6).tolist(), round(svd.discarded, 6)
     ([3.0, 2.0], 1.0)
     """
-    check_integer("rank", rank, 1)
+    check_integer("rank", rank, 1, expected="a positive integer")
     values, vectors = np.zeros(0), None
     rows, discarded = 0, 0.0
     for block in _blocks(chunks, rank):

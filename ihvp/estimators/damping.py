@@ -6,11 +6,12 @@ import numpy as np
 
 from ihvp.arguments import check_integer, check_number, check_seed
 from ihvp.backend import Vector
-from ihvp.estimators.probes import gaussians, products
+from ihvp.estimators.probes import gaussians, products, up_to
 from ihvp.operators.base import LinearOperator, check_operator
 from ihvp.solvers.ritz import ritz_range
 
 
+@np.errstate(all="ignore")
 def suggest_damping(
     operator: LinearOperator, *, condition: float | None = None, steps: int | None = None, seed: int = 0
 ) -> float:
@@ -55,7 +56,7 @@ def suggest_damping(
     check_seed(seed)
     space = operator.space
     count = min(50, space.size) if steps is None else steps
-    check_integer("steps", count, 1, space.size, of="the number of parameters P")
+    check_integer("steps", count, 1, space.size, up_to(space.size))
     if condition is None:
         condition = space.eps**-0.5
     check_number("condition", condition, lambda number: number > 1, "a finite number above 1")

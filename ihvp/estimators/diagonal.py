@@ -7,10 +7,11 @@ import numpy as np
 from ihvp.arguments import check_integer, check_seed
 from ihvp.errors import InvalidOption
 from ihvp.estimators.leave_one_out import range_basis
-from ihvp.estimators.probes import Estimate, identity_products, native, signs
+from ihvp.estimators.probes import Estimate, identity_products, native, signs, up_to
 from ihvp.operators.base import LinearOperator, check_operator
 
 
+@np.errstate(all="ignore")
 def diagonal(operator: LinearOperator, *, num_samples: int | None = None, seed: int = 0) -> Estimate:
     r"""An unbiased estimate of the diagonal of A, with the standard error of each entry.
 
@@ -50,7 +51,7 @@ def diagonal(operator: LinearOperator, *, num_samples: int | None = None, seed: 
     check_seed(seed)
     space = operator.space
     count = min(100, space.size) if num_samples is None else num_samples
-    check_integer("num_samples", count, 1, space.size, of="the number of parameters P")
+    check_integer("num_samples", count, 1, space.size, up_to(space.size))
     xp = space.xp
     if count == space.size:
         value = space.zeros()

@@ -51,6 +51,11 @@ class Estimate:
         return float(self.value)
 
 
+def up_to(size: int) -> str:
+    """What a number of products or steps is expected to be, for an error text."""
+    return f"an integer from 1 to P = {size}, the number of parameters"
+
+
 def gaussians(space: VectorSpace, generator: np.random.Generator, count: int) -> Vector:
     """Independent standard normal entries, ``(P, count)``."""
     return space.asarray(generator.standard_normal((space.size, count)))

@@ -13,7 +13,7 @@ from ihvp import algebra
 from ihvp.arguments import as_array, check_integer, check_number, check_seed, naming
 from ihvp.backend import Vector
 from ihvp.errors import FunctionFailed, InvalidOption
-from ihvp.estimators.probes import Estimate, gaussians, products
+from ihvp.estimators.probes import Estimate, gaussians, products, up_to
 from ihvp.memory import require_memory
 from ihvp.operators.base import LinearOperator, check_operator
 
@@ -116,6 +116,7 @@ class SpectralDensity:
         return width
 
 
+@np.errstate(all="ignore")
 def spectral_density(
     operator: LinearOperator, *, num_samples: int | None = None, steps: int | None = None, seed: int = 0
 ) -> SpectralDensity:
@@ -162,7 +163,7 @@ def spectral_density(
     count = min(10, size) if num_samples is None else num_samples
     length = min(80, size) if steps is None else steps
     check_integer("num_samples", count, 1)
-    check_integer("steps", length, 1, size, of="the number of parameters P")
+    check_integer("steps", length, 1, size, up_to(size))
     count, length = int(count), int(length)
     operator.verify()
     numbers, each = count * (length + 1) * size, int(operator.space.xp.finfo(operator.space.dtype).bits // 8)

@@ -11,7 +11,7 @@ from ihvp import algebra
 from ihvp.arguments import check_choice, check_integer, check_seed
 from ihvp.errors import InvalidOption
 from ihvp.estimators.leave_one_out import range_basis
-from ihvp.estimators.probes import Estimate, gaussians, host, identity_products, products, signs
+from ihvp.estimators.probes import Estimate, gaussians, host, identity_products, products, signs, up_to
 from ihvp.operators.base import LinearOperator, check_operator
 
 Method = Literal["xtrace", "hutch++", "hutchinson"]
@@ -20,6 +20,7 @@ Method = Literal["xtrace", "hutch++", "hutchinson"]
 _LEAST = {"xtrace": 4, "hutch++": 6, "hutchinson": 2}
 
 
+@np.errstate(all="ignore")
 def trace(
     operator: LinearOperator, *, num_samples: int | None = None, method: Method = "xtrace", seed: int = 0
 ) -> Estimate:
@@ -66,7 +67,7 @@ def trace(
     check_seed(seed)
     size = operator.space.size
     count = min(100, size) if num_samples is None else num_samples
-    check_integer("num_samples", count, 1, size, of="the number of parameters P")
+    check_integer("num_samples", count, 1, size, up_to(size))
     if count == size:
         exact = sum(float(algebra.dots(e, column).sum()) for e, column in identity_products(operator))
         return Estimate(exact, 0.0, size)

@@ -103,7 +103,8 @@ def loss_on(what: str, batch: Batch) -> Iterator[None]:
         with naming(LossFailed, "The loss"):
             yield
     except LossFailed as error:
+        cause = error.__cause__
         raise DataError(
-            f"On the {what} data, {describe_structure(batch)}: {error} Expected examples as the model takes "
-            "them: the same shapes, and labels in its range."
-        ) from error.__cause__
+            f"The loss failed on the {what} data, {describe_structure(batch)}, with {type(cause).__name__}: "
+            f"{cause}. Expected examples as the model takes them: the same shapes, and labels in its range."
+        ) from cause

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.arguments import check_path
-from ihvp.errors import DataError, InvalidOption, PackageNotInstalled, StoreError
+from ihvp.errors import DataError, InvalidOption, MissingFile, PackageNotInstalled, StoreError
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class InverseProducts:
         ------
         DataError
             The file holds something else.
-        StoreError
+        MissingFile, StoreError
             It is not there, or cannot be read.
         """
         check_path("path", path)
@@ -90,9 +90,9 @@ class InverseProducts:
         except PackageNotInstalled:
             raise
         except OSError as error:
-            raise StoreError(
-                f"Cannot read {path}: {error}. Expected a file that InverseProducts.save wrote."
-            ) from error
+            kind = MissingFile if isinstance(error, FileNotFoundError) else StoreError
+            text = f"Cannot read {path}: {error}. Expected a file that InverseProducts.save wrote."
+            raise kind(text) from error
         except Exception as error:
             # Each format has exceptions of its own for a file that is torn or of another kind.
             raise DataError(

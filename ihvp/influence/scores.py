@@ -147,4 +147,5 @@ def check_k(k: Any, count: int, axis: str) -> None:
     ------
     InvalidOption
     """
-    check_integer("k", k, 1, count, of=f"the number of {axis} examples")
+    expected = f"an integer from 1 to {count:,}, the number of {axis} examples"
+    check_integer("k", k, 1, count, expected)

@@ -54,7 +54,7 @@ class Hessian(CurvatureOperator):
 
     def __init__(self, objective: Objective, memory_budget: int | None = None) -> None:
         super().__init__(objective)
-        check_integer("memory_budget", memory_budget, 0, none="for what is free")
+        check_integer("memory_budget", memory_budget, 0, expected="a number of bytes, or None", none=True)
         self._budget = memory_budget
         self._passes: Passes | None = None
 

@@ -105,7 +105,8 @@ class LiSSA(Solver):
             check_number("scale", self.scale, _is_positive, "a finite number > 0, or 'auto'")
         check_integer("recursion_depth", self.recursion_depth, 1)
         check_integer("num_samples", self.num_samples, 1)
-        check_integer("batch_size", self.batch_size, 1, none="for the operator itself")
+        expected = "an integer ≥ 1, or None for the operator itself"
+        check_integer("batch_size", self.batch_size, 1, expected=expected, none=True)
         check_flag("replace", self.replace)
         within = "a number between 0 and 1, a part of the path"
         check_number("average", self.average, lambda part: 0 <= part <= 1, within)

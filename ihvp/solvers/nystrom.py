@@ -93,7 +93,7 @@ class Nystrom:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_integer("rank", self.rank, 1, none="")
+        check_integer("rank", self.rank, 1, expected="a positive integer, or None", none=True)
         check_choice("test_matrix", self.test_matrix, get_args(TestMatrix))
         check_seed(self.seed)
 

@@ -49,6 +49,7 @@ def solve(
     callback: Callable[[Step], object] | None = None,
     progress: bool | None = None,
 ) -> list[Solution]: ...
+@np.errstate(all="ignore")  # what leaves the range of numbers is named where it matters
 def solve(
     operator: LinearOperator,
     v: Any,
@@ -117,7 +118,7 @@ def solve(
     check_choice("on_failure", on_failure, ("raise", "return"))
     check_flag("check", check)
     check_function("callback", callback, "a function of an ihvp.progress.Step, or None", takes=1)
-    several, dampings = _checked_dampings(damping)
+    several, dampings = _checked_dampings(operator, damping)
     flat, leave = operator.space.enter(v)
     if not algebra.all_finite(flat):
         raise VectorError("v holds NaN or infinite entries; expected finite ones.")
@@ -191,14 +192,16 @@ class Inverse(LinearOperator):
     True
     """
 
+    @np.errstate(all="ignore")
     def __init__(self, operator: LinearOperator, damping: float, solver: Solver) -> None:
         super().__init__(operator.space)
-        self.operator, self.damping, self.solver = operator, _checked_damping(damping), solver
+        self.operator, self.damping, self.solver = operator, _checked_damping(operator, damping), solver
         self._prepared = solver.prepare(operator, self.damping)
 
     def apply(self, v: Vector) -> Vector:
         return self.solve(v).x
 
+    @np.errstate(all="ignore")
     def solve(self, v: Vector, *, progress: bool | None = None) -> Solution:
         """A product with its certificate, for a flat native vector or block.
 
@@ -226,18 +229,21 @@ def _checked(operator: Any, solver: Any) -> Solver:
     return solver
 
 
-def _checked_dampings(damping: Any) -> tuple[bool, list[float]]:
+def _checked_dampings(operator: LinearOperator, damping: Any) -> tuple[bool, list[float]]:
     try:
         several = np.ndim(damping) == 1
     except ValueError as error:
         raise InvalidOption("damping", damping, "one number, or a list of numbers") from error
-    dampings = [_checked_damping(value) for value in np.atleast_1d(np.asarray(damping, dtype=object))]
+    dampings = [_checked_damping(operator, value) for value in np.atleast_1d(np.asarray(damping, dtype=object))]
     if not dampings:
         raise InvalidOption("damping", damping, "at least one number")
     return several, dampings
 
 
-def _checked_damping(damping: Any) -> float:
+def _checked_damping(operator: LinearOperator, damping: Any) -> float:
     expected = "a finite number ≥ 0, which is added to the diagonal"
     check_number("damping", damping, lambda number: number >= 0, expected)
+    most = float(operator.space.xp.finfo(operator.space.dtype).max)
+    if damping > most:
+        raise InvalidOption("damping", damping, f"at most {most:.1e}, the largest number of {operator.dtype}")
     return float(damping)

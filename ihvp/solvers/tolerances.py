@@ -25,7 +25,7 @@ def check_tolerances(rtol: Any, atol: Any, max_iterations: Any) -> None:
     """
     for name, value in (("rtol", rtol), ("atol", atol)):
         check_number(name, value, lambda number: number >= 0, "a finite number ≥ 0")
-    check_integer("max_iterations", max_iterations, 0, none="")
+    check_integer("max_iterations", max_iterations, 0, none=True)
     if rtol == 0 and atol == 0 and max_iterations is None:
         raise InvalidOption(
             "rtol, atol",
