@@ -429,7 +429,7 @@ class SolverError(IhvpError, ArithmeticError):
 
     def __init__(self, message: str, solution: Solution) -> None:
         self.solution = solution
-        super().__init__(message)
+        Exception.__init__(self, message)
 
 
 class NotConverged(SolverError):
@@ -467,6 +467,14 @@ class Stagnated(SolverError):
 
 class Singular(Stagnated):
     """The matrix is singular and the right-hand side has a part outside its range: no x solves the system."""
+
+
+class NotSymmetricSystem(SolverError, NotSymmetric):
+    """A solve failed, and a probe found its matrix not symmetric, which the method rests on."""
+
+    def __init__(self, cause: NotSymmetric, solution: Solution) -> None:
+        self.left, self.right = cause.left, cause.right
+        SolverError.__init__(self, f"The solve failed, and may not be trusted: {cause}", solution)
 
 
 class Diverged(SolverError):

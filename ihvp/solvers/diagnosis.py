@@ -13,12 +13,15 @@ from ihvp.backend import Vector
 from ihvp.errors import (
     IndefiniteCurvature,
     NotConverged,
+    NotSymmetric,
+    NotSymmetricSystem,
     Singular,
     SolverError,
     Stagnated,
     Unaffordable,
 )
 from ihvp.operators.base import Shifted
+from ihvp.operators.symmetry import check_symmetric
 from ihvp.solution import Solution
 from ihvp.solvers.forecast import Forecast, damping_for, duration, iterations_of_cg
 from ihvp.solvers.ritz import RitzRange, ritz_range
@@ -41,11 +44,17 @@ def failure(
 ) -> SolverError | None:
     """The error for the first column of the block ``v`` that failed, the gravest reason first.
 
+    Where a probe finds the matrix not symmetric, that is the reason.
+
     ``definite`` says whether the method needs a positive definite matrix; ``forecast``, why it was stopped.
     """
     for reason in ("singular", "stagnated", "unaffordable", "max_iterations"):
         failed = np.flatnonzero(reasons == reason)
         if failed.size:
+            try:
+                check_symmetric(operator)
+            except NotSymmetric as cause:
+                return NotSymmetricSystem(cause, solution)
             column, x = (algebra.column(block, int(failed[0])) for block in (v, solution.x))
             if reason == "singular":
                 return singular(operator, solution, rtol, column, x)
