@@ -55,7 +55,13 @@ class Conjugate(Sweep):
             product = operator.apply(self.p)
             curvature = np.atleast_1d(algebra.dots(self.p, product))
             if not np.all(np.isfinite(curvature)):
-                raise NonFinite("A product with the operator")
+                # Steps along what the matrix takes to almost nothing grow beyond all numbers. The matrix is
+                # to blame only where it does that to a vector of length 1.
+                direction = self.p / algebra.coefficients(algebra.norms(self.p), self.p)
+                if algebra.all_finite(direction) and not algebra.all_finite(operator.apply(direction)):
+                    raise NonFinite("A product with the operator")
+                self.park(np.ones(self.places.shape, dtype=bool), "stagnated")
+                return
             if not np.any(self.flat):
                 # pᵀAp / rz is never below the lowest eigenvalue, and at the first step not above the highest.
                 # A later one smaller by more than the dtype can tell proves the matrix singular in it.

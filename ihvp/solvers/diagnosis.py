@@ -52,13 +52,18 @@ def failure(
         failed = np.flatnonzero(reasons == reason)
         if failed.size:
             try:
-                check_symmetric(operator)
+                check_symmetric(operator.operator)
             except NotSymmetric as cause:
                 return NotSymmetricSystem(cause, solution)
             column, x = (algebra.column(block, int(failed[0])) for block in (v, solution.x))
             if reason == "singular":
                 return singular(operator, solution, rtol, column, x)
             if reason == "stagnated":
+                if definite:
+                    ritz = ritz_range(operator.apply, column, _RITZ_STEPS)
+                    size = max(abs(ritz.highest), abs(ritz.lowest))
+                    if ritz.lowest <= 10 * operator.space.eps * size:
+                        return _indefinite(operator, solution, min(ritz.lowest, 0.0), ritz, rtol)
                 return stagnated(operator, solution, rtol, column, x)
             if forecast is not None:
                 return unaffordable(operator, solution, rtol, forecast, column, x, definite)
