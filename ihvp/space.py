@@ -123,6 +123,13 @@ class VectorSpace:
                 f"an array of {self.xp.__name__.rpartition('.')[2]} or numpy, as the parameters are",
                 "Convert v with numpy.asarray(v).",
             )
+        if array_api_compat.is_torch_array(v):
+            v = v.detach()
+        if getattr(v, "is_deleted", bool)():
+            raise VectorError(
+                "v was given up: its memory was donated to a function that JAX compiled. Pass a copy, made "
+                "before, or compile that function without donate_argnums."
+            )
         if v.shape != (self.size,) and v.shape == getattr(self.params, "shape", None):
             assert self.backend is not None  # params come with the backend that reads them
             return self._enter_structure(self.backend, v)

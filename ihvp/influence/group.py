@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.arguments import check_flag, is_special, shape_of
+from ihvp.arguments import check_flag, is_special
 from ihvp.backend import Batch, Vector
 from ihvp.data import Batches, Examples, as_data, count_examples
 from ihvp.errors import InvalidOption
@@ -79,16 +79,17 @@ def groups_of(indices: Any, count: int) -> tuple[list[NDArray[np.intp]], bool]:
     InvalidOption
         Not integers, out of range, twice in a group, or none at all.
     """
-    listable = isinstance(indices, Iterable) and shape_of(indices) != () and not is_special(indices)
-    listed = list(indices) if listable else []
-    several = any(np.ndim(entry) > 0 for entry in listed)
-    groups = [np.asarray(group) for group in (listed if several else [listed])]
+    expected = f"different integers from 0 to {count - 1:,}, or a list of such groups"
+    try:
+        listed = [] if is_special(indices) else list(indices)
+        several = any(np.ndim(entry) > 0 for entry in listed)
+        groups = [np.asarray(group) for group in (listed if several else [listed])]
+    except Exception as error:  # what cannot be listed, or numpy cannot read
+        raise InvalidOption("indices", indices, expected) from error
     for group in groups:
         valid = group.ndim == 1 and group.size > 0 and group.dtype.kind in "iu"
         if not valid or group.min() < 0 or group.max() >= count or len(np.unique(group)) < group.size:
-            raise InvalidOption(
-                "indices", group, f"different integers from 0 to {count - 1:,}, or a list of such groups"
-            )
+            raise InvalidOption("indices", group, expected)
         if group.size == count:
             raise InvalidOption("indices", group, "fewer than all training examples")
     return groups, several

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.arguments import is_integer, is_special, naming, shape_of
+from ihvp.arguments import is_integer, naming
 from ihvp.backend import Params
 from ihvp.errors import (
     FunctionFailed,
@@ -201,8 +201,11 @@ def leave_one_out(
         )
     if not is_integer(n_jobs) or not 0 < abs(n_jobs) < _MOST_JOBS:
         raise InvalidOption("n_jobs", n_jobs, "a number of processes, or −1 for one on each processor")
-    if not isinstance(indices, Iterable) or shape_of(indices) == () or is_special(indices):
-        raise InvalidOption("indices", indices, "a sequence of example numbers, or of groups of them")
+    try:
+        indices = list(indices)
+    except Exception as error:
+        expected = "a sequence of example numbers, or of groups of them"
+        raise InvalidOption("indices", indices, expected) from error
     influence = Influence(objective, damping, solver, train_loss=train_loss)
     groups = [group for index in indices for group in groups_of([index], objective.num_examples)[0]]
     # Before the solves, which may take long: the value may be unknown.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from inspect import isroutine
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,15 @@ from ihvp._inference import create_backend
 from ihvp.arguments import check_choice, check_flag, check_function, naming
 from ihvp.backend import Batch, CurvatureBackend, GradientFunction, Params, SupportsValue, Vector
 from ihvp.data import Batches, count_examples
-from ihvp.errors import InvalidOption, LossFailed, LossNotScalar, NonFinite, ParameterError, describe
+from ihvp.errors import (
+    IhvpError,
+    InvalidOption,
+    LossFailed,
+    LossNotScalar,
+    NonFinite,
+    ParameterError,
+    describe,
+)
 from ihvp.objective.composed import Composed
 from ihvp.objective.example_gradients import ExampleGradients
 from ihvp.space import VectorSpace
@@ -112,9 +121,14 @@ class Objective(ExampleGradients):
         self.batches = Batches(data, batch_size)
         self.reduction = reduction
         self.predict = predict
+        if isroutine(params):
+            raise ParameterError(
+                f"params is a function, {describe(params)}; expected parameters. Objective takes the loss "
+                "first: Objective(loss, params, data)."
+            )
         self.backend = create_backend(params, backend, has_gradient=grad is not None)
         self._set_loss(loss, grad)
-        flat = self.backend.flatten(params)
+        flat = _flat(self.backend, params)
         if flat.shape[0] == 0:
             raise ParameterError("There are no parameters to differentiate by; is everything frozen?")
         self.space = VectorSpace.of(flat, self.backend, params)
@@ -267,7 +281,7 @@ class Objective(ExampleGradients):
         >>> objective.at(np.array([0.0, 3.0])).gradient()
         array([0., 6.])
         """
-        space = VectorSpace.of(self.backend.flatten(params), self.backend, params)
+        space = VectorSpace.of(_flat(self.backend, params), self.backend, params)
         if not space.matches(self.space):
             raise ParameterError(
                 f"The parameters have {space.size:,} entries of {space.dtype} on {space.device}; expected "
@@ -330,3 +344,17 @@ class Objective(ExampleGradients):
         The second derivative is that of the first: not checked yet
         """
         return self._premises.report()
+
+
+def _flat(backend: CurvatureBackend, params: Params) -> Vector:
+    """The parameters as one vector, or a named reason why they are none."""
+    try:
+        return backend.flatten(params)
+    except (IhvpError, MemoryError):
+        raise
+    except Exception as error:
+        raise ParameterError(
+            f"The parameters, {describe(params)}, are no arrays that can be differentiated by "
+            f"({type(error).__name__}: {error}). Pass the arrays themselves, in a container that their "
+            "framework knows."
+        ) from error

@@ -232,9 +232,10 @@ def _checked(operator: Any, solver: Any) -> Solver:
 def _checked_dampings(operator: LinearOperator, damping: Any) -> tuple[bool, list[float]]:
     try:
         several = np.ndim(damping) == 1
-    except ValueError as error:
+        values = np.atleast_1d(np.asarray(damping, dtype=object))
+    except Exception as error:  # lists of unequal lengths, and tensors that numpy cannot read
         raise InvalidOption("damping", damping, "one number, or a list of numbers") from error
-    dampings = [_checked_damping(operator, value) for value in np.atleast_1d(np.asarray(damping, dtype=object))]
+    dampings = [_checked_damping(operator, value) for value in values]
     if not dampings:
         raise InvalidOption("damping", damping, "at least one number")
     return several, dampings
