@@ -184,7 +184,7 @@ def _is_exact(pairs: Eigenpairs, tol: float) -> bool:
 
 def _checked(
     space: VectorSpace,
-    k: Any,
+    k: int,
     which: Any,
     tol: Any,
     ncv: Any,
@@ -195,7 +195,7 @@ def _checked(
 ) -> int:
     """The size of the basis."""
     check_integer("k", k, 1, space.size, f"an integer from 1 to P = {space.size}")
-    k = int(k)
+    k = int(k)  # small integers of numpy overflow
     if not isinstance(which, str) or which not in CHOICES:
         expected = "'LA' (largest), 'SA' (smallest), 'LM' (largest in magnitude) or 'BE' (from both ends)"
         raise InvalidOption("which", which, expected)

@@ -106,5 +106,6 @@ def loss_on(what: str, batch: Batch) -> Iterator[None]:
         cause = error.__cause__
         raise DataError(
             f"The loss failed on the {what} data, {describe_structure(batch)}, with {type(cause).__name__}: "
-            f"{cause}. Expected examples as the model takes them: the same shapes, and labels in its range."
+            f"{str(cause).rstrip('.')}. Expected examples as the model takes them: the same shapes, and labels in "
+            "its range."
         ) from cause

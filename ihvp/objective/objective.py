@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import isroutine
 from typing import Any, Literal
 
@@ -126,9 +127,10 @@ class Objective(ExampleGradients):
                 f"params is a function, {describe(params)}; expected parameters. Objective takes the loss "
                 "first: Objective(loss, params, data)."
             )
-        self.backend = create_backend(params, backend, has_gradient=grad is not None)
+        with _reading(params):
+            self.backend = create_backend(params, backend, has_gradient=grad is not None)
+            flat = self.backend.flatten(params)
         self._set_loss(loss, grad)
-        flat = _flat(self.backend, params)
         if flat.shape[0] == 0:
             raise ParameterError("There are no parameters to differentiate by; is everything frozen?")
         self.space = VectorSpace.of(flat, self.backend, params)
@@ -281,7 +283,9 @@ class Objective(ExampleGradients):
         >>> objective.at(np.array([0.0, 3.0])).gradient()
         array([0., 6.])
         """
-        space = VectorSpace.of(_flat(self.backend, params), self.backend, params)
+        with _reading(params):
+            flat = self.backend.flatten(params)
+        space = VectorSpace.of(flat, self.backend, params)
         if not space.matches(self.space):
             raise ParameterError(
                 f"The parameters have {space.size:,} entries of {space.dtype} on {space.device}; expected "
@@ -346,10 +350,11 @@ class Objective(ExampleGradients):
         return self._premises.report()
 
 
-def _flat(backend: CurvatureBackend, params: Params) -> Vector:
-    """The parameters as one vector, or a named reason why they are none."""
+@contextmanager
+def _reading(params: Params) -> Iterator[None]:
+    """Name what a framework raises about parameters that it cannot take."""
     try:
-        return backend.flatten(params)
+        yield
     except (IhvpError, MemoryError):
         raise
     except Exception as error:
