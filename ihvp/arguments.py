@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.errors import IhvpError, InvalidOption
+from ihvp.errors import FunctionFailed, IhvpError, InvalidOption
 
 
 def is_integer(value: Any) -> bool:
@@ -156,14 +156,15 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
 
 
 @contextmanager
-def naming(kind: Callable[[str, BaseException], IhvpError], what: str) -> Iterator[None]:
+def naming(kind: type[FunctionFailed], what: str) -> Iterator[None]:
     """Turn what the caller's functions and their framework raise into an error of ``kind``, chained.
 
     Errors of memory that ran out stay as they are, for callers that go on with less.
 
     Parameters
     ----------
-    kind : FunctionFailed or LossFailed
+    kind : type
+        :class:`~ihvp.errors.FunctionFailed`, or one derived from it.
     what : str
         What is called or computed, for the error text.
     """
@@ -174,7 +175,7 @@ def naming(kind: Callable[[str, BaseException], IhvpError], what: str) -> Iterat
     except Exception as error:
         if "OutOfMemory" in type(error).__name__:
             raise
-        raise kind(what, error) from error
+        raise kind.of(what, error) from error
 
 
 def as_array(

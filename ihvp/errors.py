@@ -24,7 +24,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from ihvp.eigenpairs import Eigenpairs
@@ -137,26 +137,34 @@ class InvalidOption(IhvpError, ValueError):
 class FunctionFailed(IhvpError, RuntimeError):
     """A function that the caller passed raised an error of its own, which is chained: ``__cause__``.
 
-    It is also of the built-in kind that its cause is of, so that ``except KeyError`` still catches it.
-
-    Examples
-    --------
-    >>> error = FunctionFailed("train_fn(removed, start)", KeyError("lr"))
-    >>> print(error, isinstance(error, KeyError))
-    train_fn(removed, start) failed with KeyError: 'lr'. True
+    What :meth:`of` makes is also of the built-in kind of its cause: ``except KeyError`` still catches it.
     """
 
-    def __new__(cls, what: str, cause: BaseException) -> Any:
-        return _failure(cls, next(kind for kind in type(cause).__mro__ if kind.__module__ == "builtins"))
+    _kinds: tuple[Any, Any] | None = None
 
     def __init__(self, what: str, cause: BaseException) -> None:
         self.args = (f"{what} failed with {type(cause).__name__}: {_first(str(cause))}",)
+
+    @classmethod
+    def of(cls, what: str, cause: BaseException) -> FunctionFailed:
+        """The error that also is of the cause's built-in kind.
+
+        >>> error = FunctionFailed.of("train_fn(removed, start)", KeyError("lr"))
+        >>> print(error, isinstance(error, KeyError))
+        train_fn(removed, start) failed with KeyError: 'lr'. True
+        """
+        kind = next(kind for kind in type(cause).__mro__ if kind.__module__ == "builtins")
+        text = cls(what, cause).args
+        try:
+            return cast(FunctionFailed, _failure(cls, kind, *text))
+        except TypeError:  # a kind that is made of more than a text
+            return cls(what, cause)
 
     def __str__(self) -> str:
         return str(self.args[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _failure, (*type(self).__bases__, *self.args)
+        return _failure, (*(self._kinds or (type(self), None)), *self.args), vars(self)
 
 
 class ParameterError(IhvpError, TypeError):
@@ -472,9 +480,9 @@ class Singular(Stagnated):
 class NotSymmetricSystem(SolverError, NotSymmetric):
     """A solve failed, and a probe found its matrix not symmetric, which the method rests on."""
 
-    def __init__(self, cause: NotSymmetric, solution: Solution) -> None:
-        self.left, self.right = cause.left, cause.right
-        SolverError.__init__(self, f"The solve failed, and may not be trusted: {cause}", solution)
+    def __init__(self, message: str, solution: Solution, left: float, right: float) -> None:
+        self.left, self.right = left, right
+        SolverError.__init__(self, message, solution)
 
 
 class Diverged(SolverError):
@@ -641,13 +649,13 @@ _INSTEAD = {
 def _also(cls: Any, kind: Any) -> Any:
     """``cls`` as a class of errors of a built-in kind too."""
     if issubclass(cls, kind):
-        kind = RuntimeError
-    return type(cls.__name__, (cls, kind), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+        return cls
+    return type(cls.__name__, (cls, kind), {"__module__": cls.__module__, "_kinds": (cls, kind)})
 
 
-def _failure(cls: Any, kind: Any, *text: str) -> Any:
-    error = kind.__new__(_also(cls, kind))
-    error.args = text
+def _failure(cls: Any, kind: Any, *args: str) -> Any:
+    error = cls.__new__(cls) if kind is None else kind.__new__(_also(cls, kind))
+    error.args = args
     return error
 
 

@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from ihvp.algebra import to_numpy
 from ihvp.arguments import is_special, shape_of
 from ihvp.backend import CurvatureBackend, Params, Vector
-from ihvp.errors import IhvpError, MixedFrameworks, VectorError, WrongDevice, WrongDtype, WrongShape, describe
+from ihvp.errors import (
+    IhvpError,
+    MixedFrameworks,
+    VectorError,
+    WrongDevice,
+    WrongDtype,
+    WrongShape,
+    describe,
+    instead,
+)
 
 Leave = Callable[[Vector], Any]
 """Turns a flat result back into the form in which the caller passed the vector."""
@@ -115,6 +124,7 @@ class VectorSpace:
             if self.backend is None:
                 raise VectorError(
                     f"v is {describe(v)}; expected an array of shape ({self.size},) or ({self.size}, k)."
+                    f"{instead(v)}"
                 )
             return self._enter_structure(self.backend, v)
         if array_api_compat.array_namespace(v) is not self.xp:
@@ -154,6 +164,7 @@ class VectorSpace:
         except IhvpError as error:
             raise VectorError(
                 f"v is {describe(v)}; expected a flat array or the structure of the parameters. {error}"
+                f"{instead(v)}"
             ) from error
         if flat.shape != (self.size,):
             raise WrongShape(flat.shape, self.size)

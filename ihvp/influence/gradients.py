@@ -104,8 +104,8 @@ def loss_on(what: str, batch: Batch) -> Iterator[None]:
             yield
     except LossFailed as error:
         cause = error.__cause__
+        told = f"{type(cause).__name__}: {str(cause).rstrip('.')}"
         raise DataError(
-            f"The loss failed on the {what} data, {describe_structure(batch)}, with {type(cause).__name__}: "
-            f"{str(cause).rstrip('.')}. Expected examples as the model takes them: the same shapes, and labels in "
-            "its range."
+            f"The loss failed on the {what} data, {describe_structure(batch)}, with {told}. Expected "
+            "examples as the model takes them: the same shapes, and labels in its range."
         ) from cause

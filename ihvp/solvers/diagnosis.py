@@ -54,16 +54,17 @@ def failure(
             try:
                 check_symmetric(operator.operator)
             except NotSymmetric as cause:
-                return NotSymmetricSystem(cause, solution)
+                return NotSymmetricSystem(f"The solve failed. {cause}", solution, cause.left, cause.right)
             column, x = (algebra.column(block, int(failed[0])) for block in (v, solution.x))
             if reason == "singular":
                 return singular(operator, solution, rtol, column, x)
+            # Without rounding P steps are enough for a definite matrix.
+            if definite and (reason == "stagnated" or (forecast is None and limit >= operator.space.size)):
+                ritz = ritz_range(operator.apply, column, _RITZ_STEPS)
+                size = max(abs(ritz.highest), abs(ritz.lowest))
+                if ritz.lowest <= 10 * operator.space.eps * size:
+                    return _indefinite(operator, solution, min(ritz.lowest, 0.0), ritz, rtol)
             if reason == "stagnated":
-                if definite:
-                    ritz = ritz_range(operator.apply, column, _RITZ_STEPS)
-                    size = max(abs(ritz.highest), abs(ritz.lowest))
-                    if ritz.lowest <= 10 * operator.space.eps * size:
-                        return _indefinite(operator, solution, min(ritz.lowest, 0.0), ritz, rtol)
                 return stagnated(operator, solution, rtol, column, x)
             if forecast is not None:
                 return unaffordable(operator, solution, rtol, forecast, column, x, definite)
