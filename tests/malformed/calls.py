@@ -171,7 +171,7 @@ def of_matrices():
     yield "detection_curve", detection_curve, {"scores": V, "mislabelled": np.array([True, False, False])}
     curve = detection_curve(V, np.array([True, False, False]))
     yield "DetectionCurve.at", curve.at, {"fraction": 0.5}
-    yield "InverseProducts.load", _loading(), {"path": "products.npz"}
+    yield "InverseProducts.load", _loading, {"path": "products.npz"}
 
 
 def of_objectives(problem):
@@ -304,22 +304,19 @@ def _use(name):
 def _saving(products):
     def save(path):
         with tempfile.TemporaryDirectory() as folder:
-            products.save(f"{folder}/{path}" if isinstance(path, str) and path == "products.npz" else path)
+            products.save(_inside(folder, path))
 
     return save
 
 
-def _loading():
-    folder = tempfile.TemporaryDirectory()
-    path = f"{folder.name}/products.npz"
-    ihvp.InverseProducts(np.eye(2), 1e-9, {"damping": "0.1"}).save(path)
+def _loading(path):
+    with tempfile.TemporaryDirectory() as folder:
+        ihvp.InverseProducts(np.eye(2), 1e-9, {"damping": "0.1"}).save(_inside(folder, "products.npz"))
+        return ihvp.InverseProducts.load(_inside(folder, path))
 
-    def load(path, folder=folder):
-        return ihvp.InverseProducts.load(
-            f"{folder.name}/{path}" if isinstance(path, str) and path == "products.npz" else path
-        )
 
-    return load
+def _inside(folder, path):
+    return f"{folder}/{path}" if isinstance(path, str) and path == "products.npz" else path
 
 
 @dataclass

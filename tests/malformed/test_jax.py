@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+
+import ihvp
+from ihvp import errors
 
 from . import calls
 
-jax.config.update("jax_enable_x64", True)
 
-
-def _donated():
-    array = jnp.ones(3)
+def _donated(*shape):
+    array = jnp.ones(shape or 3)
     array.delete()
     return array
 
@@ -78,6 +81,66 @@ def made():
 
 @pytest.mark.parametrize("seed", range(2))
 def test_every_wrong_argument_is_named(seed):
-    found = calls.outcomes(made(), 40, seed, VALUES)
+    with jax.enable_x64(True):
+        found = calls.outcomes(made(), 40, seed, VALUES)
     assert not found.unnamed, "\n".join(found.unnamed)
     assert found.counts["named"] > 20
+
+
+@jax.custom_jvp
+def host_tanh(t):
+    return jax.pure_callback(lambda t: np.tanh(np.asarray(t)), jax.ShapeDtypeStruct(t.shape, t.dtype), t)
+
+
+@host_tanh.defjvp
+def _(primals, tangents):
+    value = host_tanh(*primals)
+    return value, (1 - value**2) * tangents[0]
+
+
+def objective_of(activation):
+    def own(w, batch):
+        return jnp.mean((activation(batch[0] @ w) - batch[1]) ** 2)
+
+    return ihvp.Objective(own, jnp.asarray(calls.W), (jnp.asarray(calls.X), jnp.asarray(calls.Y)))
+
+
+def test_a_callback_without_a_rule_for_many_rows_is_called_row_by_row():
+    with jax.enable_x64(True):
+        by_host, plain = objective_of(host_tanh), objective_of(jnp.tanh)
+        block = jnp.asarray(calls.X[:4].T)
+        for ask in (
+            lambda o: o.per_example_gradients(),
+            lambda o: ihvp.Hessian(o) @ block,
+            lambda o: np.asarray(ihvp.Influence(o, damping=5.0).scores(o.batches.data)),
+        ):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ihvp.influence.NotAtOptimum)
+                np.testing.assert_allclose(ask(by_host), ask(plain), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("own", "text"),
+    [
+        (_loop, "while_loop"),
+        (_callback, "Pure callbacks do not support JVP"),
+        (lambda params, batch: 1.0 if params["w"].sum() > 0 else 0.0, "boolean conversion of traced"),
+    ],
+    ids=["loop", "callback", "branch"],
+)
+def test_what_jax_raises_in_a_loss_keeps_its_text(own, text):
+    objective = ihvp.Objective(own, {"w": jnp.ones(3)}, (jnp.ones((4, 3)), jnp.ones(4)))
+    for ask in (objective.gradient, lambda: ihvp.Hessian(objective) @ jnp.ones(3)):
+        with pytest.raises(errors.LossFailed, match=f"The gradient failed with .*{text}") as caught:
+            ask()
+        assert text in str(caught.value.__cause__)
+
+
+def test_arrays_that_were_given_up_are_named():
+    objective = objective_of(jnp.tanh)
+    with pytest.raises(errors.VectorError, match="donated"):
+        ihvp.Hessian(objective) @ _donated()
+    with pytest.raises(errors.ParameterError, match="has been deleted"):
+        ihvp.Objective(loss, {"w": _donated()}, (jnp.ones((4, 3)), jnp.ones(4)))
+    with pytest.raises(errors.LossFailed, match="has been deleted"):
+        ihvp.Objective(loss, {"w": jnp.ones(1)}, (_donated(4, 1), jnp.ones(4))).gradient()

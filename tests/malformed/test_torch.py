@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 import pytest
 import torch
+
+import ihvp
+from ihvp import errors
 
 from . import calls
 
@@ -67,5 +69,36 @@ def test_every_wrong_argument_is_named(seed):
     assert found.counts["named"] > 20
 
 
-def test_the_values_are_as_before():
-    np.testing.assert_array_equal(calls.X, np.random.default_rng(0).standard_normal((6, 3)))
+def test_what_torch_raises_in_a_loss_keeps_its_text():
+    model = torch.nn.Linear(3, 2)
+    data = torch.ones(4, 3), torch.zeros(4, dtype=torch.long)
+    objective = ihvp.Objective(torch.nn.CrossEntropyLoss(), model, data)
+    with pytest.raises(
+        errors.LossFailed, match=r"The gradient failed with .*loss\(params, batch\)"
+    ) as caught:
+        objective.gradient()
+    assert str(caught.value.__cause__) in str(caught.value)
+    with pytest.raises(errors.ParameterError, match=r"Objective\(loss, params, data\)"):
+        ihvp.Objective(model, torch.nn.functional.cross_entropy, data)
+
+
+def test_a_loss_that_needs_two_examples_says_so_of_a_single_one():
+    def normalised(params, batch):
+        x, y = batch
+        outputs = torch.nn.functional.batch_norm(x @ params["w"][:, None], None, None, training=True)
+        return ((outputs[:, 0] - y) ** 2).mean()
+
+    data = torch.tensor(calls.X), torch.tensor(calls.Y)
+    objective = ihvp.Objective(normalised, {"w": torch.tensor(calls.W)}, data, checks=False)
+    with pytest.raises(errors.LossFailed, match=r"single example failed .*more than 1 value per channel"):
+        objective.per_example_gradients()
+
+
+def test_a_vector_that_requires_a_gradient_is_a_vector():
+    objective = ihvp.Objective(
+        loss, {"w": torch.tensor(calls.W)}, (torch.tensor(calls.X), torch.tensor(calls.Y))
+    )
+    v = torch.ones(3, dtype=torch.float64)
+    found = ihvp.Hessian(objective) @ v.clone().requires_grad_()
+    assert not found.requires_grad
+    torch.testing.assert_close(found, ihvp.Hessian(objective) @ v, rtol=0, atol=0)

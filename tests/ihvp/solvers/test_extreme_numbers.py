@@ -49,9 +49,8 @@ def matrices(size, rng):
 
 def right_hand_sides(size, rng):
     v = rng.normal(size=size)
-    return [v, 0 * v, 1e-320 * v, 1e-150 * v, 1e150 * v, 1e300 * v, np.stack([v, 1e-3 * v, 0 * v], 1)] + [
-        np.stack([v, 1e100 * v], 1)
-    ]
+    alone = [size * v for size in (1.0, 0.0, 1e-320, 1e-150, 1e150, 1e300)]
+    return [*alone, np.stack([v, 1e-3 * v, 0 * v], 1), np.stack([v, 1e100 * v], 1)]
 
 
 def system(seed):
