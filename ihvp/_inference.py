@@ -12,7 +12,7 @@ from typing import Any
 
 from ihvp._registry import registered, selected, usable_plugin
 from ihvp.backend import BackendPlugin, CurvatureBackend, Params
-from ihvp.errors import BrokenBackend, InvalidOption, MixedFrameworks, UndeterminedBackend, describe
+from ihvp.errors import BrokenBackend, InvalidOption, MixedFrameworks, UndeterminedBackend, describe, instead
 
 
 def create_backend(
@@ -76,7 +76,8 @@ def _infer(params: Params, has_gradient: bool) -> str:
         if registered().plugins[name].differentiates == "gradient" and not has_gradient:
             raise _needs_gradient(name)
         return name
-    raise UndeterminedBackend(f"parameters of type {describe(params)}", registered().names)
+    found = f"parameters of type {describe(params)}"
+    raise UndeterminedBackend(found, registered().names, instead(params).strip())
 
 
 def _needs_gradient(name: str) -> UndeterminedBackend:

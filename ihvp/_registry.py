@@ -15,6 +15,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any
 
+from ihvp.arguments import check_instance
 from ihvp.backend import BackendPlugin
 from ihvp.errors import BackendNotInstalled, BrokenBackend, UnknownBackend, describe
 
@@ -222,5 +223,6 @@ def use(name: str, **options: Any) -> Selection:
     ...     selection.name
     'numdiff'
     """
+    check_instance("name", name, str, "the name of a backend that ihvp.backends() lists")
     usable_plugin(name)
     return Selection(name, options)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import check_integer
 from ihvp.backend import Batch
-from ihvp.errors import DataError, EmptyData, InvalidOption, NotReiterable, UnequalBatches, describe
+from ihvp.errors import DataError, EmptyData, IhvpError, NotReiterable, UnequalBatches, describe
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +83,7 @@ class Batches:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and (
-            not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1
-        ):
-            raise InvalidOption("batch_size", self.batch_size, "a positive integer, or None")
+        check_integer("batch_size", self.batch_size, 1, expected="a positive integer, or None", none=True)
         if self.in_memory:
             return
         if isinstance(self.data, Iterator):
@@ -135,7 +133,7 @@ class Batches:
             A batch has another structure than the first, or arrays of different lengths.
         """
         first: str | None = None
-        for index, batch in enumerate([self.data] if self.in_memory else self.data):
+        for index, batch in enumerate(self._read()):
             structure = describe_structure(batch)
             if first is None:
                 first = structure
@@ -150,6 +148,20 @@ class Batches:
                 yield Piece(batch, start, min(start + size, count), count)
         if first is None:
             raise EmptyData("The data holds no batch; expected at least one.")
+
+    def _read(self) -> Iterator[Batch]:
+        if self.in_memory:
+            yield self.data
+            return
+        try:
+            yield from self.data
+        except IhvpError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"The data, {describe(self.data)}, gave no batch but {type(error).__name__}: {error}. "
+                "Expected a list of batches, or a loader whose examples can be read and stacked."
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ihvp.arguments import as_array
+
 
 @dataclass(frozen=True, eq=False)
 class Eigenpairs:
@@ -49,6 +51,6 @@ class Eigenpairs:
     @classmethod
     def of(cls, values: Any, vectors: Any) -> Eigenpairs:
         """Pairs that come from elsewhere, ``(K,)`` and ``(P, K)``: of unknown residual, not certified."""
-        values = np.asarray(values, dtype=np.float64)
+        values = as_array("values", values).astype(np.float64)
         unknown = np.full(values.shape, np.nan)
         return cls(values, vectors, unknown, np.zeros(values.shape, dtype=bool), matvecs=0)

@@ -21,12 +21,14 @@ True
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ihvp.eigenpairs import Eigenpairs
-from ihvp.solution import Solution
+if TYPE_CHECKING:
+    from ihvp.eigenpairs import Eigenpairs
+    from ihvp.solution import Solution
 
 
 class IhvpError(Exception):
@@ -133,7 +135,40 @@ class InvalidOption(IhvpError, ValueError):
     """An option has a value outside its range."""
 
     def __init__(self, option: str, found: object, expected: str) -> None:
-        super().__init__(f"{option} is {found!r}; expected {expected}.")
+        super().__init__(f"{option} is {_shown(found)}; expected {expected}.{instead(found)}")
+
+
+class FunctionFailed(IhvpError, RuntimeError):
+    """A function that the caller passed raised an error of its own, which is chained: ``__cause__``.
+
+    What :meth:`of` makes is also of the built-in kind of its cause: ``except KeyError`` still catches it.
+    """
+
+    _kinds: tuple[Any, Any] | None = None
+
+    def __init__(self, what: str, cause: BaseException) -> None:
+        self.args = (f"{what} failed with {type(cause).__name__}: {_first(str(cause))}",)
+
+    @classmethod
+    def of(cls, what: str, cause: BaseException) -> FunctionFailed:
+        """The error that also is of the cause's built-in kind.
+
+        >>> error = FunctionFailed.of("train_fn(removed, start)", KeyError("lr"))
+        >>> print(error, isinstance(error, KeyError))
+        train_fn(removed, start) failed with KeyError: 'lr'. True
+        """
+        kind = next(kind for kind in type(cause).__mro__ if kind.__module__ == "builtins")
+        text = cls(what, cause).args
+        try:
+            return cast(FunctionFailed, _failure(cls, kind, *text))
+        except TypeError:  # a kind that is made of more than a text
+            return cls(what, cause)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _failure, (*(self._kinds or (type(self), None)), *self.args), vars(self)
 
 
 class ParameterError(IhvpError, TypeError):
@@ -263,6 +298,17 @@ class WrongDevice(VectorError):
 
 class LossError(IhvpError):
     """The loss is not a function that can be differentiated twice."""
+
+
+class LossFailed(LossError, FunctionFailed):
+    """What the loss or the framework raised while the loss was computed or differentiated; it is chained."""
+
+    def __init__(self, what: str, cause: BaseException) -> None:
+        super().__init__(what, cause)
+        self.args = (
+            f"{self.args[0]} Expected loss(params, batch), or loss(outputs, batch) beside predict=…, for "
+            "batches of any number of examples, of operations that the framework differentiates.",
+        )
 
 
 class LossNotScalar(LossError, TypeError):
@@ -410,7 +456,7 @@ class SolverError(IhvpError, ArithmeticError):
 
     def __init__(self, message: str, solution: Solution) -> None:
         self.solution = solution
-        super().__init__(message)
+        Exception.__init__(self, message)
 
 
 class NotConverged(SolverError):
@@ -448,6 +494,14 @@ class Stagnated(SolverError):
 
 class Singular(Stagnated):
     """The matrix is singular and the right-hand side has a part outside its range: no x solves the system."""
+
+
+class NotSymmetricSystem(SolverError, NotSymmetric):
+    """A solve failed, and a probe found its matrix not symmetric, which the method rests on."""
+
+    def __init__(self, message: str, solution: Solution, left: float, right: float) -> None:
+        self.left, self.right = left, right
+        SolverError.__init__(self, message, solution)
 
 
 class Diverged(SolverError):
@@ -538,6 +592,10 @@ class StoreInUse(StoreError):
         )
 
 
+class MissingFile(StoreError, FileNotFoundError):
+    """A file of results is not there."""
+
+
 class StoreMismatch(IhvpError, ValueError):
     """A folder holds the results of another run.
 
@@ -588,4 +646,54 @@ def describe(value: Any) -> str:
         else f"{kind.__module__.split('.')[0]}.{kind.__qualname__}"
     )
     shape = getattr(value, "shape", None)
-    return name if shape is None or callable(shape) else f"{name} of shape {tuple(shape)}"
+    try:
+        return name if shape is None else f"{name} of shape {tuple(shape)}"
+    except (TypeError, ValueError):  # None, a method, or a shape that is not known yet
+        return name
+
+
+def instead(value: Any) -> str:
+    """What to pass in the place of an object of a library that belongs to no backend.
+
+    >>> instead([1.0])
+    ''
+    """
+    return _INSTEAD.get(type(value).__module__.partition(".")[0], "")
+
+
+_INSTEAD = {
+    "pandas": " Of a pandas object pass its .to_numpy().",
+    "sklearn": (
+        " A scikit-learn estimator tells neither its loss nor its gradient: pass its fitted arrays, such as "
+        "coef_, as params, with grad=…, the gradient of its loss."
+    ),
+}
+
+
+@functools.cache
+def _also(cls: Any, kind: Any) -> Any:
+    """``cls`` as a class of errors of a built-in kind too."""
+    if issubclass(cls, kind):
+        return cls
+    return type(cls.__name__, (cls, kind), {"__module__": cls.__module__, "_kinds": (cls, kind)})
+
+
+def _failure(cls: Any, kind: Any, *args: str) -> Any:
+    error = cls.__new__(cls) if kind is None else kind.__new__(_also(cls, kind))
+    error.args = args
+    return error
+
+
+def _first(text: str, most: int = 400) -> str:
+    """The beginning of a text, as a sentence."""
+    text = text.strip() if len(text) <= most else text[:most].rstrip() + " …"
+    return text if text.endswith((".", "…")) else f"{text}."
+
+
+def _shown(value: Any) -> str:
+    """A value as its own text where that is short, else as its type."""
+    try:
+        text = repr(value)
+    except Exception:  # whatever an object does wrong, it is the argument that is told of
+        return describe(value)
+    return text if len(text) <= 80 and "\n" not in text else describe(value)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from ihvp.arguments import check_flag
+
 _MINUTE = 60.0
 
 
@@ -52,6 +54,7 @@ class Monitor:
         callback: Callable[[Step], object] | None = None,
         progress: bool | None = None,
     ) -> None:
+        check_flag("progress", progress, none=True)
         self._callback, self._bar = callback, None
         if progress is not False:
             self._bar = _bar(description, progress)
@@ -90,6 +93,7 @@ def track(description: str, total: int, progress: bool | None) -> Iterator[Calla
     progress : bool, optional
         As for :class:`Monitor`.
     """
+    check_flag("progress", progress, none=True)
     bar = None if progress is False else _bar(description, progress, total=total, unit_scale=True)
     try:
         yield (lambda amount: None) if bar is None else bar.update

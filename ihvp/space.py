@@ -11,8 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.algebra import to_numpy
+from ihvp.arguments import is_special, shape_of
 from ihvp.backend import CurvatureBackend, Params, Vector
-from ihvp.errors import IhvpError, MixedFrameworks, VectorError, WrongDevice, WrongDtype, WrongShape, describe
+from ihvp.errors import (
+    IhvpError,
+    MixedFrameworks,
+    VectorError,
+    WrongDevice,
+    WrongDtype,
+    WrongShape,
+    describe,
+    instead,
+)
 
 Leave = Callable[[Vector], Any]
 """Turns a flat result back into the form in which the caller passed the vector."""
@@ -102,6 +112,8 @@ class VectorSpace:
         ------
         WrongShape, WrongDtype, WrongDevice, MixedFrameworks, VectorError
         """
+        if is_special(v):
+            raise VectorError(f"v is {describe(v)}; expected a plain array. Pass numpy.asarray(v).")
         if isinstance(v, np.ndarray) and not self.is_numpy:
             self._check_shape(v.shape)
             expected = to_numpy(self.zeros(1)[:0]).dtype
@@ -112,6 +124,7 @@ class VectorSpace:
             if self.backend is None:
                 raise VectorError(
                     f"v is {describe(v)}; expected an array of shape ({self.size},) or ({self.size}, k)."
+                    f"{instead(v)}"
                 )
             return self._enter_structure(self.backend, v)
         if array_api_compat.array_namespace(v) is not self.xp:
@@ -119,6 +132,13 @@ class VectorSpace:
                 [f"v of type {describe(v)}"],
                 f"an array of {self.xp.__name__.rpartition('.')[2]} or numpy, as the parameters are",
                 "Convert v with numpy.asarray(v).",
+            )
+        if array_api_compat.is_torch_array(v):
+            v = v.detach()
+        if getattr(v, "is_deleted", bool)():
+            raise VectorError(
+                "v was given up: its memory was donated to a function that JAX compiled. Pass a copy, made "
+                "before, or compile that function without donate_argnums."
             )
         if v.shape != (self.size,) and v.shape == getattr(self.params, "shape", None):
             assert self.backend is not None  # params come with the backend that reads them
@@ -144,6 +164,7 @@ class VectorSpace:
         except IhvpError as error:
             raise VectorError(
                 f"v is {describe(v)}; expected a flat array or the structure of the parameters. {error}"
+                f"{instead(v)}"
             ) from error
         if flat.shape != (self.size,):
             raise WrongShape(flat.shape, self.size)
@@ -184,7 +205,7 @@ def _align(v: Any, pattern: Any, path: str) -> Any:
             _align(item, part, f"{path}[{i}]") for i, (item, part) in enumerate(zip(v, pattern, strict=True))
         ]
         return type(v)(*items) if hasattr(v, "_fields") else type(v)(items)
-    shape, expected = getattr(v, "shape", None), getattr(pattern, "shape", None)
-    if expected is not None and (shape is None or tuple(shape) != tuple(expected)):
-        raise VectorError(f"{path} is {describe(v)}; expected an array of shape {tuple(expected)}.")
+    expected = shape_of(pattern)
+    if expected is not None and shape_of(v) != expected:
+        raise VectorError(f"{path} is {describe(v)}; expected an array of shape {expected}.")
     return v

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from ihvp.backend import Batch, Params, Vector
 from ihvp.errors import LossIndependentOfParameters, LossNotScalar, UnequalBatches, WrongShape
+from ihvp_jax._each import each
 from ihvp_jax._modes import first_usable, forward, pull, reverse
 from ihvp_jax._parameters import found, is_floating, ravel, require_floating, size, unravel
 from ihvp_jax._static import Static, release_constants
@@ -101,8 +102,7 @@ def per_example_grads(loss: Static, params: Params, batch: Batch) -> Vector:
         alone = jax.tree.map(lambda leaf, whole: leaf[None] if whole.ndim else leaf, example, batch)
         return _gradient(loss, params, alone)
 
-    axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, batch)
-    return ravel(jax.vmap(one, in_axes=(axes,))(batch), leading=1)
+    return ravel(each(one, batch), leading=1)
 
 
 @compiled
@@ -184,14 +184,8 @@ def _on_columns(linear: Callable[[Params], Params], params: Params, v: Vector) -
     def on_row(row: Vector) -> Params:
         return linear(unravel(row, params))
 
-    together, columns = jax.vmap(on_row), v.shape[1]
-    at_once = _columns_at_once(linear, columns)
-    if at_once == 1:
-        on_host = partial(jax.lax.map, on_row)
-    elif at_once < columns:
-        on_host = partial(jax.lax.map, on_row, batch_size=at_once)
-    else:
-        on_host = together
+    together, at_once = partial(each, on_row), _columns_at_once(linear, v.shape[1])
+    on_host = together if at_once == v.shape[1] > 1 else partial(each, on_row, at_once=at_once)
     products = jax.lax.platform_dependent(v.T, cpu=on_host, default=together)
     return ravel(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), products), trailing=1)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ihvp.backend import Batch, Params, Vector
 from ihvp_jax._derivatives import compiled, grad, real_scalar
+from ihvp_jax._each import each
 from ihvp_jax._modes import first_usable, pull, reverse
 from ihvp_jax._parameters import require_floating, unravel
 from ihvp_jax._static import Static, release_constants
@@ -94,7 +95,6 @@ def _is_input(leaf: Any) -> bool:
 
 def _losses(loss: Static, params: Params, batch: Batch) -> jax.Array:
     """The loss at every example, ``(B,)``; an example keeps a leading dimension of 1."""
-    axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, batch)
 
     def one(example: Batch) -> jax.Array:
         alone = jax.tree.map(lambda leaf, whole: leaf[None] if whole.ndim else leaf, example, batch)
@@ -102,4 +102,5 @@ def _losses(loss: Static, params: Params, batch: Batch) -> jax.Array:
 
     if not any(leaf.ndim for leaf in jax.tree.leaves(batch)):
         return one(batch)[None]
-    return jax.vmap(one, in_axes=(axes,))(batch)
+    losses: jax.Array = each(one, batch)
+    return losses

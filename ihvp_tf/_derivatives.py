@@ -7,6 +7,8 @@ conditionals and embedding look-ups, where that fails.
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -168,11 +170,28 @@ def _by_example(function: Callable[[Batch], Tensor], batch: Batch, signature: An
 
     stacked = [leaves[i] for i in places]
     try:
-        return tf.vectorized_map(one, stacked)
+        # What has no converter would loop by itself, and for some operations (DynamicPartition) wrongly.
+        with _without_conversion_reports():
+            return tf.vectorized_map(one, stacked, fallback_to_while_loop=False)
     except IhvpError:
         raise
     except Exception:  # the converter has no one class for "this operation cannot be vectorised"
         return tf.map_fn(one, stacked, fn_output_signature=signature)
+
+
+@contextmanager
+def _without_conversion_reports() -> Iterator[None]:
+    """Keeps the pages that TensorFlow writes about an operation without a converter from the terminal."""
+    logger, thread = logging.getLogger("tensorflow"), threading.get_ident()
+
+    def told(record: logging.LogRecord) -> bool:
+        return record.module != "pfor" or record.thread != thread
+
+    logger.addFilter(told)
+    try:
+        yield
+    finally:
+        logger.removeFilter(told)
 
 
 @contextmanager

@@ -179,9 +179,10 @@ def _leaves(params: Params) -> list[Any]:
         backend = keras.backend.backend()
         if backend != "tensorflow":
             raise ParameterError(
-                f"The variables are of Keras on {backend}; expected Keras on TensorFlow. On JAX and torch pass "
-                "[v.value for v in model.trainable_variables], and a loss that calls model.stateless_call. Or "
-                "set the environment variable KERAS_BACKEND=tensorflow before Keras is imported."
+                f"The variables are of Keras on {backend}; expected Keras on TensorFlow. On JAX and torch "
+                "pass [v.value for v in model.trainable_variables], and a loss that calls "
+                "model.stateless_call. Or set the environment variable KERAS_BACKEND=tensorflow before Keras "
+                "is imported."
             )
     require_floating(leaves, params)
     return leaves

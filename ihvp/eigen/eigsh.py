@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from ihvp import algebra
+from ihvp.arguments import check_choice, check_flag, check_function, check_integer, check_number, check_seed
 from ihvp.backend import Vector
 from ihvp.eigen.approximation import Products, certified
 from ihvp.eigen.failure import failure
@@ -16,8 +17,8 @@ from ihvp.eigen.opg import opg_eigenpairs
 from ihvp.eigen.search import search
 from ihvp.eigen.wanted import CHOICES, Wanted, Which
 from ihvp.eigenpairs import Eigenpairs
-from ihvp.errors import InvalidOption, VectorError, describe
-from ihvp.operators.base import LinearOperator
+from ihvp.errors import InvalidOption, VectorError
+from ihvp.operators.base import LinearOperator, check_operator
 from ihvp.operators.opg import OPG
 from ihvp.operators.symmetry import check_symmetric
 from ihvp.progress import Step
@@ -27,6 +28,7 @@ from ihvp.space import VectorSpace
 _SMALL, _MOST_OF_SMALL = 1 << 18, 100
 
 
+@np.errstate(all="ignore")
 def eigsh(
     operator: LinearOperator,
     k: int = 10,
@@ -123,8 +125,9 @@ def eigsh(
     >>> pairs.values.round(6), pairs.converged
     (array([99., 98., 97.]), array([ True,  True,  True]))
     """
-    if not isinstance(operator, LinearOperator):
-        raise InvalidOption("operator", describe(operator), "a LinearOperator; wrap a matrix in ihvp.Dense")
+    check_operator(operator)
+    check_flag("check", check)
+    check_function("callback", callback, "a function of an ihvp.progress.Step, or None", takes=1)
     space = operator.space
     capacity = _checked(space, k, which, tol, ncv, max_restarts, confidence, seed, on_failure)
     start = None if v0 is None else _checked_start(space, v0)
@@ -181,7 +184,7 @@ def _is_exact(pairs: Eigenpairs, tol: float) -> bool:
 
 def _checked(
     space: VectorSpace,
-    k: Any,
+    k: int,
     which: Any,
     tol: Any,
     ncv: Any,
@@ -191,24 +194,22 @@ def _checked(
     on_failure: Any,
 ) -> int:
     """The size of the basis."""
-    if not (isinstance(k, (int, np.integer)) and 1 <= k <= space.size):
-        raise InvalidOption("k", k, f"an integer from 1 to P = {space.size}")
-    if which not in CHOICES:
+    check_integer("k", k, 1, space.size, f"an integer from 1 to P = {space.size}")
+    k = int(k)  # small integers of numpy overflow
+    if not isinstance(which, str) or which not in CHOICES:
         expected = "'LA' (largest), 'SA' (smallest), 'LM' (largest in magnitude) or 'BE' (from both ends)"
         raise InvalidOption("which", which, expected)
-    if tol is not None and not (isinstance(tol, (int, float, np.integer, np.floating)) and 0 < tol < 1):
-        raise InvalidOption("tol", tol, "a number between 0 and 1, or None for what the dtype allows")
+    if tol is not None:
+        expected = "a number between 0 and 1, or None for what the dtype allows"
+        check_number("tol", tol, _is_part, expected)
     least = min(k + 2, space.size)
-    if ncv is not None and not (isinstance(ncv, (int, np.integer)) and least <= ncv <= space.size):
-        raise InvalidOption("ncv", ncv, f"an integer from {least} (k + 2) to P = {space.size}")
-    if not (isinstance(max_restarts, (int, np.integer)) and max_restarts >= 0):
-        raise InvalidOption("max_restarts", max_restarts, "an integer ≥ 0")
-    if confidence is not None and not (isinstance(confidence, (float, np.floating)) and 0 < confidence < 1):
-        raise InvalidOption("confidence", confidence, "a number between 0 and 1, or None")
-    if not (isinstance(seed, (int, np.integer)) and seed >= 0):
-        raise InvalidOption("seed", seed, "an integer ≥ 0")
-    if on_failure not in ("raise", "return"):
-        raise InvalidOption("on_failure", on_failure, "'raise' or 'return'")
+    expected = f"an integer from {least} (k + 2) to P = {space.size}"
+    check_integer("ncv", ncv, least, space.size, expected, none=True)
+    check_integer("max_restarts", max_restarts, 0)
+    if confidence is not None:
+        check_number("confidence", confidence, _is_part, "a number between 0 and 1, or None")
+    check_seed(seed)
+    check_choice("on_failure", on_failure, ("raise", "return"))
     if ncv is not None:
         return int(ncv)
     # With more vectors there are fewer products, where a spectrum is dense at its end.
@@ -231,3 +232,7 @@ def _checked_start(space: VectorSpace, v0: Any) -> Vector:
     if not 0 < size < np.inf:
         raise VectorError(f"v0 has size {size}; expected a finite vector that is not 0.")
     return start
+
+
+def _is_part(number: float) -> bool:
+    return 0 < number < 1

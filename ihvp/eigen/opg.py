@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ihvp import algebra
+from ihvp.arguments import check_integer, check_number
 from ihvp.backend import Vector
 from ihvp.eigen.rayleigh_ritz import refine
 from ihvp.eigen.streaming_svd import streaming_svd
 from ihvp.eigenpairs import Eigenpairs
-from ihvp.errors import InvalidOption
 from ihvp.operators.opg import OPG
 from ihvp.space import VectorSpace
 
@@ -69,16 +69,13 @@ def opg_eigenpairs(
     array([2.])
     """
     objective, space = operator.objective, operator.space
-    if not isinstance(k, (int, np.integer)) or not 1 <= k <= space.size:
-        raise InvalidOption("k", k, f"an integer from 1 to P = {space.size}")
+    check_integer("k", k, 1, space.size, f"an integer from 1 to P = {space.size}")
+    check_integer("rank", rank, k, expected=f"an integer of at least k = {k}", none=True)
     if rank is None:
         rank = max(2 * k + 10, min(_MOST_OF_SMALL, _SMALL // space.size))
-    elif not isinstance(rank, (int, np.integer)) or rank < k:
-        raise InvalidOption("rank", rank, f"an integer of at least k = {k}")
     if tol is None:
         tol = space.eps ** (2 / 3)
-    elif not 0 < tol < 1:
-        raise InvalidOption("tol", tol, "a number between 0 and 1")
+    check_number("tol", tol, lambda number: 0 < number < 1, "a number between 0 and 1")
     svd = streaming_svd(objective.per_example_gradient_chunks(power=0.5), rank=min(rank, space.size))
     columns = 0
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import check_integer
 from ihvp.backend import Vector
-from ihvp.errors import EmptyData, InvalidOption
+from ihvp.errors import EmptyData
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ def streaming_svd(chunks: Iterable[Vector], /, *, rank: int) -> StreamedSVD:
     >>> svd.values.round(6).tolist(), round(svd.discarded, 6)
     ([3.0, 2.0], 1.0)
     """
-    if not isinstance(rank, (int, np.integer)) or rank < 1:
-        raise InvalidOption("rank", rank, "a positive integer")
+    check_integer("rank", rank, 1, expected="a positive integer")
     values, vectors = np.zeros(0), None
     rows, discarded = 0, 0.0
     for block in _blocks(chunks, rank):

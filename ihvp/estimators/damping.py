@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from ihvp.arguments import check_integer, check_number, check_seed
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption
-from ihvp.estimators.probes import check_count, gaussians, products
-from ihvp.operators.base import LinearOperator
+from ihvp.estimators.probes import gaussians, products, up_to
+from ihvp.operators.base import LinearOperator, check_operator
 from ihvp.solvers.ritz import ritz_range
 
 
+@np.errstate(all="ignore")
 def suggest_damping(
     operator: LinearOperator, *, condition: float | None = None, steps: int | None = None, seed: int = 0
 ) -> float:
@@ -51,12 +52,14 @@ def suggest_damping(
     >>> round(damping, 4), round((10 + damping) / (-1 + damping), 4)
     (1.1111, 100.0)
     """
+    check_operator(operator)
+    check_seed(seed)
     space = operator.space
-    count = check_count("steps", min(50, space.size) if steps is None else steps, 1, space.size)
+    count = min(50, space.size) if steps is None else steps
+    check_integer("steps", count, 1, space.size, up_to(space.size))
     if condition is None:
         condition = space.eps**-0.5
-    if not (np.isfinite(condition) and condition > 1):
-        raise InvalidOption("condition", condition, "a finite number above 1")
+    check_number("condition", condition, lambda number: number > 1, "a finite number above 1")
 
     def product(v: Vector) -> Vector:
         return products(operator, v[:, None])[:, 0]

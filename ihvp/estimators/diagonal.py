@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from ihvp.arguments import check_integer, check_seed
 from ihvp.errors import InvalidOption
 from ihvp.estimators.leave_one_out import range_basis
-from ihvp.estimators.probes import Estimate, check_count, identity_products, native, signs
-from ihvp.operators.base import LinearOperator
+from ihvp.estimators.probes import Estimate, identity_products, native, signs, up_to
+from ihvp.operators.base import LinearOperator, check_operator
 
 
+@np.errstate(all="ignore")
 def diagonal(operator: LinearOperator, *, num_samples: int | None = None, seed: int = 0) -> Estimate:
     r"""An unbiased estimate of the diagonal of A, with the standard error of each entry.
 
@@ -45,10 +47,11 @@ def diagonal(operator: LinearOperator, *, num_samples: int | None = None, seed: 
     >>> ihvp.diagonal(A).value
     array([3., 2., 1.])
     """
+    check_operator(operator)
+    check_seed(seed)
     space = operator.space
-    count = check_count(
-        "num_samples", min(100, space.size) if num_samples is None else num_samples, 1, space.size
-    )
+    count = min(100, space.size) if num_samples is None else num_samples
+    check_integer("num_samples", count, 1, space.size, up_to(space.size))
     xp = space.xp
     if count == space.size:
         value = space.zeros()

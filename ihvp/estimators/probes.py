@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, NonFinite
+from ihvp.errors import NonFinite
 from ihvp.operators.base import LinearOperator
 from ihvp.space import VectorSpace
 
@@ -51,18 +51,9 @@ class Estimate:
         return float(self.value)
 
 
-def check_count(option: str, value: Any, least: int, most: int | None = None) -> int:
-    """``value`` as an integer from ``least`` to ``most``, P where there is such a bound.
-
-    Raises
-    ------
-    InvalidOption
-    """
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not (whole and least <= value and (most is None or value <= most)):
-        bound = f"≥ {least}" if most is None else f"from {least} to P = {most}, the number of parameters"
-        raise InvalidOption(option, value, f"an integer {bound}")
-    return int(value)
+def up_to(size: int) -> str:
+    """What a number of products or steps is expected to be, for an error text."""
+    return f"an integer from 1 to P = {size}, the number of parameters"
 
 
 def gaussians(space: VectorSpace, generator: np.random.Generator, count: int) -> Vector:

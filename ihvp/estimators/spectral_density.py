@@ -10,10 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh_tridiagonal
 
 from ihvp import algebra
+from ihvp.arguments import as_array, check_integer, check_number, check_seed, naming
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption
-from ihvp.estimators.probes import Estimate, check_count, gaussians, products
-from ihvp.operators.base import LinearOperator
+from ihvp.errors import FunctionFailed, InvalidOption
+from ihvp.estimators.probes import Estimate, gaussians, products, up_to
+from ihvp.memory import require_memory
+from ihvp.operators.base import LinearOperator, check_operator
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,16 @@ class SpectralDensity:
         Exact in expectation for polynomials of degree below 2 ``steps``. Times P, ``numpy.log`` gives the
         log-determinant of a definite matrix.
         """
+        if not callable(function):
+            raise InvalidOption("function", function, "a function of an array of eigenvalues")
         # What has no weight must not reach functions that are not defined everywhere.
         used = self.weights > 0
         terms = np.zeros(self.nodes.shape)
-        terms[used] = self.weights[used] * function(self.nodes[used])
+        with naming(FunctionFailed, "function(eigenvalues)"):
+            values = as_array("what function returned", function(self.nodes[used]))
+        if values.shape not in ((), (np.count_nonzero(used),)):
+            raise InvalidOption("function", function, "a function that returns a number for each eigenvalue")
+        terms[used] = self.weights[used] * values
         samples = terms.sum(axis=1)
         count = samples.size
         error = float(samples.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
@@ -81,16 +89,20 @@ class SpectralDensity:
             The Gaussian's standard deviation; by default a hundredth of the range of the nodes.
         """
         width = self._width(width)
-        offsets = (np.asarray(grid, dtype=np.float64)[..., None] - self._used(self.nodes)) / width
-        kernel = np.exp(-(offsets**2) / 2) / (np.sqrt(2 * np.pi) * width)
+        points = as_array("grid", grid).astype(np.float64)
+        with np.errstate(all="ignore"):  # far from a node there is nothing
+            offsets = (points[..., None] - self._used(self.nodes)) / width
+            kernel = np.exp(-(offsets**2) / 2) / (np.sqrt(2 * np.pi) * width)
         return np.asarray(kernel @ self._used(self.weights) / len(self.nodes))
 
     def cumulative(self, grid: ArrayLike, width: float = 0.0) -> NDArray[np.float64]:
         """The fraction of eigenvalues up to each point of a grid, in steps, or smooth where ``width > 0``."""
         from scipy.special import ndtr  # a tenth of the time that importing ihvp may take
 
-        offsets = np.asarray(grid, dtype=np.float64)[..., None] - self._used(self.nodes)
-        below = (offsets >= 0).astype(np.float64) if width == 0 else ndtr(offsets / self._width(width))
+        check_number("width", width, lambda number: number >= 0, "a finite number ≥ 0")
+        offsets = as_array("grid", grid).astype(np.float64)[..., None] - self._used(self.nodes)
+        with np.errstate(over="ignore"):
+            below = (offsets >= 0).astype(np.float64) if width == 0 else ndtr(offsets / width)
         return np.asarray(below @ self._used(self.weights) / len(self.nodes))
 
     def _used(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -100,11 +112,11 @@ class SpectralDensity:
         if width is None:
             spread = float(np.ptp(self._used(self.nodes)))
             return spread / 100 or 1e-2 * float(np.abs(self.nodes).max()) or 1e-2
-        if not (np.isfinite(width) and width > 0):
-            raise InvalidOption("width", width, "a finite number > 0")
+        check_number("width", width, lambda number: number > 0, "a finite number > 0")
         return width
 
 
+@np.errstate(all="ignore")
 def spectral_density(
     operator: LinearOperator, *, num_samples: int | None = None, steps: int | None = None, seed: int = 0
 ) -> SpectralDensity:
@@ -145,10 +157,17 @@ def spectral_density(
     array([[1., 5.],
            [1., 5.]])
     """
+    check_operator(operator)
+    check_seed(seed)
     size = operator.space.size
+    count = min(10, size) if num_samples is None else num_samples
+    length = min(80, size) if steps is None else steps
+    check_integer("num_samples", count, 1)
+    check_integer("steps", length, 1, size, up_to(size))
+    count, length = int(count), int(length)
     operator.verify()
-    count = check_count("num_samples", min(10, size) if num_samples is None else num_samples, 1)
-    length = check_count("steps", min(80, size) if steps is None else steps, 1, size)
+    numbers, each = count * (length + 1) * size, int(operator.space.xp.finfo(operator.space.dtype).bits // 8)
+    require_memory(operator.space, numbers, each, "The Lanczos vectors", "Lower num_samples or steps.")
     start = gaussians(operator.space, np.random.default_rng(seed), count)
     diagonals, off_diagonals, matvecs = _lanczos(operator, start, length)
     nodes, weights = np.zeros((count, length)), np.zeros((count, length))

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import check_choice, check_integer, check_seed
 from ihvp.errors import InvalidOption
 from ihvp.estimators.leave_one_out import range_basis
-from ihvp.estimators.probes import Estimate, check_count, gaussians, host, identity_products, products, signs
-from ihvp.operators.base import LinearOperator
+from ihvp.estimators.probes import Estimate, gaussians, host, identity_products, products, signs, up_to
+from ihvp.operators.base import LinearOperator, check_operator
 
 Method = Literal["xtrace", "hutch++", "hutchinson"]
 
@@ -19,6 +20,7 @@ Method = Literal["xtrace", "hutch++", "hutchinson"]
 _LEAST = {"xtrace": 4, "hutch++": 6, "hutchinson": 2}
 
 
+@np.errstate(all="ignore")
 def trace(
     operator: LinearOperator, *, num_samples: int | None = None, method: Method = "xtrace", seed: int = 0
 ) -> Estimate:
@@ -60,10 +62,12 @@ def trace(
     >>> round(estimate.value, 4), estimate.standard_error < 1e-3
     (2.0, True)
     """
-    if method not in get_args(Method):
-        raise InvalidOption("method", method, "'xtrace', 'hutch++' or 'hutchinson'")
+    check_operator(operator)
+    check_choice("method", method, get_args(Method))
+    check_seed(seed)
     size = operator.space.size
-    count = check_count("num_samples", min(100, size) if num_samples is None else num_samples, 1, size)
+    count = min(100, size) if num_samples is None else num_samples
+    check_integer("num_samples", count, 1, size, up_to(size))
     if count == size:
         exact = sum(float(algebra.dots(e, column).sum()) for e, column in identity_products(operator))
         return Estimate(exact, 0.0, size)

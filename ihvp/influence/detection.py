@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ihvp.arguments import as_array, check_number
 from ihvp.errors import InvalidOption
 
 
@@ -38,8 +39,7 @@ class DetectionCurve:
         InvalidOption
             It is no fraction.
         """
-        if not 0 <= fraction <= 1:
-            raise InvalidOption("fraction", fraction, "a number from 0 to 1")
+        check_number("fraction", fraction, lambda part: 0 <= part <= 1, "a number from 0 to 1")
         # A part of an example cannot be checked.
         return float(self.found[int(np.floor(fraction * (len(self.checked) - 1) + 1e-9))])
 
@@ -71,7 +71,7 @@ def detection_curve(scores: ArrayLike, mislabelled: ArrayLike) -> DetectionCurve
     >>> curve.at(0.25), curve.at(0.5), curve.at(0.75)
     (0.5, 0.5, 1.0)
     """
-    values, wrong = np.asarray(scores), np.asarray(mislabelled)
+    values, wrong = as_array("scores", scores), as_array("mislabelled", mislabelled, "b", "booleans")
     if values.ndim != 1 or values.shape != wrong.shape or wrong.dtype != bool or not wrong.any():
         raise InvalidOption(
             "mislabelled",

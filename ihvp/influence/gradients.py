@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.algebra import to_numpy
+from ihvp.arguments import naming
 from ihvp.backend import Batch, SupportsExampleProducts, Vector
 from ihvp.data import describe_structure
-from ihvp.errors import DataError, IhvpError, NonFinite
+from ihvp.errors import DataError, LossFailed, NonFinite
 from ihvp.influence.blocks import Block
 from ihvp.objective import Objective
 
@@ -99,11 +100,12 @@ def _non_finite(block: Block, what: str) -> NonFinite:
 def loss_on(what: str, batch: Batch) -> Iterator[None]:
     """Turns what a loss raises on strange data (a label out of range, a wrong width) into a DataError."""
     try:
-        yield
-    except (IhvpError, MemoryError):
-        raise
-    except Exception as error:
+        with naming(LossFailed, "The loss"):
+            yield
+    except LossFailed as error:
+        cause = error.__cause__
+        told = f"{type(cause).__name__}: {str(cause).rstrip('.')}"
         raise DataError(
-            f"The loss failed on the {what} data, {describe_structure(batch)}, with {type(error).__name__}: "
-            f"{error}. Expected examples as the model takes them: the same shapes, and labels in its range."
-        ) from error
+            f"The loss failed on the {what} data, {describe_structure(batch)}, with {told}. Expected "
+            "examples as the model takes them: the same shapes, and labels in its range."
+        ) from cause

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import check_flag, is_special
 from ihvp.backend import Batch, Vector
 from ihvp.data import Batches, Examples, as_data, count_examples
 from ihvp.errors import InvalidOption
@@ -33,6 +34,7 @@ def removal_scores(
     progress: bool | None,
 ) -> Scores:
     """The rise of the loss at test points, for :meth:`ihvp.Influence.group`."""
+    check_flag("second_order", second_order)
     training = model.training()
     groups, several = groups_of(indices, training.num_examples)
     removal = Removal(training, model.inverse, model.total)
@@ -77,15 +79,17 @@ def groups_of(indices: Any, count: int) -> tuple[list[NDArray[np.intp]], bool]:
     InvalidOption
         Not integers, out of range, twice in a group, or none at all.
     """
-    listed = list(indices) if isinstance(indices, Iterable) else []
-    several = any(np.ndim(entry) > 0 for entry in listed)
-    groups = [np.asarray(group) for group in (listed if several else [listed])]
+    expected = f"different integers from 0 to {count - 1:,}, or a list of such groups"
+    try:
+        listed = [] if is_special(indices) else list(indices)
+        several = any(np.ndim(entry) > 0 for entry in listed)
+        groups = [np.asarray(group) for group in (listed if several else [listed])]
+    except Exception as error:  # what cannot be listed, or numpy cannot read
+        raise InvalidOption("indices", indices, expected) from error
     for group in groups:
         valid = group.ndim == 1 and group.size > 0 and group.dtype.kind in "iu"
         if not valid or group.min() < 0 or group.max() >= count or len(np.unique(group)) < group.size:
-            raise InvalidOption(
-                "indices", group, f"different integers from 0 to {count - 1:,}, or a list of such groups"
-            )
+            raise InvalidOption("indices", group, expected)
         if group.size == count:
             raise InvalidOption("indices", group, "fewer than all training examples")
     return groups, several

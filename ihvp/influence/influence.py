@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from ihvp.arguments import check_instance, check_path
 from ihvp.errors import InvalidOption
 from ihvp.influence.allocation import allocate
 from ihvp.influence.blocks import tile_columns
@@ -87,8 +88,7 @@ class Influence:
         curvature: LinearOperator | None = None,
         version: str | None = None,
     ) -> None:
-        if not isinstance(objective, Objective):
-            raise InvalidOption("objective", objective, "an ihvp.Objective")
+        check_instance("objective", objective, Objective, "an ihvp.Objective")
         check_loss("train_loss", train_loss)
         if version is not None and not isinstance(version, str):
             raise InvalidOption("version", version, "a str, or None")
@@ -158,6 +158,8 @@ class Influence:
         ...     ihvp.Influence(objective).scores(np.array([[1.0]]), out=f"{folder}/scores").values
         memmap([[ 0.5, -0.5]])
         """
+        if out is not None:
+            check_path("out", out)
         model = self._model
         points, training = model.points(test_data, test_loss, progress), model.training(train_data)
         shape = points.count, training.num_examples

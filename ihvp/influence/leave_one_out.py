@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,8 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import is_integer, naming
 from ihvp.backend import Params
-from ihvp.errors import InvalidOption, LossNotAdditive, NonFinite, PackageNotInstalled, ParameterError
+from ihvp.errors import (
+    FunctionFailed,
+    InvalidOption,
+    LossNotAdditive,
+    NonFinite,
+    PackageNotInstalled,
+    ParameterError,
+)
 from ihvp.influence.group import groups_of
 from ihvp.influence.influence import Influence
 from ihvp.objective import Objective
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
 TrainFunction: TypeAlias = Callable[[NDArray[np.intp], Params], Params]
 """``train_fn(removed, start)``: trains without the examples ``removed`` from the parameters ``start`` on."""
 
+_MOST_JOBS = 1 << 15
 _CONFIDENCE = 1.959963984540054  # of 95 %, both sides, of a normal variable
 
 
@@ -190,10 +199,13 @@ def leave_one_out(
         raise InvalidOption(
             "train_fn", train_fn, "a function train_fn(removed, start) that returns parameters"
         )
-    if not isinstance(n_jobs, int) or n_jobs == 0:
+    if not is_integer(n_jobs) or not 0 < abs(n_jobs) < _MOST_JOBS:
         raise InvalidOption("n_jobs", n_jobs, "a number of processes, or −1 for one on each processor")
-    if not isinstance(indices, Iterable):
-        raise InvalidOption("indices", indices, "a sequence of example numbers, or of groups of them")
+    try:
+        indices = list(indices)
+    except Exception as error:
+        expected = "a sequence of example numbers, or of groups of them"
+        raise InvalidOption("indices", indices, expected) from error
     influence = Influence(objective, damping, solver, train_loss=train_loss)
     groups = [group for index in indices for group in groups_of([index], objective.num_examples)[0]]
     # Before the solves, which may take long: the value may be unknown.
@@ -240,7 +252,8 @@ def _losses(
 
 
 def _loss_without(group: NDArray[np.intp], train_fn: TrainFunction, question: Objective) -> float:
-    trained = train_fn(group, copy.deepcopy(question.params))
+    with naming(FunctionFailed, "train_fn(removed, start)"):
+        trained = train_fn(group, copy.deepcopy(question.params))
     if trained is None:
         raise InvalidOption("train_fn", train_fn, "a function that returns the parameters; it returned None")
     after, without = question.at(trained), np.array2string(group, threshold=8)

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.errors import DataError, InvalidOption, PackageNotInstalled, StoreError
+from ihvp.arguments import check_path
+from ihvp.errors import DataError, InvalidOption, MissingFile, PackageNotInstalled, StoreError
 from ihvp.influence.digest import digest
 from ihvp.influence.files import replace
 
@@ -66,6 +67,7 @@ class InverseProducts:
         StoreError
             The file cannot be written.
         """
+        check_path("path", path)
         write = self._write_safetensors if _is_safetensors(path) else self._write_npz
         try:
             replace(Path(path), write)
@@ -98,7 +100,10 @@ class InverseProducts:
         ------
         DataError
             The file holds something else, or not what was written.
+        MissingFile, StoreError
+            It is not there, or cannot be read.
         """
+        check_path("path", path)
         read = _read_safetensors if _is_safetensors(path) else _read_npz
         try:
             content = np.memmap(path, np.uint8, "r")
@@ -106,8 +111,12 @@ class InverseProducts:
                 raise ValueError("its checksum is another")
             vectors, residual, model = read(Path(path))
             return cls(vectors, float(residual), {**json.loads(str(model))})
-        except (PackageNotInstalled, OSError):
+        except PackageNotInstalled:
             raise
+        except OSError as error:
+            kind = MissingFile if isinstance(error, FileNotFoundError) else StoreError
+            text = f"Cannot read {path}: {error}. Expected a file that InverseProducts.save wrote."
+            raise kind(text) from error
         except Exception as error:
             # Each format has exceptions of its own for a file that is torn or of another kind.
             raise DataError(

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
-from ihvp.errors import InvalidOption, PackageNotInstalled
+from ihvp.arguments import check_integer
+from ihvp.errors import PackageNotInstalled
 from ihvp.influence.top_k import Running, TopK, Which, check_which
 
 if TYPE_CHECKING:
@@ -146,5 +147,5 @@ def check_k(k: Any, count: int, axis: str) -> None:
     ------
     InvalidOption
     """
-    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 1 <= k <= count:
-        raise InvalidOption("k", k, f"an integer from 1 to {count:,}, the number of {axis} examples")
+    expected = f"an integer from 1 to {count:,}, the number of {axis} examples"
+    check_integer("k", k, 1, count, expected)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.errors import InvalidOption, PackageNotInstalled
+from ihvp.arguments import check_choice
+from ihvp.errors import PackageNotInstalled
 
 if TYPE_CHECKING:
     import pandas
@@ -128,5 +129,4 @@ def check_which(which: Any) -> None:
     ------
     InvalidOption
     """
-    if which not in ("helpful", "harmful", "both"):
-        raise InvalidOption("which", which, "'helpful', 'harmful' or 'both'")
+    check_choice("which", which, get_args(Which))

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from ihvp.arguments import naming
 from ihvp.backend import Batch, SupportsPerExampleGrads, Vector
 from ihvp.data import count_examples, take_examples
+from ihvp.errors import LossFailed
 from ihvp.objective.weighted_mean import WeightedMean
 from ihvp.weighting import scale_rows
 
@@ -42,7 +44,8 @@ class ExampleGradients(WeightedMean):
         for start in range(0, count, rows):
             stop = min(start + rows, count)
             piece = take_examples(batch, start, stop) if rows < count else batch
-            gradients = self._example_gradients(piece, weights[start:stop])
+            with naming(LossFailed, "The gradient of a single example"):
+                gradients = self._example_gradients(piece, weights[start:stop])
             if self.weighting.function is not None:
                 gradients = scale_rows(gradients, self._row_factors(weights[start:stop], power))
             yield gradients

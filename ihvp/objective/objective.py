@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import isroutine
 from typing import Any, Literal
 
 import numpy as np
 
 from ihvp import algebra
 from ihvp._inference import create_backend
+from ihvp.arguments import check_choice, check_flag, check_function, naming
 from ihvp.backend import Batch, CurvatureBackend, GradientFunction, Params, SupportsValue, Vector
 from ihvp.data import Batches, count_examples
-from ihvp.errors import InvalidOption, LossNotScalar, NonFinite, ParameterError, describe
+from ihvp.errors import (
+    IhvpError,
+    InvalidOption,
+    LossFailed,
+    LossNotScalar,
+    NonFinite,
+    ParameterError,
+    describe,
+)
 from ihvp.objective.composed import Composed
 from ihvp.objective.example_gradients import ExampleGradients
 from ihvp.space import VectorSpace
@@ -100,23 +111,26 @@ class Objective(ExampleGradients):
                 "loss", None, "a function loss(params, batch), or grad=… for finite differences"
             )
         for option, function in {"loss": loss, "predict": predict, "grad": grad}.items():
-            if function is not None and not callable(function):
-                raise InvalidOption(option, function, "a function of the parameters and a batch")
-        if not isinstance(checks, bool):
-            raise InvalidOption("checks", checks, "True or False")
+            check_function(option, function, "a function of the parameters and a batch")
+        check_flag("checks", checks)
         if params is None:
             raise ParameterError(
                 "params is None; expected the parameters that the loss is differentiated by."
             )
-        if reduction not in ("mean", "sum"):
-            raise InvalidOption("reduction", reduction, "'mean' or 'sum'")
+        check_choice("reduction", reduction, ("mean", "sum"))
         self.params = params
         self.batches = Batches(data, batch_size)
         self.reduction = reduction
         self.predict = predict
-        self.backend = create_backend(params, backend, has_gradient=grad is not None)
+        if isroutine(params):
+            raise ParameterError(
+                f"params is a function, {describe(params)}; expected parameters. Objective takes the loss "
+                "first: Objective(loss, params, data)."
+            )
+        with _reading(params):
+            self.backend = create_backend(params, backend, has_gradient=grad is not None)
+            flat = self.backend.flatten(params)
         self._set_loss(loss, grad)
-        flat = self.backend.flatten(params)
         if flat.shape[0] == 0:
             raise ParameterError("There are no parameters to differentiate by; is everything frozen?")
         self.space = VectorSpace.of(flat, self.backend, params)
@@ -126,9 +140,8 @@ class Objective(ExampleGradients):
         self._adding_up: dict[int, bool] = {}
         self._without_parts: Batches | None = None
 
-    def _set_weights(self, weights: Weights | str | None) -> None:
-        if weights is not None and not callable(weights):
-            raise InvalidOption("weights", weights, "a function weights(batch) -> (B,), or None")
+    def _set_weights(self, weights: Any) -> None:
+        check_function("weights", weights, "a function weights(batch) -> (B,), or None")
         self.weighting = Weighting(weights)
         self._total_weight: float | None = None
         self._mean_weight: float | None = None
@@ -183,9 +196,10 @@ class Objective(ExampleGradients):
 
     def _evaluate(self, batch: Batch) -> Any:
         assert self._value is not None
-        if isinstance(self.backend, SupportsValue):
-            return self.backend.value(self._value, self.params, batch)
-        return self._value(self.params, batch)
+        with naming(LossFailed, "The loss"):
+            if isinstance(self.backend, SupportsValue):
+                return self.backend.value(self._value, self.params, batch)
+            return self._value(self.params, batch)
 
     def gradient(self) -> Vector:
         """The gradient ``∇C(ω)``, ``(P,)`` in the backend's array type."""
@@ -269,7 +283,9 @@ class Objective(ExampleGradients):
         >>> objective.at(np.array([0.0, 3.0])).gradient()
         array([0., 6.])
         """
-        space = VectorSpace.of(self.backend.flatten(params), self.backend, params)
+        with _reading(params):
+            flat = self.backend.flatten(params)
+        space = VectorSpace.of(flat, self.backend, params)
         if not space.matches(self.space):
             raise ParameterError(
                 f"The parameters have {space.size:,} entries of {space.dtype} on {space.device}; expected "
@@ -332,3 +348,18 @@ class Objective(ExampleGradients):
         The second derivative is that of the first: not checked yet
         """
         return self._premises.report()
+
+
+@contextmanager
+def _reading(params: Params) -> Iterator[None]:
+    """Name what a framework raises about parameters that it cannot take."""
+    try:
+        yield
+    except (IhvpError, MemoryError):
+        raise
+    except Exception as error:
+        raise ParameterError(
+            f"The parameters, {describe(params)}, are no arrays that can be differentiated by "
+            f"({type(error).__name__}: {error}). Pass the arrays themselves, in a container that their "
+            "framework knows."
+        ) from error

@@ -8,9 +8,10 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from ihvp import algebra
+from ihvp.arguments import naming
 from ihvp.backend import Batch, CurvatureBackend, Params, SupportsReduce, Vector
 from ihvp.data import Batches
-from ihvp.errors import DataError, EmptyData, NonFinite, NotReiterable, WeightError, describe
+from ihvp.errors import DataError, EmptyData, LossFailed, NonFinite, NotReiterable, WeightError, describe
 from ihvp.space import VectorSpace
 from ihvp.verification import Premises, Subject
 from ihvp.weighting import Weighting
@@ -136,21 +137,22 @@ class WeightedMean:
             terms = self._terms(term)
         else:
             self.verify()
-        for part, count, share in terms:
-            examples += count
-            weight += share
-            if not share:
-                continue
-            # Weights relative to the largest batch: exactly 1 for uniform batches, and no product that grows
-            # with N, which half precision could not hold.
-            if total is None:
-                total, largest = part, share
-            elif self.reduction == "sum":
-                total = algebra.axpy(total, 1.0, part)
-            elif share <= largest:
-                total = algebra.axpy(total, share / largest, part)
-            else:
-                total, largest = algebra.axpy(algebra.scale(total, largest / share), 1.0, part), share
+        with naming(LossFailed, what):
+            for part, count, share in terms:
+                examples += count
+                weight += share
+                if not share:
+                    continue
+                # Weights relative to the largest batch: exactly 1 for uniform batches, and no product that
+                # grows with N, which half precision could not hold.
+                if total is None:
+                    total, largest = part, share
+                elif self.reduction == "sum":
+                    total = algebra.axpy(total, 1.0, part)
+                elif share <= largest:
+                    total = algebra.axpy(total, share / largest, part)
+                else:
+                    total, largest = algebra.axpy(algebra.scale(total, largest / share), 1.0, part), share
         self._check_count(examples)
         self._check_weight(weight)
         unit = largest if self.reduction == "mean" else 1
@@ -278,7 +280,8 @@ class WeightedMean:
         batches = self._batches_at_hand(at_hand)
         if not (batches.in_memory and batches.batch_size is None):
             self.verify()
-        learnt = self._premises.require_additive(self._subject, batches, any_weights=any_weights)
+        with naming(LossFailed, "The gradient of a part of a batch"):
+            learnt = self._premises.require_additive(self._subject, batches, any_weights=any_weights)
         if not learnt and batches is self.batches:
             self._without_parts = batches
 
@@ -298,7 +301,8 @@ class WeightedMean:
         """
         self.verify()
         if self._weighs_here():
-            self._premises.verify_second_derivative(self._subject, self._first_batch)
+            with naming(LossFailed, "A product with the Hessian"):
+                self._premises.verify_second_derivative(self._subject, self._first_batch)
 
     @property
     def _subject(self) -> Subject:
@@ -321,4 +325,5 @@ class WeightedMean:
 
     def _verify_on(self, batch: Batch) -> None:
         if not self._premises.has_gradient:
-            self._premises.verify(self._subject, batch)
+            with naming(LossFailed, "The gradient"):
+                self._premises.verify(self._subject, batch)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import check_instance, check_number
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, VectorError, gigabytes
+from ihvp.errors import VectorError, gigabytes
 from ihvp.memory import require_memory
 from ihvp.space import VectorSpace
 
@@ -240,6 +241,8 @@ def require_same_space(left: LinearOperator, right: LinearOperator, verb: str) -
     ------
     VectorError
     """
+    check_operator(left)
+    check_operator(right)
     if not left.space.matches(right.space):
         raise VectorError(
             f"Cannot {verb} {left!r} and {right!r}; expected operators of one shape, dtype, device and "
@@ -247,13 +250,22 @@ def require_same_space(left: LinearOperator, right: LinearOperator, verb: str) -
         )
 
 
+def check_operator(operator: Any, option: str = "operator") -> None:
+    """Refuse what is no operator.
+
+    Raises
+    ------
+    InvalidOption
+    """
+    check_instance(option, operator, LinearOperator, "a LinearOperator; wrap a matrix in ihvp.Dense")
+
+
 def _is_number(value: Any) -> bool:
     return np.isscalar(value) and not isinstance(value, (str, bytes))
 
 
 def _real(value: Any, place: str) -> float:
-    if np.iscomplexobj(value) or not np.isfinite(value):
-        raise InvalidOption(place, value, "a finite real number")
+    check_number(place, value, lambda _: True, "a finite real number")
     return float(value)
 
 

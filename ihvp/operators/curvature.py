@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ihvp import algebra
+from ihvp.arguments import check_instance
 from ihvp.backend import Batch, SupportsReduce, Vector
 from ihvp.data import Batches, Examples, as_data
 from ihvp.errors import InvalidOption, NonFinite, VectorError
@@ -41,6 +42,7 @@ class CurvatureOperator(LinearOperator):
     """
 
     def __init__(self, objective: Objective) -> None:
+        check_instance("objective", objective, Objective, "an ihvp.Objective")
         super().__init__(objective.space)
         self.objective = objective
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import array_api_compat
 
+from ihvp.arguments import is_special, shape_of
 from ihvp.backend import Vector
 from ihvp.errors import VectorError, describe
 from ihvp.operators.base import LinearOperator
@@ -29,9 +30,10 @@ class Dense(LinearOperator):
     """
 
     def __init__(self, matrix: Any) -> None:
-        shape: tuple[int, ...] = tuple(getattr(matrix, "shape", ()))
+        shape = shape_of(matrix) or ()
         if (
             not array_api_compat.is_array_api_obj(matrix)
+            or is_special(matrix)
             or len(shape) != 2
             or shape[0] != shape[1]
             or shape[0] == 0

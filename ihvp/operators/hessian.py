@@ -6,10 +6,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
+from ihvp.arguments import check_integer
 from ihvp.backend import Batch, SupportsLinearize, SupportsProductError, SupportsUniformBatches, Vector
-from ihvp.errors import InvalidOption
 from ihvp.objective import Objective, Term
 from ihvp.operators.curvature import CurvatureOperator
 from ihvp.operators.passes import Passes
@@ -58,10 +56,7 @@ class Hessian(CurvatureOperator):
 
     def __init__(self, objective: Objective, memory_budget: int | None = None) -> None:
         super().__init__(objective)
-        if memory_budget is not None and (
-            not isinstance(memory_budget, (int, np.integer)) or memory_budget < 0
-        ):
-            raise InvalidOption("memory_budget", memory_budget, "a number of bytes, or None")
+        check_integer("memory_budget", memory_budget, 0, expected="a number of bytes, or None", none=True)
         self._budget = memory_budget
         self._passes: Passes | None = None
         self._lock = threading.RLock()

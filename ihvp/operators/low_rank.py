@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import check_instance, check_number, shape_of
 from ihvp.backend import Vector
 from ihvp.eigenpairs import Eigenpairs
 from ihvp.errors import InvalidOption, VectorError, describe
@@ -88,6 +89,7 @@ class Spectral(LinearOperator):
         >>> round(ihvp.LowRank.of([3.0, 2.0], np.eye(5, 2)).logdet(damping=1.0), 6)  # log 12
         2.484907
         """
+        check_number("damping", damping, lambda _: True, "a finite number")
         damped, rest = self._damped(damping)
         lowest = min(damped.min(), rest) if self._codimension else damped.min()
         if self.is_singular(damping) or lowest <= 0:
@@ -195,11 +197,10 @@ class FullRank(Spectral):
     def __init__(self, eigenpairs: Eigenpairs, tail: float | None = None) -> None:
         name = "tail"
         if tail is None:
+            _checked(eigenpairs)
             name, tail = "tail, by default the smallest of the eigenvalues,", float(np.min(eigenpairs.values))
-        if not (isinstance(tail, (int, float, np.integer, np.floating)) and 0 < tail < np.inf):
-            raise InvalidOption(
-                name, tail, "a finite number above 0, to stand for the unknown eigenvalues: pass tail=…"
-            )
+        expected = "a finite number above 0, to stand for the unknown eigenvalues: pass tail=…"
+        check_number(name, tail, lambda number: number > 0, expected)
         super().__init__(eigenpairs, float(tail))
 
     @classmethod
@@ -209,8 +210,11 @@ class FullRank(Spectral):
 
 
 def _checked(eigenpairs: Eigenpairs) -> tuple[NDArray[np.float64], Vector]:
+    check_instance(
+        "eigenpairs", eigenpairs, Eigenpairs, "the Eigenpairs that ihvp.eigsh finds; of arrays: of(…)"
+    )
     values, vectors = eigenpairs.values, eigenpairs.vectors
-    shape = tuple(getattr(vectors, "shape", ()))
+    shape = shape_of(vectors) or ()
     if not array_api_compat.is_array_api_obj(vectors) or len(shape) != 2 or not 1 <= shape[1] <= shape[0]:
         raise VectorError(f"The eigenvectors are {describe(vectors)}; expected a (P, K) array, 1 ≤ K ≤ P.")
     if values.shape != shape[1:]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ihvp import algebra
-from ihvp.errors import NotSymmetric
+from ihvp.errors import NonFinite, NotSymmetric
 from ihvp.operators.base import LinearOperator
 
 
@@ -17,14 +17,18 @@ def check_symmetric(operator: LinearOperator) -> None:
 
     Raises
     ------
-    NotSymmetric
+    NotSymmetric, NonFinite
     """
     space = operator.space
     probes = space.asarray(np.random.default_rng(0).standard_normal((space.size, 2)))
     products = operator.apply(probes)
     crossed = algebra.columns(products, np.array([1, 0]))
+    if not algebra.all_finite(products):
+        raise NonFinite("A product with the operator")
     left, right = (float(value) for value in algebra.dots(probes, crossed))
     noise = sum(operator.product_error(algebra.column(probes, place)) for place in (0, 1))
-    allowed = 10 * (space.eps**0.5 * float(algebra.norms(products).max()) + noise)
+    # Below the smallest normal number an entry has few digits, or none.
+    tiny = space.size * float(space.xp.finfo(space.dtype).smallest_normal)
+    allowed = 10 * (space.eps**0.5 * float(algebra.norms(products).max()) + noise + tiny)
     if not abs(left - right) <= allowed:
         raise NotSymmetric(left, right, allowed)

@@ -88,6 +88,9 @@ class BlockConjugate(Sweep):
         self.p = algebra.copy(z)
         del z, basis
         while self.places.size and log.goes_on(limit):
+            if not self.gram.size:  # the residuals are so large or so small that none is a direction
+                self.park(np.ones(self.places.shape, dtype=bool), "lost")
+                return
             product = operator.apply(self.p)
             curvature = algebra.gram(self.p, product)
             if not np.all(np.isfinite(curvature)):
@@ -155,7 +158,7 @@ class BlockConjugate(Sweep):
 
     def _preconditioned(self) -> tuple[Vector, NDArray[np.float64]]:
         """``Z = M Q`` and ``N = Qᵀ Z``."""
-        if self.preconditioner is None:
+        if self.preconditioner is None or not self.gram.size:
             return self.q, self.gram
         z = precondition(self.preconditioner, self.q)
         inner = algebra.gram(self.q, z)

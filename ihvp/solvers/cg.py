@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from ihvp.arguments import check_choice, check_flag
 from ihvp.backend import Vector
 from ihvp.errors import InvalidOption, SolverError
 from ihvp.operators.base import LinearOperator, Shifted
@@ -96,8 +97,8 @@ class CG(Solver):
 
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, self.max_iterations)
-        if self.on_indefinite not in get_args(OnIndefinite):
-            raise InvalidOption("on_indefinite", self.on_indefinite, "'raise', 'truncate' or 'minres'")
+        check_flag("shared", self.shared)
+        check_choice("on_indefinite", self.on_indefinite, get_args(OnIndefinite))
         if not (self.preconditioner is None or _is_preconditioner(self.preconditioner)):
             raise InvalidOption(
                 "preconditioner",

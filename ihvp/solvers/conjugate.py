@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import naming, shape_of
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, NonFinite
+from ihvp.errors import FunctionFailed, InvalidOption, NonFinite
 from ihvp.operators.base import LinearOperator
 from ihvp.solvers.base import CountedOperator, Log
 from ihvp.solvers.sweep import Sweep
@@ -54,7 +55,13 @@ class Conjugate(Sweep):
             product = operator.apply(self.p)
             curvature = np.atleast_1d(algebra.dots(self.p, product))
             if not np.all(np.isfinite(curvature)):
-                raise NonFinite("A product with the operator")
+                # Steps along what the matrix takes to almost nothing grow beyond all numbers. The matrix is
+                # to blame only where it does that to a vector of length 1.
+                direction = self.p / algebra.coefficients(algebra.norms(self.p), self.p)
+                if algebra.all_finite(direction) and not algebra.all_finite(operator.apply(direction)):
+                    raise NonFinite("A product with the operator")
+                self.park(np.ones(self.places.shape, dtype=bool), "stagnated")
+                return
             if not np.any(self.flat):
                 # pᵀAp / rz is never below the lowest eigenvalue, and at the first step not above the highest.
                 # A later one smaller by more than the dtype can tell proves the matrix singular in it.
@@ -114,7 +121,11 @@ def precondition(preconditioner: object, r: Vector) -> Vector:
     if isinstance(preconditioner, LinearOperator):
         return preconditioner.apply(r)
     assert callable(preconditioner)  # what is to be made, prepare has made
-    return preconditioner(r)
+    with naming(FunctionFailed, "preconditioner(r)"):
+        z = preconditioner(r)
+    if shape_of(z) != r.shape:
+        raise InvalidOption("preconditioner", preconditioner, f"a function that returns an array {r.shape}")
+    return z
 
 
 @algebra.fused(0, 1)

@@ -13,12 +13,15 @@ from ihvp.backend import Vector
 from ihvp.errors import (
     IndefiniteCurvature,
     NotConverged,
+    NotSymmetric,
+    NotSymmetricSystem,
     Singular,
     SolverError,
     Stagnated,
     Unaffordable,
 )
 from ihvp.operators.base import Shifted
+from ihvp.operators.symmetry import check_symmetric
 from ihvp.solution import Solution
 from ihvp.solvers.forecast import Forecast, damping_for, duration, iterations_of_cg
 from ihvp.solvers.ritz import RitzRange, ritz_range
@@ -41,14 +44,26 @@ def failure(
 ) -> SolverError | None:
     """The error for the first column of the block ``v`` that failed, the gravest reason first.
 
+    Where a probe finds the matrix not symmetric, that is the reason.
+
     ``definite`` says whether the method needs a positive definite matrix; ``forecast``, why it was stopped.
     """
     for reason in ("singular", "stagnated", "unaffordable", "max_iterations"):
         failed = np.flatnonzero(reasons == reason)
         if failed.size:
+            try:
+                check_symmetric(operator.operator)
+            except NotSymmetric as cause:
+                return NotSymmetricSystem(f"The solve failed. {cause}", solution, cause.left, cause.right)
             column, x = (algebra.column(block, int(failed[0])) for block in (v, solution.x))
             if reason == "singular":
                 return singular(operator, solution, rtol, column, x)
+            # Without rounding P steps are enough for a definite matrix.
+            if definite and (reason == "stagnated" or (forecast is None and limit >= operator.space.size)):
+                ritz = ritz_range(operator.apply, column, _RITZ_STEPS)
+                size = max(abs(ritz.highest), abs(ritz.lowest))
+                if ritz.lowest <= 10 * operator.space.eps * size:
+                    return _indefinite(operator, solution, min(ritz.lowest, 0.0), ritz, rtol)
             if reason == "stagnated":
                 return stagnated(operator, solution, rtol, column, x)
             if forecast is not None:

@@ -13,8 +13,9 @@ import numpy as np
 import scipy.linalg
 
 from ihvp import algebra
+from ihvp.arguments import check_choice
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, NonFinite, NotSymmetric
+from ihvp.errors import NonFinite, NotSymmetric
 from ihvp.memory import require_memory
 from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
@@ -107,8 +108,7 @@ class Direct(Solver):
 
     def __post_init__(self) -> None:
         check_tolerances(1.0 if self.rtol is None else self.rtol, self.atol, None)
-        if self.on_indefinite not in ("raise", "solve"):
-            raise InvalidOption("on_indefinite", self.on_indefinite, "'raise' or 'solve'")
+        check_choice("on_indefinite", self.on_indefinite, ("raise", "solve"))
 
     def prepare(self, operator: LinearOperator, damping: float) -> Factorisation:
         return next(self.prepare_shifted(operator, [damping]))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ihvp import algebra
+from ihvp.arguments import check_choice, check_flag, check_integer, check_number, check_seed
 from ihvp.backend import Vector
-from ihvp.errors import Diverged, InvalidOption, NotConverged, NothingToSample, SolverError
+from ihvp.errors import Diverged, NotConverged, NothingToSample, SolverError
 from ihvp.operators.base import LinearOperator, Sampler, Shifted
 from ihvp.progress import Monitor
 from ihvp.solution import Solution
@@ -100,25 +101,19 @@ class LiSSA(Solver):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.scale != "auto" and not (_is_real(self.scale) and self.scale > 0):
-            raise InvalidOption("scale", self.scale, "a finite number > 0, or 'auto'")
-        for name in ("recursion_depth", "num_samples", "batch_size"):
-            value = getattr(self, name)
-            if name == "batch_size" and value is None:
-                continue
-            if not (_is_integer(value) and value >= 1):
-                none = ", or None for the operator itself" if name == "batch_size" else ""
-                raise InvalidOption(name, value, "an integer ≥ 1" + none)
-        if not isinstance(self.replace, (bool, np.bool_)):
-            raise InvalidOption("replace", self.replace, "True or False")
-        if not (_is_real(self.average) and 0 <= self.average <= 1):
-            raise InvalidOption("average", self.average, "a number between 0 and 1, a part of the path")
-        if self.rtol is not None and not (_is_real(self.rtol) and self.rtol > 0):
-            raise InvalidOption("rtol", self.rtol, "a finite number > 0, or None")
-        if self.on_divergence not in ("raise", "rescale"):
-            raise InvalidOption("on_divergence", self.on_divergence, "'raise' or 'rescale'")
-        if not (_is_integer(self.seed) and self.seed >= 0):
-            raise InvalidOption("seed", self.seed, "an integer ≥ 0")
+        if not (isinstance(self.scale, str) and self.scale == "auto"):
+            check_number("scale", self.scale, _is_positive, "a finite number > 0, or 'auto'")
+        check_integer("recursion_depth", self.recursion_depth, 1)
+        check_integer("num_samples", self.num_samples, 1)
+        expected = "an integer ≥ 1, or None for the operator itself"
+        check_integer("batch_size", self.batch_size, 1, expected=expected, none=True)
+        check_flag("replace", self.replace)
+        within = "a number between 0 and 1, a part of the path"
+        check_number("average", self.average, lambda part: 0 <= part <= 1, within)
+        if self.rtol is not None:
+            check_number("rtol", self.rtol, _is_positive, "a finite number > 0, or None")
+        check_choice("on_divergence", self.on_divergence, ("raise", "rescale"))
+        check_seed(self.seed)
 
     def prepare(self, operator: LinearOperator, damping: float) -> Series:
         shifted = Shifted(operator, damping)
@@ -213,9 +208,5 @@ def _probes(operator: Shifted, draw: Sampler | None, generator: np.random.Genera
     return [CountedOperator(draw(generator)) for _ in range(_PROBES)]
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and bool(np.isfinite(value))
+def _is_positive(number: float) -> bool:
+    return number > 0

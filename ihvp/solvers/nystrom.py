@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import check_choice, check_integer, check_seed
 from ihvp.backend import Vector
 from ihvp.errors import InvalidOption, NonFinite
 from ihvp.memory import require_memory
@@ -92,12 +93,9 @@ class Nystrom:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rank is not None and not (isinstance(self.rank, (int, np.integer)) and self.rank >= 1):
-            raise InvalidOption("rank", self.rank, "a positive integer, or None")
-        if self.test_matrix not in get_args(TestMatrix):
-            raise InvalidOption("test_matrix", self.test_matrix, "'residuals' or 'gaussian'")
-        if not (isinstance(self.seed, (int, np.integer)) and self.seed >= 0):
-            raise InvalidOption("seed", self.seed, "an integer ≥ 0")
+        check_integer("rank", self.rank, 1, expected="a positive integer, or None", none=True)
+        check_choice("test_matrix", self.test_matrix, get_args(TestMatrix))
+        check_seed(self.seed)
 
     def sketch(self, system: Shifted) -> Sketch:
         """The sketch of ``A + λI`` as far as no right-hand side is needed for it."""
@@ -115,7 +113,7 @@ class Nystrom:
             raise InvalidOption("rank", self.rank, f"at most P = {space.size}, the number of parameters")
         require_memory(
             space,
-            _VECTORS * self.rank * space.size,
+            _VECTORS * int(self.rank) * space.size,
             bytes_each,
             f"A sketch of rank {self.rank:,} for P = {space.size:,} parameters",
             "Lower the rank.",

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import check_choice, check_flag, check_function, check_number
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, SolverError, VectorError, describe
-from ihvp.operators.base import LinearOperator
+from ihvp.errors import InvalidOption, SolverError, VectorError
+from ihvp.operators.base import LinearOperator, check_operator
 from ihvp.operators.symmetry import check_symmetric
 from ihvp.progress import Monitor, Step
 from ihvp.solution import Solution
@@ -49,6 +50,7 @@ def solve(
     callback: Callable[[Step], object] | None = None,
     progress: bool | None = None,
 ) -> list[Solution]: ...
+@np.errstate(all="ignore")  # what leaves the range of numbers is named where it matters
 def solve(
     operator: LinearOperator,
     v: Any,
@@ -113,13 +115,11 @@ def solve(
     >>> [solution.x.round(3).tolist() for solution in path]
     [[1.0, 0.5], [0.5, 0.333]]
     """
-    if on_failure not in ("raise", "return"):
-        raise InvalidOption("on_failure", on_failure, "'raise' or 'return'")
     solver = _checked(operator, solver)
-    several = np.ndim(damping) == 1
-    dampings = [_checked_damping(value) for value in np.atleast_1d(np.asarray(damping, dtype=object))]
-    if not dampings:
-        raise InvalidOption("damping", damping, "at least one number")
+    check_choice("on_failure", on_failure, ("raise", "return"))
+    check_flag("check", check)
+    check_function("callback", callback, "a function of an ihvp.progress.Step, or None", takes=1)
+    several, dampings = _checked_dampings(operator, damping)
     flat, leave = operator.space.enter(v)
     if not algebra.all_finite(flat):
         raise VectorError("v holds NaN or infinite entries; expected finite ones.")
@@ -193,9 +193,10 @@ class Inverse(LinearOperator):
     True
     """
 
+    @np.errstate(all="ignore")
     def __init__(self, operator: LinearOperator, damping: float, solver: Solver) -> None:
         super().__init__(operator.space)
-        self.operator, self.damping, self.solver = operator, _checked_damping(damping), solver
+        self.operator, self.damping, self.solver = operator, _checked_damping(operator, damping), solver
         self._prepared = solver.prepare(operator, self.damping)
         # What was prepared may learn from each solve.
         self._lock = threading.RLock()
@@ -206,6 +207,7 @@ class Inverse(LinearOperator):
     def apply(self, v: Vector) -> Vector:
         return self.solve(v).x
 
+    @np.errstate(all="ignore")
     def solve(self, v: Vector, *, progress: bool | None = None) -> Solution:
         """A product with its certificate, for a flat native vector or block.
 
@@ -221,8 +223,7 @@ class Inverse(LinearOperator):
 
 
 def _checked(operator: Any, solver: Any) -> Solver:
-    if not isinstance(operator, LinearOperator):
-        raise InvalidOption("operator", describe(operator), "a LinearOperator; wrap a matrix in ihvp.Dense")
+    check_operator(operator)
     if solver is None:
         return ClosedForm() if isinstance(operator, SupportsClosedForm) else CG()
     if isinstance(solver, str) and solver == "auto":
@@ -234,9 +235,22 @@ def _checked(operator: Any, solver: Any) -> Solver:
     return solver
 
 
-def _checked_damping(damping: Any) -> float:
-    if not (
-        isinstance(damping, (int, float, np.integer, np.floating)) and np.isfinite(damping) and damping >= 0
-    ):
-        raise InvalidOption("damping", damping, "a finite number ≥ 0, which is added to the diagonal")
+def _checked_dampings(operator: LinearOperator, damping: Any) -> tuple[bool, list[float]]:
+    try:
+        several = np.ndim(damping) == 1
+        values = np.atleast_1d(np.asarray(damping, dtype=object))
+    except Exception as error:  # lists of unequal lengths, and tensors that numpy cannot read
+        raise InvalidOption("damping", damping, "one number, or a list of numbers") from error
+    dampings = [_checked_damping(operator, value) for value in values]
+    if not dampings:
+        raise InvalidOption("damping", damping, "at least one number")
+    return several, dampings
+
+
+def _checked_damping(operator: LinearOperator, damping: Any) -> float:
+    expected = "a finite number ≥ 0, which is added to the diagonal"
+    check_number("damping", damping, lambda number: number >= 0, expected)
+    most = float(operator.space.xp.finfo(operator.space.dtype).max)
+    if damping > most:
+        raise InvalidOption("damping", damping, f"at most {most:.1e}, the largest number of {operator.dtype}")
     return float(damping)

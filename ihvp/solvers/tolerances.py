@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import check_integer, check_number
 from ihvp.backend import Vector
 from ihvp.errors import InvalidOption, VectorError
 
@@ -23,14 +24,8 @@ def check_tolerances(rtol: Any, atol: Any, max_iterations: Any) -> None:
     InvalidOption
     """
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if not (
-            isinstance(value, (int, float, np.integer, np.floating)) and np.isfinite(value) and value >= 0
-        ):
-            raise InvalidOption(name, value, "a finite number ≥ 0")
-    if max_iterations is not None and not (
-        isinstance(max_iterations, (int, np.integer)) and max_iterations >= 0
-    ):
-        raise InvalidOption("max_iterations", max_iterations, "an integer ≥ 0, or None")
+        check_number(name, value, lambda number: number >= 0, "a finite number ≥ 0")
+    check_integer("max_iterations", max_iterations, 0, none=True)
     if rtol == 0 and atol == 0 and max_iterations is None:
         raise InvalidOption(
             "rtol, atol",
