@@ -134,7 +134,7 @@ _CHECKSUM = 16
 
 
 def _is_safetensors(path: str | Path) -> bool:
-    suffix = Path(path).suffix if isinstance(path, (str, os.PathLike)) else None
+    suffix = Path(path).suffix
     if suffix not in (".npz", ".safetensors"):
         raise InvalidOption("path", path, "a file name that ends in .npz or .safetensors")
     return suffix == ".safetensors"

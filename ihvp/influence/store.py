@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.errors import DataError, IhvpError, InvalidOption, StoreError, StoreMismatch
+from ihvp.errors import DataError, IhvpError, StoreError, StoreMismatch
 from ihvp.influence.array_file import Chunk, NumpyFile, ZarrFolder, import_zarr
 from ihvp.influence.caller import level_outside
 from ihvp.influence.digest import array_bytes, digest
@@ -103,8 +103,6 @@ class Store:
         chunk: tuple[int, int],
         depends_on: Mapping[str, str],
     ) -> None:
-        if not isinstance(folder, (str, os.PathLike)):
-            raise InvalidOption("out", folder, "the path of a folder, a str or a pathlib.Path")
         self.folder, self._shape = Path(folder), shape
         self._depends_on = {**depends_on, "shape": str(shape), "dtype": dtype.str}
         if is_zarr := self.folder.suffix == ".zarr":

@@ -178,7 +178,7 @@ def test_other_programs_read_the_files_too(tmp_path, ending):
 def test_what_is_no_path_is_refused(path):
     products = ihvp.InverseProducts(np.eye(2), 0.0, {})
     for call in (products.save, ihvp.InverseProducts.load):
-        with pytest.raises(InvalidOption, match=r"path is .*; expected a file name that ends in"):
+        with pytest.raises(InvalidOption, match=r"path is .*; expected a path, as a text or a pathlib.Path"):
             call(path)
 
 

@@ -267,7 +267,7 @@ def test_stores_of_the_same_format_and_series_go_on(small, tmp_path, key, value,
 
 @pytest.mark.parametrize("out", [3, b"scores", ["scores"], True, object()])
 def test_what_is_no_path_is_named(small, out):
-    with pytest.raises(InvalidOption, match=r"out is .*; expected the path of a folder"):
+    with pytest.raises(InvalidOption, match=r"out is .*; expected a path, as a text or a pathlib.Path"):
         small.influence().scores(small.test, out=out)
 
 
