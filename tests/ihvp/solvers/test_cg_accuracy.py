@@ -156,7 +156,8 @@ def test_noise_in_an_ill_conditioned_system_is_an_error_within_the_limit(rng, ma
     operator = noisy(matrix, 1e-4)
     with pytest.raises(SolverError):
         ihvp.solve(operator, rng.normal(size=20), solver=ihvp.CG(rtol=1e-10))
-    assert operator.products <= 200 + 30
+    # The certificates, a probe of symmetry, and two looks at the spectrum of 20 products each come on top.
+    assert operator.products <= 200 + 50
 
 
 def test_finite_differences_stop_at_their_noise_floor(rng):

@@ -98,8 +98,8 @@ def test_no_answer_outside_its_tolerance_is_said_to_be_converged(systems, outcom
     ]
     for system, solution in solved:
         assert np.all(system.residual(solution.x) <= 0), (system.kind, system.sides)
-    # 143 right-hand sides of zero, and the well-conditioned among the others, at least.
-    assert len(solved) > 350
+    # A seventh of the right-hand sides are zero; the well-conditioned among the others come on top, at least.
+    assert len(solved) > 0.35 * SYSTEMS
 
 
 def test_every_failure_is_a_named_error_with_finite_numbers(outcomes):
