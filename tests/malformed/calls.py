@@ -42,6 +42,26 @@ A = np.diag([3.0, 2.0, 1.0])
 V = np.ones(3)
 
 
+def loss(params, batch):
+    """Of frameworks whose arrays have operators and methods, as those of torch and JAX do."""
+    x, y = batch
+    return ((x @ params["w"] - y) ** 2).mean() / 2
+
+
+def predict(params, batch):
+    return batch[0] @ params["w"]
+
+
+def output_loss(outputs, batch):
+    return ((outputs - batch[1]) ** 2).mean() / 2
+
+
+def of_losses(array):
+    """The calls with ``loss``, over arrays that ``array`` makes of numpy's."""
+    problem = Problem({"loss": loss}, {"w": array(W)}, (array(X), array(Y)), predict, output_loss)
+    return [*of_objectives(problem), *removals(problem, loss)]
+
+
 def used(objective):
     """What an objective is for."""
     v = objective.space.asarray(V)

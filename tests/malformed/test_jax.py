@@ -54,29 +54,9 @@ def _callback(params, batch):
     return jax.pure_callback(lambda w: w.sum(), jax.ShapeDtypeStruct((), w.dtype), w)
 
 
-def loss(params, batch):
-    x, y = batch
-    return ((x @ params["w"] - y) ** 2).mean() / 2
-
-
-def predict(params, batch):
-    return batch[0] @ params["w"]
-
-
-def output_loss(outputs, batch):
-    return ((outputs - batch[1]) ** 2).mean() / 2
-
-
 @functools.cache
 def made():
-    problem = calls.Problem(
-        {"loss": loss},
-        {"w": jnp.asarray(calls.W)},
-        (jnp.asarray(calls.X), jnp.asarray(calls.Y)),
-        predict,
-        output_loss,
-    )
-    return [*calls.of_objectives(problem), *calls.removals(problem, loss)]
+    return calls.of_losses(jnp.asarray)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -141,6 +121,6 @@ def test_arrays_that_were_given_up_are_named():
     with pytest.raises(errors.VectorError, match="donated"):
         ihvp.Hessian(objective) @ _donated()
     with pytest.raises(errors.ParameterError, match="has been deleted"):
-        ihvp.Objective(loss, {"w": _donated()}, (jnp.ones((4, 3)), jnp.ones(4)))
+        ihvp.Objective(calls.loss, {"w": _donated()}, (jnp.ones((4, 3)), jnp.ones(4)))
     with pytest.raises(errors.LossFailed, match="has been deleted"):
-        ihvp.Objective(loss, {"w": jnp.ones(1)}, (_donated(4, 1), jnp.ones(4))).gradient()
+        ihvp.Objective(calls.loss, {"w": jnp.ones(1)}, (_donated(4, 1), jnp.ones(4))).gradient()

@@ -37,29 +37,9 @@ VALUES = {
 }
 
 
-def loss(params, batch):
-    x, y = batch
-    return ((x @ params["w"] - y) ** 2).mean() / 2
-
-
-def predict(params, batch):
-    return batch[0] @ params["w"]
-
-
-def output_loss(outputs, batch):
-    return ((outputs - batch[1]) ** 2).mean() / 2
-
-
 @functools.cache
 def made():
-    problem = calls.Problem(
-        {"loss": loss},
-        {"w": torch.tensor(calls.W)},
-        (torch.tensor(calls.X), torch.tensor(calls.Y)),
-        predict,
-        output_loss,
-    )
-    return [*calls.of_objectives(problem), *calls.removals(problem, loss)]
+    return calls.of_losses(torch.tensor)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -96,7 +76,7 @@ def test_a_loss_that_needs_two_examples_says_so_of_a_single_one():
 
 def test_a_vector_that_requires_a_gradient_is_a_vector():
     objective = ihvp.Objective(
-        loss, {"w": torch.tensor(calls.W)}, (torch.tensor(calls.X), torch.tensor(calls.Y))
+        calls.loss, {"w": torch.tensor(calls.W)}, (torch.tensor(calls.X), torch.tensor(calls.Y))
     )
     v = torch.ones(3, dtype=torch.float64)
     found = ihvp.Hessian(objective) @ v.clone().requires_grad_()
