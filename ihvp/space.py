@@ -77,6 +77,11 @@ class VectorSpace:
         return float(self.xp.finfo(self.dtype).eps)
 
     @property
+    def itemsize(self) -> int:
+        """The bytes of one number."""
+        return int(self.xp.finfo(self.dtype).bits // 8)
+
+    @property
     def is_numpy(self) -> bool:
         """Whether the vectors are numpy arrays."""
         return bool(array_api_compat.is_numpy_namespace(self.xp))

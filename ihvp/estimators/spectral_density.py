@@ -166,8 +166,8 @@ def spectral_density(
     check_integer("steps", length, 1, size, up_to(size))
     count, length = int(count), int(length)
     operator.verify()
-    numbers, each = count * (length + 1) * size, int(operator.space.xp.finfo(operator.space.dtype).bits // 8)
-    require_memory(operator.space, numbers, each, "The Lanczos vectors", "Lower num_samples or steps.")
+    space, numbers = operator.space, count * (length + 1) * size
+    require_memory(space, numbers, space.itemsize, "The Lanczos vectors", "Lower num_samples or steps.")
     start = gaussians(operator.space, np.random.default_rng(seed), count)
     diagonals, off_diagonals, matvecs = _lanczos(operator, start, length)
     nodes, weights = np.zeros((count, length)), np.zeros((count, length))

@@ -90,8 +90,8 @@ class Influence:
     ) -> None:
         check_instance("objective", objective, Objective, "an ihvp.Objective")
         check_loss("train_loss", train_loss)
-        if version is not None and not isinstance(version, str):
-            raise InvalidOption("version", version, "a str, or None")
+        if version is not None:
+            check_instance("version", version, str, "a str, or None")
         operator = Hessian(objective) if curvature is None else curvature
         if not isinstance(operator, LinearOperator) or not operator.space.matches(objective.space):
             raise InvalidOption(

@@ -138,7 +138,7 @@ class LinearOperator(ABC):
     @property
     def dense_nbytes(self) -> int:
         """The bytes that :meth:`to_dense` takes while it runs: the matrix, and the parts it is made of."""
-        return 2 * self.space.size**2 * int(self.space.xp.finfo(self.space.dtype).bits // 8)
+        return 2 * self.space.size**2 * self.space.itemsize
 
     def to_dense(self) -> Vector:
         """The matrix itself, ``(P, P)`` in the native array type, by products with the identity's columns.

@@ -110,7 +110,7 @@ class Passes:
     def _best_size(self, rows: int) -> int:
         linearised, space = self._linearised, self._objective.space
         whole = rows * (linearised.bytes_each or 0.0)
-        piece: float = max(_PIECE_BYTES, _PIECE_VECTORS * space.size * space.xp.finfo(space.dtype).bits // 8)
+        piece: float = max(_PIECE_BYTES, _PIECE_VECTORS * space.size * space.itemsize)
         if not on_host(space):
             fits = linearised.has_room_for(rows)
             piece = whole if fits else max(piece, linearised.budget // _PIECES_IN_BUDGET)

@@ -159,12 +159,11 @@ def require_matrix(operator: LinearOperator) -> None:
     TooLarge
     """
     space = operator.space
-    half = space.xp.finfo(space.dtype).bits < 32
-    bytes_each = 4 if half else space.xp.finfo(space.dtype).bits // 8
+    # Half precision is factorised in float32.
     require_memory(
         space,
         _MATRICES * space.size**2,
-        bytes_each,
+        max(4, space.itemsize),
         f"A dense matrix of P = {space.size:,} parameters with its factorisation",
         "Use CG or MINRES, which need a few vectors.",
     )

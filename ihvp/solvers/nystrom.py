@@ -105,16 +105,15 @@ class Nystrom:
         return sketch
 
     def _most(self, space: VectorSpace) -> int:
-        bytes_each = int(space.xp.finfo(space.dtype).bits) // 8
         if self.rank is None:
-            held = _DEFAULT_BYTES // (_VECTORS * space.size * bytes_each)
+            held = _DEFAULT_BYTES // (_VECTORS * space.size * space.itemsize)
             return max(1, min(space.size, _DEFAULT_RANK, held))
         if self.rank > space.size:
             raise InvalidOption("rank", self.rank, f"at most P = {space.size}, the number of parameters")
         require_memory(
             space,
             _VECTORS * int(self.rank) * space.size,
-            bytes_each,
+            space.itemsize,
             f"A sketch of rank {self.rank:,} for P = {space.size:,} parameters",
             "Lower the rank.",
         )
