@@ -10,11 +10,13 @@ follows the Python Array API standard, and in numpy's where it does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
+
+from ihvp.layers import Layer
 
 Vector: TypeAlias = Any
 """A 1-D array ``(P,)`` or a block ``(P, k)`` in the backend's array type."""
@@ -185,6 +187,75 @@ class SupportsInputDerivatives(Protocol):
         ...
 
 
+class OpenModel(Protocol):
+    """One forward pass of a model over a batch of B examples, kept for derivatives by what its layers give.
+
+    Attributes
+    ----------
+    shapes : sequence of tuple of int
+        The shapes ``(B, …)`` of the arrays that the model returned. All their entries, array after array and
+        row by row, are the F outputs.
+    layers : sequence of Layer
+        Those that were seen. A layer that is used several times appears once, with the uses side by side in S.
+    inputs : sequence of Vector
+        What goes into each layer: ``(B, S, groups, d_in)``, or indices ``(B, S)`` where it is ``one_hot``.
+        S is what shares a layer's weights: positions, tokens, uses. It is a layer's own number, 1 if nothing is
+        shared.
+    """
+
+    shapes: Sequence[tuple[int, ...]]
+    layers: Sequence[Layer]
+    inputs: Sequence[Vector]
+
+    def outputs(self) -> Vector:
+        """The F outputs, ``(F,)``."""
+        ...
+
+    def pull_back(self, cotangents: Vector) -> Sequence[Vector]:
+        """The derivatives of ``⟨cotangents, outputs⟩`` by what each layer gives.
+
+        For ``cotangents`` of shape ``(V, F)``: for each layer ``(V, B, S, groups, d_out)``. May be called often.
+        """
+        ...
+
+    def output_gradient(self, loss: Callable[[Any, Batch], Any]) -> Vector:
+        """The gradient of ``loss(outputs, batch)`` by the outputs, ``(F,)``."""
+        ...
+
+    def output_hvp(self, loss: Callable[[Any, Batch], Any], v: Vector) -> Vector:
+        """``∇²_outputs loss · v`` for ``v`` of shape ``(F, k)``."""
+        ...
+
+
+@runtime_checkable
+class SupportsLayers(Protocol):
+    """A model can be opened at its linear layers, which Kronecker factors are made of."""
+
+    def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenModel:
+        """A forward pass of ``predict(params, batch)`` with the inputs of each layer, to be pulled back.
+
+        Layers that it does not see are left out: the core compares what is seen with :meth:`cotangent_loss`, and
+        keeps the parameters of a layer that is incomplete as those without a layer.
+        """
+        ...
+
+    def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
+        """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``, summed over the examples.
+
+        ``cotangents`` is a list of arrays in the shapes of those that ``predict`` returns, in their order.
+        """
+        ...
+
+
+@runtime_checkable
+class SupportsBlocks(Protocol):
+    """The arrays that the parameters consist of have names."""
+
+    def blocks(self, params: Params) -> Mapping[str, slice]:
+        """The part of the flat vector that each array of the parameters is, by its name in the framework."""
+        ...
+
+
 CAPABILITIES: dict[str, type] = {
     "linearize": SupportsLinearize,
     "uniform_batches": SupportsUniformBatches,
@@ -195,6 +266,8 @@ CAPABILITIES: dict[str, type] = {
     "value": SupportsValue,
     "example_products": SupportsExampleProducts,
     "input_derivatives": SupportsInputDerivatives,
+    "layers": SupportsLayers,
+    "blocks": SupportsBlocks,
 }
 """The optional capabilities by the name under which a plugin declares them."""
 

@@ -20,6 +20,8 @@ from ihvp.verification.subject import Subject
 
 # A difference of up to so many times the measured rounding may be rounding.
 _ROUNDING = 10.0
+# Parts of so many examples can be divided themselves.
+_DIVISIBLE = 16
 
 
 def compare_with_parts(
@@ -28,7 +30,8 @@ def compare_with_parts(
     """Check that the gradient of a batch is that of its parts.
 
     The size of a part and that of the batch have no common divisor, so that examples of two kinds cannot be
-    mixed alike in both. Single precision takes two partitions: nearly equal mixtures hide there in rounding.
+    mixed alike in both. Single precision takes two partitions, because nearly equal mixtures hide there in
+    rounding: the second one is that of the first part, whose gradient is known, if it has examples enough.
 
     Parameters
     ----------
@@ -54,7 +57,10 @@ def compare_with_parts(
     weights = subject.weighting.of(batch, count_examples(batch))
     allowed, unknown = subject.space.eps**0.5, ""
     stops = list(_stops(weights, 1 if subject.space.eps < 1e-10 else 2))
-    for stop in stops:
+    for number, stop in enumerate(stops):
+        if number and stops[0] >= _DIVISIBLE and (inner := list(_stops(weights[: stops[0]], 1))):
+            batch, whole = _parts(batch, weights, stops[0])[0], partition.first
+            weights, (stop,) = weights[: stops[0]], inner
         _check_weights(subject, batch, weights, stop)
         try:
             partition = _divided(subject, batch, weights, stop, whole)
@@ -171,14 +177,10 @@ def _check_weights(subject: Subject, batch: Batch, weights: NDArray[np.float64],
 
 def _stops(weights: NDArray[np.float64], most: int) -> Iterator[int]:
     """Where to divide a batch: parts of about two and three fifths of what weighs anything."""
-    count, before = len(weights), np.cumsum(weights > 0)
-    inside = [size for size in range(1, count) if 0 < before[size - 1] < before[-1]]
-    near = sorted(inside, key=lambda size: abs(before[size - 1] - 0.4 * before[-1]))
-    found = 0
-    for size in near:
-        if found < most and math.gcd(size, count) == 1:
-            found += 1
-            yield size
+    sizes, before = np.arange(1, len(weights)), np.cumsum(weights > 0)
+    inside = (before[:-1] > 0) & (before[:-1] < before[-1]) & (np.gcd(sizes, len(weights)) == 1)
+    distance = np.abs(before[:-1] - 0.4 * before[-1])[inside]
+    yield from sizes[inside][np.argsort(distance, kind="stable")[:most]].tolist()
 
 
 def _rows_differ(batch: Batch) -> bool:
