@@ -196,11 +196,10 @@ class OpenModel(Protocol):
         The shapes ``(B, …)`` of the arrays that the model returned. All their entries, array after array and
         row by row, are the F outputs.
     layers : sequence of Layer
-        Those that were seen. A layer that is used several times appears once, with the uses side by side in S.
+        Those that were seen. A layer that is used several times appears once, its uses side by side in S.
     inputs : sequence of Vector
         What goes into each layer: ``(B, S, groups, d_in)``, or indices ``(B, S)`` where it is ``one_hot``.
-        S is what shares a layer's weights: positions, tokens, uses. It is a layer's own number, 1 if nothing is
-        shared.
+        S counts what shares a layer's weights: positions, tokens, uses. Each layer has its own.
     """
 
     shapes: Sequence[tuple[int, ...]]
@@ -212,9 +211,9 @@ class OpenModel(Protocol):
         ...
 
     def pull_back(self, cotangents: Vector) -> Sequence[Vector]:
-        """The derivatives of ``⟨cotangents, outputs⟩`` by what each layer gives.
+        """The derivatives of ``⟨cotangents, outputs⟩`` by what layers give, ``(V, B, S, groups, d_out)``.
 
-        For ``cotangents`` of shape ``(V, F)``: for each layer ``(V, B, S, groups, d_out)``. May be called often.
+        ``cotangents`` are ``(V, F)``. It may be called often.
         """
         ...
 
@@ -234,8 +233,8 @@ class SupportsLayers(Protocol):
     def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenModel:
         """A forward pass of ``predict(params, batch)`` with the inputs of each layer, to be pulled back.
 
-        Layers that it does not see are left out: the core compares what is seen with :meth:`cotangent_loss`, and
-        keeps the parameters of a layer that is incomplete as those without a layer.
+        Layers that it does not see are left out. The core compares what is seen with :meth:`cotangent_loss`,
+        and treats the parameters of a layer that is incomplete as those without a layer.
         """
         ...
 

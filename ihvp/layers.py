@@ -13,9 +13,9 @@ import array_api_compat
 class Layer:
     """A linear map ``y = W x + b`` whose weights are parameters, used at S places of every example.
 
-    The weight is a contiguous part of the flat vector: an array of ``shape``, which in the order ``axes`` of its
-    axes is ``(groups, d_out, d_in)``. A convolution is such a map of the patches of its input; one in groups is
-    as many maps side by side. An embedding maps the unit vectors that its indices stand for.
+    The weight is a contiguous part of the flat vector: an array of ``shape``, which in the order ``axes`` of
+    its axes is ``(groups, d_out, d_in)``. A convolution is such a map of the patches of its input; one in
+    groups is as many maps side by side. An embedding maps the unit vectors that its indices stand for.
 
     Attributes
     ----------
@@ -62,9 +62,8 @@ class Layer:
     def read(self, v: Any) -> Any:
         """Its entries of a block ``(P, k)`` as matrices ``(k, groups, d_out, d_in)``, b the last column."""
         k, xp = v.shape[1], array_api_compat.array_namespace(v)
-        weight = xp.permute_dims(
-            xp.reshape(v[self.start : self.stop, :].T, (k, *self.shape)), (0, *(1 + axis for axis in self.axes))
-        )
+        weight = xp.reshape(v[self.start : self.stop, :].T, (k, *self.shape))
+        weight = xp.permute_dims(weight, (0, *(1 + axis for axis in self.axes)))
         matrices = xp.reshape(weight, (k, self.groups, self.d_out, self.d_in))
         if self.bias is None:
             return matrices

@@ -52,9 +52,9 @@ class Watch:
     """Looks at the course of a solve now and then, and says when it will not end within the budget.
 
     The forecast extrapolates the pace of the residual over the later half of the iterations, and its change
-    since the earlier half. While the residual does not fall, or slows down, the forecast rests on the condition
-    that a few Lanczos steps see, by the bound of Chebyshev on conjugate gradients (Saad, "Iterative Methods
-    for Sparse Linear Systems", 2003, section 6.11.3).
+    since the earlier half. While the residual does not fall, or slows down, the forecast rests on the
+    condition that a few Lanczos steps see, by the bound of Chebyshev on conjugate gradients (Saad, "Iterative
+    Methods for Sparse Linear Systems", 2003, section 6.11.3).
 
     Parameters
     ----------
@@ -92,7 +92,8 @@ class Watch:
         pending = rows[-1] > self._targets
         if not np.any(pending):
             return None
-        course, targets = np.log(np.maximum(np.stack(rows[-done:]), _TINY))[:, pending], self._targets[pending]
+        course = np.log(np.maximum(np.stack(rows[-done:])[:, pending], _TINY))
+        targets = self._targets[pending]
 
         def affordable(left: float) -> bool:
             return left * each <= margin * _SECONDS or done + left <= margin * _ITERATIONS

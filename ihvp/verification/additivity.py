@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,10 +56,11 @@ def compare_with_parts(
     weights = subject.weighting.of(batch, count_examples(batch))
     allowed, unknown = subject.space.eps**0.5, ""
     stops = list(_stops(weights, 1 if subject.space.eps < 1e-10 else 2))
-    for number, stop in enumerate(stops):
-        if number and stops[0] >= _DIVISIBLE and (inner := list(_stops(weights[: stops[0]], 1))):
-            batch, whole = _parts(batch, weights, stops[0])[0], partition.first
-            weights, (stop,) = weights[: stops[0]], inner
+    partition = None
+    for stop in stops:
+        if partition is not None and stops[0] >= _DIVISIBLE and any(_stops(weights[: stops[0]], 1)):
+            batch, whole, weights = _parts(batch, weights, stops[0])[0], partition.first, weights[: stops[0]]
+            (stop,) = _stops(weights, 1)
         _check_weights(subject, batch, weights, stop)
         try:
             partition = _divided(subject, batch, weights, stop, whole)

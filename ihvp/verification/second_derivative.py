@@ -302,7 +302,7 @@ def _direction(x: NDArray[np.floating], spread: float) -> NDArray[np.floating]:
         with np.errstate(over="ignore"):
             allowed = np.clip(typical, sizes / spread, sizes * spread)
         allowed[sizes <= tiny] = typical
-        # None is so small that an entry stays. The first one leads away from zero, so that −u has another sign.
+        # None is so small that an entry stays. The first leads away from zero, so that −u has another sign.
         factors = rng.random(part.size, dtype=x.dtype)
         factors -= 0.5
         if start == 0:
