@@ -6,6 +6,7 @@ from ihvp.eigen import eigsh
 from ihvp.errors import IhvpError
 from ihvp.estimators import Estimate, SpectralDensity, diagonal, spectral_density, suggest_damping, trace
 from ihvp.influence import Influence, InverseProducts, leave_one_out
+from ihvp.kronecker import EKFAC, KFAC
 from ihvp.objective import Objective
 from ihvp.operators import (
     OPG,
@@ -35,6 +36,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CG",
+    "EKFAC",
+    "KFAC",
     "MINRES",
     "OPG",
     "Auto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from ihvp_torch._example_products import example_products
 from ihvp_torch._fallback import FirstThatWorks, Memory
 from ihvp_torch._gauss_newton import Outputs, gauss_newton
 from ihvp_torch._inputs import Inputs
+from ihvp_torch._layers import OpenedModel, cotangent_loss
 from ihvp_torch._linearize import Linearization
 from ihvp_torch._parameters import Parameters, parameters_of
 from ihvp_torch._per_example import per_example_gradients
@@ -224,6 +226,31 @@ class TorchBackend:
         product = curvature(function, loss, self._hessian_ways)
         joint = torch.cat([v, v.new_zeros(inputs.size, *v.shape[1:])])
         return inputs.assemble(multiply(product, joint)[len(v) :].movedim(0, -1))
+
+    @recording
+    def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenedModel:
+        """A forward pass whose linear layers are found in the graph that autograd recorded.
+
+        Products with matrices, convolutions and look-ups of eager code are seen, whatever module or function
+        they are in; layers inside compiled, scripted and hand-written functions are not.
+        """
+        parameters = parameters_of(params)
+        batch = _on_device(batch, parameters)
+        predicted = content_with_replica(predict, parameters)
+        prediction = Function(
+            parameters.tensors, parameters.bind, lambda structure: predicted(structure, batch)
+        )
+        return OpenedModel(prediction, parameters.names, batch, self._hessian_ways)
+
+    def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
+        """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``."""
+        return cotangent_loss(predict)
+
+    def blocks(self, params: Params) -> dict[str, slice]:
+        """The part of the flat vector that each tensor is, by its name in the module or its path."""
+        parameters = parameters_of(params)
+        stops = list(itertools.accumulate(tensor.numel() for tensor in parameters.tensors))
+        return dict(zip(parameters.names, map(slice, [0, *stops], stops), strict=False))
 
     def reduce(self, vector: Tensor) -> Tensor:
         """The sum of ``vector`` over the processes of ``torch.distributed``, or itself without them."""

@@ -61,6 +61,7 @@ class TreeParameters:
     """Tensors in nested dicts, lists and tuples."""
 
     tree: Any
+    names: list[str]
     tensors: list[Tensor]
 
     @property
@@ -172,7 +173,7 @@ def parameters_of(params: Any) -> Parameters:
     else:
         leaves = list(named_leaves(params))
         _check(leaves, params)
-        return TreeParameters(params, [tensor for _, tensor in leaves])
+        return TreeParameters(params, [name for name, _ in leaves], [tensor for _, tensor in leaves])
     _check(list(named.items()), params)
     return ModuleParameters(module, list(named), list(named.values()), places)
 

@@ -50,6 +50,8 @@ def ihvp_backend() -> BackendPlugin:
                 "value",
                 "example_products",
                 "input_derivatives",
+                "layers",
+                "blocks",
             }
         ),
         dialect=dialect,

@@ -1,0 +1,5 @@
+"""Curvature in Kronecker factors, layer by layer."""
+
+from ihvp.kronecker.structured import EKFAC, KFAC, BlockStructured
+
+__all__ = ["EKFAC", "KFAC", "BlockStructured"]

@@ -1,0 +1,143 @@
+"""Parts of a block-diagonal matrix, each with everything about it in closed form."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from ihvp import algebra
+from ihvp.backend import Vector
+from ihvp.layers import Layer
+
+
+class Block(ABC):
+    """A symmetric positive semi-definite matrix on some entries of the flat vector, by its eigenvectors.
+
+    Attributes
+    ----------
+    name : str
+        Of the layer or the parameter.
+    slices : list of slice
+        The entries.
+    values : Vector
+        The eigenvalues, in an array of any shape.
+    """
+
+    name: str
+    slices: list[slice]
+    values: Vector
+
+    @abstractmethod
+    def function(self, v: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
+        """``Q of(values) Qᵀ v`` for the entries of a block ``(P, k)``: for each of the slices ``(…, k)``."""
+
+    @abstractmethod
+    def colour(self, white: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
+        """``Q of(values) w`` in the same form, for ``w`` of independent numbers in place of the entries of v."""
+
+
+class KroneckerBlock(Block):
+    r"""``(Q_B ⊗ Q_A) Λ (Q_B ⊗ Q_A)ᵀ`` for the weights of a layer, its bias among the inputs.
+
+    Parameters
+    ----------
+    layer : Layer
+    q_in : Vector or None
+        ``(groups, d_in, d_in)``; None for the identity.
+    q_out : Vector
+        ``(groups, d_out, d_out)``.
+    values : Vector
+        Λ, ``(groups, d_out, d_in)``.
+    """
+
+    def __init__(self, layer: Layer, q_in: Vector | None, q_out: Vector, values: Vector) -> None:
+        self.layer, self.name, self.slices = layer, layer.name, layer.slices
+        self.q_in, self.q_out, self.values = q_in, q_out, values
+
+    def rotate(self, matrices: Vector) -> Vector:
+        """``Q_Bᵀ M Q_A``."""
+        matrices = _transposed(self.q_out) @ matrices
+        return matrices if self.q_in is None else matrices @ self.q_in
+
+    def back(self, matrices: Vector) -> Vector:
+        """``Q_B M Q_Aᵀ``."""
+        matrices = self.q_out @ matrices
+        return matrices if self.q_in is None else matrices @ _transposed(self.q_in)
+
+    def function(self, v: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
+        return self.layer.parts(self.back(of(self.values) * self.rotate(self.layer.read(v))))
+
+    def colour(self, white: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
+        return self.layer.parts(self.back(of(self.values) * self.layer.read(white)))
+
+
+class DenseBlock(Block):
+    """A matrix of its own for the entries of one parameter.
+
+    Parameters
+    ----------
+    name : str
+    place : slice
+    values, vectors : Vector
+        ``(n,)`` and ``(n, n)``.
+    """
+
+    def __init__(self, name: str, place: slice, values: Vector, vectors: Vector) -> None:
+        self.name, self.slices, self.values, self.vectors = name, [place], values, vectors
+
+    def function(self, v: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
+        return [self.vectors @ (of(self.values)[:, None] * (self.vectors.T @ v[self.slices[0], :]))]
+
+    def colour(self, white: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
+        return [self.vectors @ (of(self.values)[:, None] * white[self.slices[0], :])]
+
+
+class DiagonalBlock(Block):
+    """The diagonal alone, for the entries of one parameter.
+
+    Parameters
+    ----------
+    name : str
+    place : slice
+    values : Vector
+        ``(n,)``.
+    """
+
+    def __init__(self, name: str, place: slice, values: Vector) -> None:
+        self.name, self.slices, self.values = name, [place], values
+
+    def function(self, v: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
+        return [of(self.values)[:, None] * v[self.slices[0], :]]
+
+    def colour(self, white: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
+        return self.function(white, of)
+
+
+def eigenvectors(matrices: Vector) -> tuple[Vector, Vector]:
+    """Eigenvalues ``(…, n)``, negative ones of rounding as 0, and eigenvectors ``(…, n, n)``.
+
+    Computed in at least double the digits of half precision, by LAPACK's drivers with workspaces that are
+    counted in integers: some frameworks count them in float32, which fails from 2,896 rows on.
+    """
+    from scipy.linalg import eigh
+
+    symmetric = algebra.to_numpy(algebra.wide(matrices))
+    flat = symmetric.reshape(-1, *symmetric.shape[-2:])
+    found = [eigh((matrix + matrix.T) / 2, driver="evd", overwrite_a=True) for matrix in flat]
+    values = np.stack([np.maximum(values, 0.0) for values, _ in found]).reshape(symmetric.shape[:-1])
+    vectors = np.stack([vectors for _, vectors in found]).reshape(symmetric.shape)
+    return _like(matrices, values), _like(matrices, vectors)
+
+
+def _transposed(matrices: Vector) -> Vector:
+    xp = array_api_compat.array_namespace(matrices)
+    return xp.matrix_transpose(matrices)
+
+
+def _like(x: Vector, values: Any) -> Vector:
+    xp = array_api_compat.array_namespace(x)
+    return xp.asarray(values, dtype=x.dtype, device=array_api_compat.device(x))

@@ -1,0 +1,148 @@
+"""Which parameters belong to a layer that was seen whole, and the curvature of those that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from ihvp import algebra
+from ihvp.backend import Batch, OpenModel, SupportsBlocks, SupportsLayers, SupportsPerExampleGrads, Vector
+from ihvp.data import count_examples, take_examples
+from ihvp.kronecker.factors import with_bias
+from ihvp.layers import Layer
+from ihvp.objective import Objective
+
+# So many examples tell whether a layer is seen whole.
+_EXAMPLES = 16
+# A parameter without a layer has a block of its own up to this size, and its diagonal beyond.
+EXACT = 1024
+
+
+def complete_layers(
+    objective: Objective, predict: Callable[..., Any], batch: Batch
+) -> tuple[set[str], dict[str, str]]:
+    """The names of the layers whose weights reach the outputs through them alone, and why others do not count.
+
+    The sum ``Σ g aᵀ`` over examples and places is compared with the derivative by the weights, for random
+    cotangents.
+    """
+    backend = objective.backend
+    assert isinstance(backend, SupportsLayers)
+    if count_examples(batch) > _EXAMPLES:
+        batch = take_examples(batch, 0, _EXAMPLES)
+    model = backend.open(predict, objective.params, batch)
+    outputs = model.outputs()
+    random = np.random.default_rng(0).standard_normal(outputs.shape[0])
+    cotangent = array_api_compat.array_namespace(outputs).asarray(
+        random, dtype=outputs.dtype, device=array_api_compat.device(outputs)
+    )
+    expected = backend.grad(
+        backend.cotangent_loss(predict), objective.params, (batch, split_outputs(model, cotangent))
+    )
+    complete, refused = set(), {}
+    gradients = model.pull_back(cotangent[None])
+    taken = np.zeros(objective.num_params, dtype=np.int8)
+    for layer in model.layers:
+        for part in layer.slices:
+            taken[part] += 1
+    for layer, inputs, gradient in zip(model.layers, model.inputs, gradients, strict=True):
+        if any(np.any(taken[part] > 1) for part in layer.slices):
+            refused[layer.name] = "its weights are those of another layer, too"
+            continue
+        found = layer.parts(weight_gradient(layer, inputs, gradient[0]))
+        size = difference = 0.0
+        for part, mine in zip(layer.slices, found, strict=True):
+            size = max(size, float(algebra.norms(expected[part])))
+            difference = max(difference, float(algebra.norms(mine[:, 0] - expected[part])))
+        if difference <= objective.space.eps**0.5 * size:
+            complete.add(layer.name)
+        else:
+            refused[layer.name] = "its weights reach the outputs on another way, too"
+    return complete, refused
+
+
+def weight_gradient(layer: Layer, inputs: Vector, gradient: Vector) -> Vector:
+    """``Σ_n Σ_s g aᵀ`` for ``gradient`` of shape ``(B, S, groups, d_out)``, ``(1, groups, d_out, d_in)``."""
+    xp = array_api_compat.array_namespace(gradient)
+    g = xp.reshape(xp.permute_dims(gradient, (2, 0, 1, 3)), (layer.groups, -1, layer.d_out))
+    if layer.one_hot:
+        total = np.zeros((layer.d_in, layer.d_out), algebra.to_numpy(g).dtype)
+        np.add.at(total, algebra.to_numpy(inputs).ravel(), algebra.to_numpy(g)[0])
+        return xp.asarray(total.T[None, None], device=array_api_compat.device(gradient))
+    a = with_bias(layer, inputs)
+    a = xp.reshape(xp.permute_dims(a, (2, 0, 1, 3)), (layer.groups, g.shape[1], -1))
+    return (xp.matrix_transpose(g) @ a)[None]
+
+
+def split_outputs(model: OpenModel, flat: Vector) -> list[Vector]:
+    """``(F,)`` as arrays in the shapes of those that the model returned."""
+    xp, start, parts = array_api_compat.array_namespace(flat), 0, []
+    for shape in model.shapes:
+        parts.append(xp.reshape(flat[start : start + prod(shape)], shape))
+        start += prod(shape)
+    return parts
+
+
+class Remainder:
+    """The parameters that no layer covers, and their part of the curvature, summed batch by batch.
+
+    Parameters
+    ----------
+    objective : Objective
+    predict : callable
+    covered : sequence of Layer
+    """
+
+    def __init__(self, objective: Objective, predict: Callable[..., Any], covered: Sequence[Layer]) -> None:
+        self._objective, self._predict = objective, predict
+        free = np.ones(objective.num_params, dtype=bool)
+        for layer in covered:
+            for part in layer.slices:
+                free[part] = False
+        self.places = {name: part for name, part in _named(objective, free).items()}
+        self.sums: dict[str, Vector] = {}
+
+    def add(self, batch: Batch, model: OpenModel, cotangents: Vector, share: float) -> None:
+        """Take a batch's cotangents ``(V, F)`` into account."""
+        if not self.places:
+            return
+        for cotangent in cotangents:
+            rows = self._rows((batch, split_outputs(model, cotangent)))
+            for name, place in self.places.items():
+                part = rows[:, place]
+                size = place.stop - place.start
+                term = share * (part.T @ part if size <= EXACT else (part**2).sum(axis=0))
+                self.sums[name] = term if name not in self.sums else self.sums[name] + term
+
+    def _rows(self, batch: Batch) -> Vector:
+        objective = self._objective
+        backend = objective.backend
+        assert isinstance(backend, SupportsLayers)
+        loss = backend.cotangent_loss(self._predict)
+        if isinstance(backend, SupportsPerExampleGrads):
+            return backend.per_example_grads(loss, objective.params, batch)
+        rows = [
+            backend.grad(loss, objective.params, take_examples(batch, i, i + 1))
+            for i in range(count_examples(batch))
+        ]
+        return objective.space.xp.stack(rows, axis=0)
+
+
+def _named(objective: Objective, free: np.ndarray) -> dict[str, slice]:
+    """The free entries of each array of the parameters, as slices."""
+    backend = objective.backend
+    blocks = {"parameters": slice(0, objective.num_params)}
+    if isinstance(backend, SupportsBlocks):
+        blocks = dict(backend.blocks(objective.params))
+    found = {}
+    for name, place in blocks.items():
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], free[place], [False]]).astype(np.int8)))
+        pairs = edges.reshape(-1, 2) + place.start
+        for start, stop in pairs:
+            label = name if len(pairs) == 1 else f"{name}[{start - place.start}:{stop - place.start}]"
+            found[label] = slice(int(start), int(stop))
+    return found

@@ -1,0 +1,139 @@
+"""The moments that Kronecker factors are made of, summed batch by batch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp import algebra
+from ihvp.backend import Vector
+from ihvp.layers import Layer
+
+Sharing: TypeAlias = Literal["expand", "reduce"]
+
+# Gradients of a layer for single examples hold at most so many numbers at once (64 MiB in float32).
+_NUMBERS = 1 << 24
+
+
+def with_bias(layer: Layer, inputs: Vector) -> Vector:
+    """The inputs ``(B, S, groups, d_in)`` with a 1 at the end, where the layer has a bias."""
+    if layer.bias is None or layer.one_hot:
+        return inputs
+    xp = array_api_compat.array_namespace(inputs)
+    ones = xp.ones((*inputs.shape[:-1], 1), dtype=inputs.dtype, device=array_api_compat.device(inputs))
+    return xp.concat([inputs, ones], axis=-1)
+
+
+def input_moment(
+    layer: Layer, inputs: Vector, weights: NDArray[np.float64], sharing: Sharing, like: Vector
+) -> Vector:
+    r"""``Σ_n w_n (1/S) Σ_s a aᵀ``, or ``Σ_n w_n ā āᵀ`` with the mean ā over s: ``(groups, d_in, d_in)``.
+
+    Of indices the first one, which is diagonal: ``(d_in,)``.
+
+    Parameters
+    ----------
+    layer : Layer
+    inputs : Vector
+        As :class:`~ihvp.backend.OpenModel` gives them.
+    weights : ndarray (B,)
+    sharing : {"expand", "reduce"}
+        Martens and Grosse's sum over places, or their mean first (Eschenhagen et al., NeurIPS 2023).
+    like : Vector
+        Of the dtype and device of the parameters.
+    """
+    if layer.one_hot:
+        places = algebra.to_numpy(inputs)
+        shares = np.repeat(weights / places.shape[1], places.shape[1])
+        return _like(like, np.bincount(places.ravel(), shares, minlength=layer.d_in))
+    xp, a = array_api_compat.array_namespace(inputs), with_bias(layer, inputs)
+    if sharing == "reduce":
+        a = xp.mean(a, axis=1, keepdims=True)
+    share = weights / a.shape[1]
+    if share.min() == share.max():
+        return _moment(a, a) * float(share[0])
+    return _moment(a, a * _like(a, share)[:, None, None, None])
+
+
+def output_moment(gradients: Vector, sharing: Sharing) -> Vector:
+    """``Σ g gᵀ`` over cotangents, examples and places, or of the sums over places: ``(groups, d_out, d_out)``.
+
+    Parameters
+    ----------
+    gradients : Vector
+        ``(V, B, S, groups, d_out)``.
+    sharing : {"expand", "reduce"}
+    """
+    xp = array_api_compat.array_namespace(gradients)
+    g = xp.sum(gradients, axis=2) if sharing == "reduce" else gradients
+    g = xp.reshape(g, (-1, *gradients.shape[-2:]))
+    return _moment(g[:, None], g[:, None])
+
+
+def squared_gradients(layer: Layer, inputs: Vector, gradients: Vector, q_in: Vector, q_out: Vector) -> Vector:
+    r"""``Σ_v Σ_n (Q_Bᵀ (Σ_s g aᵀ) Q_A)²``, entry by entry, ``(groups, d_out, d_in)``.
+
+    The diagonal of a Fisher matrix in the basis of Kronecker factors (George et al., "Fast approximate natural
+    gradient descent in a Kronecker-factored eigenbasis", NeurIPS 2018, equation 11).
+
+    Parameters
+    ----------
+    layer : Layer
+    inputs, gradients : Vector
+        As :class:`~ihvp.backend.OpenModel` gives them.
+    q_in : Vector
+        ``(groups, d_in, d_in)``; not asked for of indices.
+    q_out : Vector
+        ``(groups, d_out, d_out)``.
+    """
+    xp = array_api_compat.array_namespace(gradients)
+    views, count, places = gradients.shape[:3]
+    # (groups, V, B, S, d_out)
+    g = xp.permute_dims(gradients, (3, 0, 1, 2, 4))
+    g = xp.reshape(xp.reshape(g, (layer.groups, -1, layer.d_out)) @ q_out, g.shape)
+    if layer.one_hot:
+        return _squares_of_rows(layer, algebra.to_numpy(inputs), g)
+    a = xp.permute_dims(with_bias(layer, inputs), (2, 0, 1, 3))
+    a = xp.reshape(xp.reshape(a, (layer.groups, -1, a.shape[-1])) @ q_in, a.shape)
+    if places == 1:
+        squares = xp.sum(g[:, :, :, 0, :] ** 2, axis=1)
+        return xp.matrix_transpose(squares) @ a[:, :, 0, :] ** 2
+    total: Any = None
+    rows = max(1, _NUMBERS // (views * layer.groups * layer.d_out * a.shape[-1]))
+    for start in range(0, count, rows):
+        part = slice(start, start + rows)
+        single = xp.matrix_transpose(g[:, :, part]) @ a[:, None, part]
+        term = xp.sum(single**2, axis=(1, 2))
+        total = term if total is None else total + term
+    return total
+
+
+def _squares_of_rows(layer: Layer, indices: NDArray[Any], g: Vector) -> Vector:
+    """The same for unit vectors: gradients of places with one index in one example add up."""
+    count, places = indices.shape
+    keys = (np.arange(count)[:, None] * layer.d_in + indices).ravel()
+    order = np.argsort(keys, kind="stable")
+    distinct, starts = np.unique(keys[order], return_index=True)
+    # (B S, V d_out), which numpy can sum in segments.
+    rows = algebra.to_numpy(g)[0].transpose(1, 2, 0, 3).reshape(count * places, -1)
+    sums = np.add.reduceat(rows[order], starts, axis=0).reshape(len(distinct), -1, layer.d_out)
+    total = np.zeros((layer.d_in, layer.d_out), sums.dtype)
+    np.add.at(total, distinct % layer.d_in, (sums**2).sum(axis=1))
+    return _like(g, total.T[None])
+
+
+def _moment(x: Vector, y: Vector) -> Vector:
+    """``Σ x yᵀ`` over all but the axes of groups and entries, ``(groups, d, d)``."""
+    xp = array_api_compat.array_namespace(x)
+    if x.shape[-2] == 1:
+        return (xp.reshape(x, (-1, x.shape[-1])).T @ xp.reshape(y, (-1, x.shape[-1])))[None]
+    x, y = (xp.reshape(xp.permute_dims(z, (2, 0, 1, 3)), (z.shape[2], -1, z.shape[-1])) for z in (x, y))
+    return xp.matrix_transpose(x) @ y
+
+
+def _like(x: Vector, values: NDArray[Any]) -> Vector:
+    xp = array_api_compat.array_namespace(x)
+    return xp.asarray(values, dtype=x.dtype, device=array_api_compat.device(x))

@@ -1,0 +1,257 @@
+"""Square roots of the curvature of a loss in a model's outputs, as vectors to pull back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any, Literal, TypeAlias
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp import algebra
+from ihvp.backend import Batch, OpenModel, Vector
+from ihvp.errors import InvalidOption
+
+FisherKind: TypeAlias = Literal["exact", "mc", "empirical"]
+
+# Cotangents at once hold at most so many numbers (128 MiB in float32).
+_NUMBERS = 1 << 25
+# Roundings of a product with the outputs' curvature are within so many √ε of its size.
+_ROUNDING = 4.0
+
+
+def cotangents(
+    model: OpenModel,
+    loss: Callable[[Any, Batch], Any],
+    relative: NDArray[np.float64],
+    fisher: FisherKind,
+    num_samples: int,
+    generator: np.random.Generator,
+) -> Iterator[Vector]:
+    r"""Vectors c with :math:`\sum_v c_v c_v^\top` the curvature of the loss of a batch in its outputs.
+
+    That sum is meant for each example: products of different examples' entries do not count. ``"exact"`` has
+    one vector for each output of an example, ``"mc"`` draws ``num_samples`` of which the sum is the
+    expectation, ``"empirical"`` takes the gradients of the examples' losses.
+
+    Parameters
+    ----------
+    model : OpenModel
+    loss : callable
+        ``loss(outputs, batch)``.
+    relative : ndarray (B,)
+        The factor with which each example's own loss enters that of the batch.
+    fisher : {"exact", "mc", "empirical"}
+    num_samples : int
+    generator : numpy.random.Generator
+
+    Yields
+    ------
+    Vector
+        ``(V, F)``, as many at once as keep memory bounded.
+
+    Raises
+    ------
+    InvalidOption
+        The loss is not convex in the outputs, or mixes those of different examples.
+    """
+    outputs = model.outputs()
+    layout = _Layout(model.shapes)
+    if fisher == "empirical":
+        factors = np.divide(1.0, relative**0.5, out=np.zeros_like(relative), where=relative > 0)
+        gradient = layout.rows(model.output_gradient(loss)[:, None])[..., 0]
+        yield layout.flat((gradient * _like(outputs, factors)[:, None])[..., None])
+        return
+    root = _root(model, loss, outputs, layout)
+    if fisher == "mc":
+        yield root.draw(num_samples, generator)
+        return
+    at_once = max(1, _NUMBERS // outputs.shape[0])
+    for start in range(0, layout.width, at_once):
+        yield root.columns(start, min(start + at_once, layout.width))
+
+
+class _Layout:
+    """Where the outputs of each example stand among all: ``(B, D)`` for ``(F,)``."""
+
+    def __init__(self, shapes: Any) -> None:
+        self.count = shapes[0][0]
+        self.widths = [prod(shape[1:]) for shape in shapes]
+        self.width = sum(self.widths)
+        # An array of one kind of numbers for each place: the last axis is what a loss may normalise over.
+        self.last = shapes[0][-1] if len(shapes) == 1 and len(shapes[0]) > 1 else 0
+
+    def rows(self, block: Vector) -> Vector:
+        """``(B, D, k)`` for ``(F, k)``."""
+        xp, start, parts = array_api_compat.array_namespace(block), 0, []
+        for width in self.widths:
+            stop = start + self.count * width
+            parts.append(xp.reshape(block[start:stop, :], (self.count, width, block.shape[1])))
+            start = stop
+        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
+
+    def flat(self, rows: Vector) -> Vector:
+        """``(k, F)`` for ``(B, D, k)``."""
+        xp, start, parts = array_api_compat.array_namespace(rows), 0, []
+        for width in self.widths:
+            part = xp.permute_dims(rows[:, start : start + width, :], (2, 0, 1))
+            parts.append(xp.reshape(part, (rows.shape[2], self.count * width)))
+            start += width
+        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
+
+
+class _Root:
+    """A matrix R_n for each example with ``R_n R_nᵀ`` its curvature."""
+
+    def __init__(self, layout: _Layout) -> None:
+        self.layout = layout
+
+    def columns(self, start: int, stop: int) -> Vector:
+        """Columns ``start:stop`` of all R_n, ``(stop − start, F)``."""
+        raise NotImplementedError
+
+    def draw(self, count: int, generator: np.random.Generator) -> Vector:
+        """Random vectors whose outer products have the mean ``R_n R_nᵀ / count`` each, ``(count, F)``."""
+        raise NotImplementedError
+
+
+class _Dense(_Root):
+    """Any curvature, by its own eigenvectors."""
+
+    def __init__(self, layout: _Layout, curvature: Vector) -> None:
+        super().__init__(layout)
+        matrices = algebra.to_numpy(algebra.wide(curvature))
+        values, vectors = np.linalg.eigh((matrices + matrices.transpose(0, 2, 1)) / 2)
+        allowed = _ROUNDING * np.finfo(values.dtype).eps ** 0.5
+        if values.size and values.min() < -allowed * np.abs(values).max():
+            raise _not_convex(float(values.min()))
+        self._roots = _like(curvature, vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :])
+
+    def columns(self, start: int, stop: int) -> Vector:
+        return self.layout.flat(self._roots[:, :, start:stop])
+
+    def draw(self, count: int, generator: np.random.Generator) -> Vector:
+        signs = _signs(self._roots, (self.layout.count, self.layout.width, count), generator)
+        return self.layout.flat(self._roots @ signs)
+
+
+class _Diagonal(_Root):
+    """Outputs that the loss treats one by one, as squared error and binary cross-entropy do."""
+
+    def __init__(self, layout: _Layout, roots: Vector) -> None:
+        super().__init__(layout)
+        self._roots = roots
+
+    def columns(self, start: int, stop: int) -> Vector:
+        xp, device = array_api_compat.array_namespace(self._roots), array_api_compat.device(self._roots)
+        size = stop - start
+        units = xp.eye(self.layout.width, size, k=-start, dtype=self._roots.dtype, device=device)
+        return self.layout.flat(self._roots[:, :, None] * units[None, :, :])
+
+    def draw(self, count: int, generator: np.random.Generator) -> Vector:
+        signs = _signs(self._roots, (*self._roots.shape, count), generator)
+        return self.layout.flat(self._roots[:, :, None] * signs)
+
+
+class _Categorical(_Root):
+    """Cross-entropy after a softmax over the last axis: ``w (diag p − p pᵀ) = Σ_c w p_c (e_c − p)(e_c − p)ᵀ``."""
+
+    def __init__(self, layout: _Layout, weights: Vector, probabilities: Vector) -> None:
+        super().__init__(layout)
+        self._weights, self._p = weights, probabilities
+
+    def columns(self, start: int, stop: int) -> Vector:
+        xp, device = array_api_compat.array_namespace(self._p), array_api_compat.device(self._p)
+        classes, found = self._p.shape[-1], []
+        shape = (self.layout.count, self.layout.width // classes)
+        for column in range(start, stop):
+            place, label = divmod(column, classes)
+            unit = xp.eye(1, classes, k=label, dtype=self._p.dtype, device=device)[0]
+            root = xp.sqrt(self._weights * self._p[:, label])[:, None] * (unit - self._p)
+            root = xp.reshape(root, (*shape, classes))
+            if shape[1] > 1:
+                chosen = xp.eye(1, shape[1], k=place, dtype=self._p.dtype, device=device)[0]
+                root = root * chosen[None, :, None]
+            found.append(xp.reshape(root, (1, -1)))
+        return xp.concat(found, axis=0)
+
+    def draw(self, count: int, generator: np.random.Generator) -> Vector:
+        xp = array_api_compat.array_namespace(self._p)
+        cumulative = np.cumsum(algebra.to_numpy(self._p).astype(np.float64), axis=-1)
+        found = []
+        for _ in range(count):
+            level = generator.random((len(cumulative), 1)) * cumulative[:, -1:]
+            labels = np.minimum((cumulative <= level).sum(axis=-1), cumulative.shape[-1] - 1)
+            units = np.zeros(cumulative.shape)
+            units[np.arange(len(labels)), labels] = 1.0
+            # Places of one example are drawn alone, so that their products have the mean zero.
+            root = xp.sqrt(self._weights / count)[:, None] * (_like(self._p, units) - self._p)
+            found.append(xp.reshape(root, (1, -1)))
+        return xp.concat(found, axis=0)
+
+
+def _root(model: OpenModel, loss: Callable[[Any, Batch], Any], outputs: Vector, layout: _Layout) -> _Root:
+    """The root in the simplest form that two random products agree with."""
+    xp = array_api_compat.array_namespace(outputs)
+    generator = np.random.default_rng(0)
+    probe = _like(outputs, generator.standard_normal((outputs.shape[0], 2)))
+    products = model.output_hvp(loss, probe)
+    size = float(algebra.norms(products).max())
+    if not np.isfinite(size):
+        raise InvalidOption("loss", loss, "a loss whose curvature in the outputs is finite")
+    allowed = _ROUNDING * float(xp.finfo(outputs.dtype).eps) ** 0.5 * size
+
+    def agrees(expected: Vector) -> bool:
+        return bool(algebra.norms(products - expected).max() <= allowed)
+
+    diagonal = products[:, 0] / probe[:, 0]
+    if agrees(diagonal[:, None] * probe):
+        if float(xp.min(diagonal)) < -allowed:
+            raise _not_convex(float(xp.min(diagonal)))
+        roots = xp.sqrt(xp.where(diagonal > 0, diagonal, xp.zeros_like(diagonal)))
+        return _Diagonal(layout, layout.rows(roots[:, None])[..., 0])
+    if layout.last > 1:
+        logits = xp.reshape(outputs, (-1, layout.last))
+        p = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+        p = p / xp.sum(p, axis=-1, keepdims=True)
+        r, q = (xp.reshape(block, (*p.shape, 2)) for block in (probe, products))
+        unit = p[..., None] * (r - xp.sum(p[..., None] * r, axis=1, keepdims=True))
+        squares = xp.sum(unit**2, axis=(1, 2))
+        tiny = xp.finfo(p.dtype).smallest_normal
+        weights = xp.sum(unit * q, axis=(1, 2)) / xp.where(squares > tiny, squares, xp.ones_like(squares))
+        expected = xp.reshape(weights[:, None, None] * unit, products.shape)
+        if agrees(expected) and float(xp.min(weights)) >= 0:
+            return _Categorical(layout, weights, p)
+    units = xp.zeros((layout.count, layout.width, 1), dtype=outputs.dtype) + xp.eye(
+        layout.width, dtype=outputs.dtype, device=array_api_compat.device(outputs)
+    )
+    matrices = layout.rows(model.output_hvp(loss, layout.flat(units).T))
+    expected = layout.flat(matrices @ layout.rows(probe)).T
+    if not agrees(expected):
+        raise InvalidOption(
+            "loss",
+            loss,
+            "a loss that is a mean over examples of functions of their own outputs: its curvature mixes the "
+            "outputs of different examples",
+        )
+    return _Dense(layout, matrices)
+
+
+def _like(x: Vector, values: NDArray[Any]) -> Vector:
+    xp = array_api_compat.array_namespace(x)
+    return xp.asarray(values, dtype=x.dtype, device=array_api_compat.device(x))
+
+
+def _signs(x: Vector, shape: tuple[int, ...], generator: np.random.Generator) -> Vector:
+    """Random signs over √count, the last axis."""
+    return _like(x, (2.0 * generator.integers(0, 2, shape) - 1.0) / shape[-1] ** 0.5)
+
+
+def _not_convex(lowest: float) -> InvalidOption:
+    return InvalidOption(
+        "fisher",
+        "exact",
+        f"'empirical' for a loss that is not convex in the outputs: the lowest curvature is {lowest:.1e}",
+    )

@@ -1,0 +1,250 @@
+"""Block-diagonal curvature with Kronecker factors: K-FAC and EK-FAC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat
+import numpy as np
+
+from ihvp.arguments import check_choice, check_instance, check_number
+from ihvp.backend import Vector
+from ihvp.errors import InvalidOption
+from ihvp.kronecker.blocks import Block, KroneckerBlock
+from ihvp.kronecker.estimate import Options, estimate
+from ihvp.kronecker.factors import Sharing
+from ihvp.kronecker.outputs import FisherKind
+from ihvp.objective import Objective
+from ihvp.operators.base import LinearOperator
+from ihvp.space import VectorSpace
+
+# What rounding leaves of a zero, in machine epsilons of the largest eigenvalue.
+_ZERO = 10
+
+
+class BlockStructured(LinearOperator):
+    """A block-diagonal positive semi-definite matrix whose blocks are known by their eigenvectors.
+
+    Parameters
+    ----------
+    space : VectorSpace
+    blocks : list of Block
+        Together they cover each entry of the flat vector once.
+    """
+
+    def __init__(self, space: VectorSpace, blocks: list[Block]) -> None:
+        super().__init__(space)
+        self.blocks = blocks
+
+    def apply(self, v: Vector) -> Vector:
+        return self.function(v, lambda values: values)
+
+    def function(self, v: Vector, of: Callable[[Vector], Vector]) -> Vector:
+        """``f(A) v`` of a flat native vector or block, with f applied to the eigenvalues.
+
+        Parameters
+        ----------
+        v : Vector
+        of : callable
+            f, of arrays of eigenvalues.
+        """
+        return self._join(v, [block.function(_block(v), of) for block in self.blocks])
+
+    def solve_damped(self, v: Vector, damping: float) -> Vector:
+        """``(A + λI)⁻¹ v`` of a flat native vector or block; by the pseudo-inverse where that is singular."""
+        zero = self._zero(damping)
+
+        def inverse(values: Vector) -> Vector:
+            xp = array_api_compat.array_namespace(values)
+            damped = values + damping
+            positive = damped > zero
+            return xp.where(positive, 1.0 / xp.where(positive, damped, xp.ones_like(damped)), 0.0 * damped)
+
+        return self.function(v, inverse)
+
+    def is_singular(self, damping: float) -> bool:
+        """Whether an eigenvalue of ``A + λI`` is zero up to rounding."""
+        return self._extreme("min") + damping <= self._zero(damping)
+
+    def trace(self) -> float:
+        """The sum of the eigenvalues."""
+        return float(sum(float(block.values.sum()) for block in self.blocks))
+
+    def frobenius_norm(self) -> float:
+        """``‖A‖_F``, the root of the sum of the squares of the eigenvalues."""
+        return float(sum(float((block.values**2).sum()) for block in self.blocks)) ** 0.5
+
+    def logdet(self, damping: float = 0.0) -> float:
+        """``log det(A + λI)``, for a positive definite ``A + λI``.
+
+        Parameters
+        ----------
+        damping : float
+            λ.
+
+        Raises
+        ------
+        InvalidOption
+            It is singular.
+        """
+        self._require_definite(damping)
+        total = 0.0
+        for block in self.blocks:
+            xp = array_api_compat.array_namespace(block.values)
+            total += float(xp.sum(xp.log(block.values + damping)))
+        return total
+
+    def sample(self, n: int, seed: int = 0, *, damping: float = 0.0) -> Vector:
+        """Draws from the normal distribution with the covariance ``(A + λI)⁻¹``, ``(P, n)``.
+
+        Parameters
+        ----------
+        n : int
+        seed : int
+        damping : float
+            λ.
+
+        Raises
+        ------
+        InvalidOption
+            ``A + λI`` is singular.
+        """
+        check_number("n", n, lambda number: number >= 1 and number == int(number), "an integer ≥ 1")
+        self._require_definite(damping)
+        white = self.space.asarray(np.random.default_rng(seed).standard_normal((int(n), self.space.size))).T
+        draws = [block.colour(white, lambda values: (values + damping) ** -0.5) for block in self.blocks]
+        return self._join(white, draws)
+
+    def _require_definite(self, damping: float) -> None:
+        check_number("damping", damping, lambda _: True, "a finite number")
+        if self.is_singular(damping):
+            lowest = self._extreme("min")
+            raise InvalidOption(
+                "damping",
+                damping,
+                f"a number above {max(-lowest, 0.0) + self._zero(0.0):.1e}: the lowest eigenvalue is {lowest:.3e}",
+            )
+
+    def _zero(self, damping: float) -> float:
+        return _ZERO * self.space.eps * max(self._extreme("max"), abs(damping))
+
+    def _extreme(self, which: str) -> float:
+        found = []
+        for block in self.blocks:
+            xp = array_api_compat.array_namespace(block.values)
+            found.append(float(getattr(xp, which)(block.values)))
+        return float(getattr(np, which)(found))
+
+    def _join(self, v: Vector, parts: list[list[Vector]]) -> Vector:
+        placed = [
+            (place.start, part)
+            for block, found in zip(self.blocks, parts, strict=True)
+            for place, part in zip(block.slices, found, strict=True)
+        ]
+        ordered = [part.T for _, part in sorted(placed, key=lambda pair: pair[0])]
+        joined = self.space.xp.concat(ordered, axis=1)
+        return joined[0] if v.ndim == 1 else joined.T
+
+
+class KFAC(BlockStructured):
+    r"""The Gauss–Newton or Fisher matrix, a Kronecker product for each layer.
+
+    .. math:: K = \operatorname{diag}_\ell\, (A_\ell \otimes B_\ell), \qquad
+        A = \frac1W \sum_n \frac{w_n}{S} \sum_s a_{ns} a_{ns}^\top, \qquad B = \sum_{n,s,v} g_{nsv} g_{nsv}^\top
+
+    a are a layer's inputs, with a 1 for its bias, and g the derivatives of cotangents of the model's outputs
+    by what the layer gives (Martens and Grosse, "Optimizing neural networks with Kronecker-factored
+    approximate curvature", ICML 2015; for convolutions and other weights that places share, Eschenhagen et
+    al., "Kronecker-factored approximate curvature for modern neural network architectures", NeurIPS 2023). It
+    is exact for a linear layer, and for deep linear networks, with squared error.
+
+    It costs one pass over the data; what follows is in closed form: products, solves for any damping,
+    :meth:`logdet`, :meth:`sample`. How good an approximation it is, no certificate tells: those of solves are
+    about K.
+
+    Parameters
+    ----------
+    objective : Objective
+        Made with ``predict=``.
+    fisher : {"exact", "mc", "empirical"}
+        Which cotangents: all columns of the square root of the loss's curvature in the outputs (the
+        Gauss–Newton matrix), random ones with that covariance, or the gradients of the examples' losses.
+    kfac_approx : {"expand", "reduce"}
+        What S places that share weights are taken for: examples of their own, or parts of a mean.
+    num_samples, seed : int
+        Of ``fisher="mc"``, for each example.
+
+    Raises
+    ------
+    InvalidOption
+        The objective has no ``predict``, or an option is none of these; with ``"exact"`` the loss is not
+        convex in the outputs.
+    MissingCapability
+        The backend cannot open models.
+
+    Notes
+    -----
+    Parameters that no layer explains (scales of norms, layers in loops that a framework hides) have a block
+    of their own where it is small, and the diagonal of the same matrix elsewhere; :meth:`report` names them.
+    """
+
+    _corrected = False
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        fisher: FisherKind = "exact",
+        kfac_approx: Sharing = "expand",
+        num_samples: int = 1,
+        seed: int = 0,
+    ) -> None:
+        check_instance("objective", objective, Objective, "an ihvp.Objective")
+        check_choice("fisher", fisher, ("exact", "mc", "empirical"))
+        check_choice("kfac_approx", kfac_approx, ("expand", "reduce"))
+        for option, value, least in (("num_samples", num_samples, 1), ("seed", seed, 0)):
+            check_number(
+                option,
+                value,
+                lambda number, least=least: number >= least and number == int(number),
+                f"an integer ≥ {least}",
+            )
+        options = Options(fisher, kfac_approx, num_samples, seed)
+        blocks, self._refused = estimate(objective, options, self._corrected)
+        super().__init__(objective.space, blocks)
+
+    def report(self) -> str:
+        """Which parameters have factors, and which have not, line by line."""
+        lines = []
+        for block in self.blocks:
+            size = sum(place.stop - place.start for place in block.slices)
+            if isinstance(block, KroneckerBlock):
+                kind = " × ".join(str(n) for n in block.values.shape if n != 1 or block.layer.groups != 1)
+                lines.append(f"{block.name}: {size:,} parameters, factors {kind}")
+            else:
+                kind = "exact block" if block.values.ndim == 1 and hasattr(block, "vectors") else "diagonal"
+                lines.append(f"{block.name}: {size:,} parameters without a layer, {kind}")
+        lines += [f"{name}: not taken for a layer, because {why}" for name, why in self._refused.items()]
+        return "\n".join(lines)
+
+
+class EKFAC(KFAC):
+    r"""K-FAC with the curvature's own diagonal in the basis of the factors' eigenvectors.
+
+    .. math:: K = \operatorname{diag}_\ell\; (Q_A \otimes Q_B)\, \Lambda\, (Q_A \otimes Q_B)^\top, \qquad
+        \Lambda = \sum_{n,v} \bigl(Q_B^\top G_{nv} Q_A\bigr)^2
+
+    with :math:`G_{nv} = \sum_s g a^\top` the derivative by the layer's weights for one example. Of all matrices
+    with these eigenvectors it is the nearest one to the curvature (George et al., "Fast approximate natural
+    gradient descent in a Kronecker-factored eigenbasis", NeurIPS 2018), so that it is never further from it
+    than :class:`KFAC`. It costs a second pass over the data.
+
+    Parameters and errors are those of :class:`KFAC`.
+    """
+
+    _corrected = True
+
+
+def _block(v: Vector) -> Vector:
+    return v[:, None] if v.ndim == 1 else v

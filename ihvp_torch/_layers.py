@@ -1,0 +1,429 @@
+"""The linear layers of a model, as autograd recorded them: no hooks, and nothing that a module must be."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+from ihvp.layers import Layer
+from ihvp_torch._curvature import curvature
+from ihvp_torch._derivatives import Function, flat_gradient, recording, scalar
+from ihvp_torch._fallback import Memory
+from ihvp_torch._parameters import Call
+from ihvp_torch._tree import fill, named_leaves
+from ihvp_torch._vector import multiply
+
+
+def floating(tree: Any) -> list[Tensor]:
+    """The tensors of real floating numbers in what a prediction returned: its outputs."""
+    return [leaf for _, leaf in named_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+@functools.lru_cache(maxsize=16)
+def cotangent_loss(predict: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Tensor]:
+    """``⟨outputs, cotangents⟩`` as a loss of a batch ``(batch, cotangents)``."""
+
+    def loss(params: Any, batch: Any) -> Tensor:
+        inputs, cotangents = batch
+        outputs = floating(predict(params, inputs))
+        return torch.stack(
+            [(output * cotangent).sum() for output, cotangent in zip(outputs, cotangents, strict=True)]
+        ).sum()
+
+    return loss
+
+
+@dataclass
+class Use:
+    """One use of a layer: what went in, and where the derivative by what came out is to be had."""
+
+    layer: Layer
+    inputs: Callable[[], Tensor]
+    output: GradientEdge
+    arrange: Callable[[Tensor], Tensor]
+    """Brings a derivative by the output into the form ``(rows, groups, d_out)``, as the inputs are."""
+    example_first: bool = True
+
+
+class OpenedModel:
+    """The graph of one forward pass, and its linear layers.
+
+    Parameters
+    ----------
+    predict : Function
+        Its value is a tensor, or a tree of tensors.
+    names : sequence of str
+        Of the tensors that it is a function of.
+    batch : Batch
+        What losses of the outputs are given.
+    memory : Memory
+        Which way of differentiating a loss of the outputs worked.
+    """
+
+    def __init__(self, predict: Function, names: Sequence[str], batch: Any, memory: Memory) -> None:
+        leaves = predict.leaves()
+        self._call: Call = predict.bind(leaves)
+        self._tree = self._call(predict.evaluate)
+        self._outputs = floating(self._tree)
+        self._batch, self._memory = batch, memory
+        dtype = functools.reduce(torch.promote_types, [leaf.dtype for leaf in leaves])
+        self._like = torch.empty(0, dtype=dtype, device=leaves[0].device)
+        self.shapes = [tuple(output.shape) for output in self._outputs]
+        uses = _grouped(_uses(self._outputs, leaves, names))
+        self._uses = [group for group in uses if self._find_examples(group)]
+        self.layers = [group[0].layer for group in self._uses]
+        self.inputs = [
+            torch.cat([self._by_example(use.inputs(), use.example_first) for use in group], dim=1)
+            for group in self._uses
+        ]
+
+    def outputs(self) -> Tensor:
+        return torch.cat([output.detach().reshape(-1).to(self._like.dtype) for output in self._outputs])
+
+    def pull_back(self, cotangents: Tensor) -> list[Tensor]:
+        pulled = self._pull(self._uses, cotangents)
+        return [
+            torch.cat(
+                [
+                    torch.stack(
+                        [self._by_example(use.arrange(row), use.example_first) for row in next(pulled)]
+                    )
+                    for use in group
+                ],
+                dim=2,
+            )
+            for group in self._uses
+        ]
+
+    @recording
+    def output_gradient(self, loss: Callable[[Any, Any], Any]) -> Tensor:
+        return flat_gradient(self._loss(loss)).to(self._like.dtype)
+
+    @recording
+    def output_hvp(self, loss: Callable[[Any, Any], Any], v: Tensor) -> Tensor:
+        return multiply(curvature(self._loss(loss), loss, self._memory), v)
+
+    def _loss(self, loss: Callable[[Any, Any], Any]) -> Function:
+        floats = [output.detach() for output in self._outputs]
+        places = {id(output): i for i, output in enumerate(self._outputs)}
+
+        def bind(tensors: Sequence[Tensor]) -> Call:
+            leaves = [leaf for _, leaf in named_leaves(self._tree)]
+            tree = fill(self._tree, [tensors[places[id(x)]] if id(x) in places else x for x in leaves])
+            return lambda function: function(tree)
+
+        return Function(floats, bind, lambda tree: scalar(loss(tree, self._batch)))
+
+    def _pull(self, groups: Sequence[Sequence[Use]], cotangents: Tensor) -> Iterator[Tensor]:
+        """For each use the derivatives by its output, one row for each cotangent."""
+        edges = [use.output for use in itertools.chain.from_iterable(groups)]
+        if not edges:
+            return iter(())
+        varying = [i for i, output in enumerate(self._outputs) if output.requires_grad]
+        outputs = [self._outputs[i] for i in varying]
+
+        def pull(rows: Tensor, batched: bool) -> Sequence[Tensor]:
+            pieces = [
+                part.reshape(*part.shape[: rows.ndim - 1], *output.shape).to(output.dtype)
+                for part, output in zip(
+                    rows.split([output.numel() for output in self._outputs], dim=-1),
+                    self._outputs,
+                    strict=True,
+                )
+            ]
+            return self._call(  # type: ignore[no-any-return]
+                lambda _: torch.autograd.grad(
+                    outputs,
+                    edges,
+                    [pieces[i] for i in varying],
+                    retain_graph=True,
+                    is_grads_batched=batched,
+                )
+            )
+
+        if len(cotangents) == 1:
+            return (part[None] for part in pull(cotangents[0], False))
+        try:
+            return iter(pull(cotangents, True))
+        except RuntimeError:  # an operation that cannot be vectorised
+            rows = [pull(row, False) for row in cotangents]
+            return (torch.stack(parts) for parts in zip(*rows, strict=True))
+
+    def _find_examples(self, group: Sequence[Use]) -> bool:
+        """Find whether rows come example by example, or place by place, as in recurrent layers.
+
+        False where they belong to several examples, as those of a table of positions that all share.
+        """
+        count = self.shapes[0][0]
+        if count == 1:
+            return True
+        one = torch.cat([self._first_example(output) for output in self._outputs])
+        for use, pulled in zip(group, self._pull([group], one[None]), strict=True):
+            nonzero = use.arrange(pulled[0]).flatten(1).any(1)
+            if len(nonzero) % count:
+                return False
+            use.example_first = not nonzero.reshape(count, -1)[1:].any()
+            if not use.example_first and nonzero.reshape(-1, count)[:, 1:].any():
+                return False
+        return True
+
+    def _first_example(self, output: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        cotangent = torch.zeros(output.shape, dtype=self._like.dtype)
+        cotangent[0] = torch.randn(output.shape[1:], dtype=torch.float64, generator=generator)
+        return cotangent.reshape(-1).to(output.device)
+
+    def _by_example(self, rows: Tensor, example_first: bool) -> Tensor:
+        """``(B, S, …)`` for ``(rows, …)``."""
+        count = self.shapes[0][0]
+        rows = rows.detach().to(self._like.dtype) if rows.is_floating_point() else rows
+        if example_first:
+            return rows.reshape(count, -1, *rows.shape[1:])
+        return rows.reshape(-1, count, *rows.shape[1:]).transpose(0, 1)
+
+
+def _grouped(uses: Iterator[Use]) -> list[list[Use]]:
+    """The uses of each layer; names that two layers share get their weight's place."""
+    found: defaultdict[Layer, list[Use]] = defaultdict(list)
+    for use in uses:
+        found[use.layer].append(use)
+    names = [layer.name for layer in found]
+    for layer, group in found.items():
+        if names.count(layer.name) > 1:
+            for use in group:
+                use.layer = replace(layer, name=f"{layer.name}[{layer.start}]")
+    return list(found.values())
+
+
+def _uses(outputs: Sequence[Tensor], leaves: Sequence[Tensor], names: Sequence[str]) -> Iterator[Use]:
+    """Every matrix product, convolution and look-up in the graph whose weight is one of the leaves."""
+    nodes = _nodes([output.grad_fn for output in outputs if output.grad_fn is not None])
+    weights = _Weights(leaves, names)
+    biases = _added_biases(nodes, weights)
+    for node in nodes:
+        kind = _KINDS.get(node.name())
+        if kind is not None:
+            yield from kind(node, weights, biases)
+
+
+def _nodes(roots: Sequence[Node]) -> list[Node]:
+    """The nodes of a graph, in the order of the forward pass."""
+    seen: dict[Node, None] = {}
+    stack = [(root, iter(root.next_functions)) for root in roots]
+    opened = set(roots)
+    while stack:
+        node, following = stack[-1]
+        for child, _ in following:
+            if child is not None and child not in opened:
+                opened.add(child)
+                stack.append((child, iter(child.next_functions)))
+                break
+        else:
+            seen[node] = None
+            stack.pop()
+    return list(seen)
+
+
+# What a weight may go through on its way: the same numbers in another arrangement.
+_ARRANGE: dict[str, Callable[[Tensor, Any, int], Tensor]] = {
+    "TBackward0": lambda x, node, number: x.t(),
+    "TransposeBackward0": lambda x, node, number: x.transpose(node._saved_dim0, node._saved_dim1),
+    "PermuteBackward0": lambda x, node, number: x.permute(node._saved_dims),
+    "AliasBackward0": lambda x, node, number: x,
+    "ToCopyBackward0": lambda x, node, number: x,
+    "CloneBackward0": lambda x, node, number: x,
+    "SplitBackward0": lambda x, node, number: x.split(node._saved_split_size, _signed(node._saved_dim))[
+        number
+    ],
+    "SplitWithSizesBackward0": lambda x, node, number: x.split(
+        list(node._saved_split_sizes), _signed(node._saved_dim)
+    )[number],
+    "UnbindBackward0": lambda x, node, number: x.unbind(_signed(node._saved_dim))[number],
+    "SelectBackward0": lambda x, node, number: x.select(_signed(node._saved_dim), _signed(node._saved_index)),
+    "SliceBackward0": lambda x, node, number: (
+        x.narrow(
+            _signed(node._saved_dim),
+            _signed(node._saved_start),
+            min(_signed(node._saved_end), x.shape[_signed(node._saved_dim)]) - _signed(node._saved_start),
+        )
+        if node._saved_step == 1
+        else _refuse()
+    ),
+}
+
+
+class _Weights:
+    """The leaves that weights are, and where each begins in the flat vector."""
+
+    def __init__(self, leaves: Sequence[Tensor], names: Sequence[str]) -> None:
+        sizes = [leaf.numel() for leaf in leaves]
+        starts = itertools.accumulate(sizes[:-1], initial=0)
+        self._places = {
+            id(leaf): (start, leaf, name) for start, leaf, name in zip(starts, leaves, names, strict=True)
+        }
+
+    def find(self, edge: tuple[Node | None, int]) -> tuple[int, Tensor, str] | None:
+        """Where the tensor behind an edge lies in the flat vector: offset, a picture of it, and its name.
+
+        The picture is a tensor without storage whose strides and offset are those in the flat vector.
+        """
+        node, number = edge
+        path = []
+        while node is not None and node.name() in _ARRANGE:
+            path.append((node, number))
+            node, number = node.next_functions[0]
+        place = None if node is None else self._places.get(id(getattr(node, "variable", None)))
+        if place is None:
+            return None
+        start, leaf, name = place
+        picture = torch.empty(leaf.shape, device="meta")
+        try:
+            for step, output in reversed(path):
+                picture = _ARRANGE[step.name()](picture, step, output)
+        except (_Refused, RuntimeError, IndexError):
+            return None
+        return start + picture.storage_offset(), picture, name
+
+
+class _Refused(Exception):
+    pass
+
+
+def _refuse() -> Any:
+    raise _Refused
+
+
+def _signed(number: int) -> int:
+    # Autograd keeps negative numbers as unsigned ones.
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def _layer(
+    weights: _Weights, edge: Any, bias: Any, matrix: Callable[[Tensor], Tensor], **more: Any
+) -> Layer | None:
+    """The layer with this weight, of which ``matrix`` makes ``(groups · d_out, d_in)``."""
+    found = weights.find(edge)
+    if found is None:
+        return None
+    start, picture, name = found
+    groups = more.get("groups", 1)
+    picture = matrix(picture)
+    rows, columns = picture.shape[0], prod(picture.shape[1:])
+    strides = tuple(picture.stride())
+    order = sorted(range(picture.ndim), key=lambda axis: (-strides[axis], axis))
+    shape = tuple(picture.shape[axis] for axis in order)
+    if (
+        torch.empty(shape, device="meta").stride() != tuple(strides[axis] for axis in order)
+        and prod(shape) > 1
+    ):
+        return None
+    axes = tuple(order.index(axis) for axis in range(picture.ndim))
+    offset, path = None, name.rpartition(".")
+    if bias is not None:
+        at = weights.find(bias)
+        if at is not None and at[1].shape == (rows,):
+            offset = at[0]
+            # A layer of a module has the module's name; weights that stand alone have their own.
+            if at[2].rpartition(".")[0] != path[0]:
+                path = ("", "", name)
+        elif at is not None:
+            return None
+    layer = path[0] if path[2].startswith("weight") and path[0] else name
+    return Layer(layer, start, shape, axes, columns, rows // groups, bias=offset, **more)
+
+
+def _products(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iterator[Use]:
+    if node.name() == "AddmmBackward0":
+        if node._saved_alpha != 1 or node._saved_beta != 1:
+            return
+        bias, _, weight = node.next_functions
+        inputs = lambda: node._saved_mat1  # noqa: E731
+    else:
+        _, weight = node.next_functions
+        bias = biases.get(node)
+        inputs = lambda: node._saved_self  # noqa: E731
+    layer = _layer(weights, weight, bias, lambda picture: picture.t())
+    if layer is not None and inputs() is not None:
+        yield Use(layer, lambda: inputs()[:, None, :], GradientEdge(node, 0), lambda g: g[:, None, :])
+
+
+def _convolutions(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iterator[Use]:
+    if node._saved_transposed:
+        return
+    groups = node._saved_groups
+    _, weight, bias = node.next_functions
+    bias = bias if bias[0] is not None else None
+    layer = _layer(weights, weight, bias, lambda picture: picture, groups=groups)
+    if layer is None:
+        return
+    kernel = tuple(layer.shape[axis] for axis in layer.axes)[2:]
+    dims = len(kernel)
+
+    def spread(values: Sequence[int]) -> list[int]:
+        return list(values) * dims if len(values) == 1 else list(values)
+
+    stride, padding, dilation = map(spread, (node._saved_stride, node._saved_padding, node._saved_dilation))
+
+    def patches() -> Tensor:
+        x = node._saved_input
+        x = torch.nn.functional.pad(x, [n for p in reversed(padding) for n in (p, p)])
+        for axis in range(dims):
+            width = (kernel[axis] - 1) * dilation[axis] + 1
+            x = x.unfold(2 + axis, width, stride[axis])[..., :: dilation[axis]]
+        # (B, channels, places…, kernel…) to rows of places.
+        x = x.movedim(1, 1 + dims)
+        return x.reshape(prod(x.shape[: 1 + dims]), groups, layer.d_in)
+
+    def arrange(g: Tensor) -> Tensor:
+        return g.movedim(1, -1).reshape(-1, groups, layer.d_out)
+
+    yield Use(layer, patches, GradientEdge(node, 0), arrange)
+
+
+def _look_ups(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iterator[Use]:
+    if node._saved_scale_grad_by_freq:
+        return
+    layer = _layer(weights, node.next_functions[0], None, lambda picture: picture.t(), one_hot=True)
+    if layer is not None:
+        # The row that stands for padding is left out of the gradient on purpose.
+        counts = node._saved_indices != _signed(node._saved_padding_idx)
+        yield Use(
+            layer,
+            lambda: node._saved_indices.reshape(-1),
+            GradientEdge(node, 0),
+            lambda g: (g * counts[..., None]).reshape(-1, 1, layer.d_out),
+        )
+
+
+_KINDS: dict[str, Callable[[Any, _Weights, dict[Node, Any]], Iterator[Use]]] = {
+    "AddmmBackward0": _products,
+    "MmBackward0": _products,
+    "ConvolutionBackward0": _convolutions,
+    "EmbeddingBackward0": _look_ups,
+}
+
+
+def _added_biases(nodes: Sequence[Node], weights: _Weights) -> dict[Node, Any]:
+    """Biases that are added to a matrix product afterwards, by the product's node."""
+    found: dict[Node, Any] = {}
+    for node in nodes:
+        if node.name() != "AddBackward0" or node._saved_alpha != 1:
+            continue
+        for one, other in itertools.permutations(node.next_functions):
+            product = one[0]
+            while product is not None and product.name() in ("ViewBackward0", "UnsafeViewBackward0"):
+                product = product.next_functions[0][0]
+            if product is not None and product.name() == "MmBackward0":
+                at = weights.find(other)
+                if at is not None and at[1].ndim == 1:
+                    found[product] = other
+    return found
