@@ -50,7 +50,7 @@ def gradients(objective: Objective, block: Block, what: str, power: float = 1.0)
             parts += objective.batch_gradient_chunks(batch, power=power)
     rows = parts[0] if len(parts) == 1 else objective.space.xp.concat(parts, axis=0)
     if not algebra.all_finite(rows):
-        raise _non_finite(block, what)
+        raise non_finite(block, what)
     return rows
 
 
@@ -87,11 +87,12 @@ def derivatives_along(objective: Objective, block: Block, x: Vector, what: str) 
             parts.append(objective.scale_examples(to_numpy(products), batch))
     found = np.concatenate(parts, dtype=np.float64)
     if not np.all(np.isfinite(found)):
-        raise _non_finite(block, what)
+        raise non_finite(block, what)
     return found
 
 
-def _non_finite(block: Block, what: str) -> NonFinite:
+def non_finite(block: Block, what: str) -> NonFinite:
+    """The error that says in which block a gradient is not finite."""
     last = block.first + block.count - 1
     return NonFinite(f"The gradient of one of the {what} examples {block.first:,} to {last:,}")
 

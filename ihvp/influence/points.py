@@ -65,13 +65,13 @@ class Unsolved:
     """
 
     def __init__(self, question: Objective, inverse: Inverse, progress: bool | None) -> None:
-        self._question, self._inverse, self._progress = question, inverse, progress
+        self.question, self._inverse, self._progress = question, inverse, progress
         self.count, self.residual = question.num_examples, 0.0
 
     def blocks(self, rows: int, store: Store | None = None) -> Iterator[tuple[int, Vector]]:
         first, held, parts = 0, 0, list[Vector]()
         with track("Inverse products", self.count, self._progress) as advance:
-            for block in counted_blocks(self._question, solve_width(self._inverse, self.count)):
+            for block in counted_blocks(self.question, solve_width(self._inverse, self.count)):
                 if held + block.count > rows:
                     yield first, _together(parts)
                     first, held, parts = block.first, 0, []
@@ -83,8 +83,8 @@ class Unsolved:
     def _part(self, block: Block, store: Store | None) -> Vector:
         kept = None if store is None else store.products(block.first, (block.count, self._inverse.space.size))
         if kept is None:
-            columns = gradients(self._question, block, "test", power=0).T
-            with advising(self._question, self._inverse):
+            columns = gradients(self.question, block, "test", power=0).T
+            with advising(self.question, self._inverse):
                 solution = self._inverse.solve(columns, progress=self._progress)
             x, residual = solution.x, float(np.max(solution.residual))
             if store is not None:
@@ -99,8 +99,8 @@ class Unsolved:
 
     def fingerprints(self) -> dict[str, str]:
         return {
-            "test data": fingerprint.of_data(self._question.batches),
-            "test loss": fingerprint.of_function(self._question.loss),
+            "test data": fingerprint.of_data(self.question.batches),
+            "test loss": fingerprint.of_function(self.question.loss),
         }
 
 

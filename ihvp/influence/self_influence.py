@@ -9,10 +9,13 @@ import numpy as np
 from ihvp import algebra
 from ihvp.influence.advice import advising
 from ihvp.influence.blocks import counted_blocks
+from ihvp.influence.factored import has_factored_form, rotated
 from ihvp.influence.gradients import gradients
 from ihvp.influence.points import solve_width
 from ihvp.influence.scores import Scores
 from ihvp.influence.trained import TrainedModel
+from ihvp.kronecker import KFAC
+from ihvp.kronecker.contraction import Contraction
 from ihvp.progress import track
 
 
@@ -21,6 +24,17 @@ def self_scores(model: TrainedModel, data: Any, progress: bool | None) -> Scores
     model.check()
     training = model.training(data)
     values, residual = np.empty(training.num_examples, model.dtype), 0.0
+    if has_factored_form(model, training):
+        operator = model.inverse.operator
+        assert isinstance(operator, KFAC)
+        contraction = Contraction(operator, model.inverse.damping, 0)
+        with track("Self-influence", len(values), progress) as advance:
+            for block in counted_blocks(training, model.rows):
+                rows = rotated(contraction, training, block, "training", power=0.5)
+                found = contraction.own_products(rows) / model.total
+                values[block.first : block.first + block.count] = found
+                advance(block.count)
+        return Scores(values, ("train",), contraction.tolerance)
     with track("Self-influence", len(values), progress) as advance:
         for block in counted_blocks(training, solve_width(model.inverse, len(values))):
             columns = gradients(training, block, "training", power=0.5).T

@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from ihvp.influence import fingerprint
 from ihvp.influence.blocks import counted_blocks, tile_columns
+from ihvp.influence.factored import contraction_of, rotated
 from ihvp.influence.gradients import derivatives_along
-from ihvp.influence.points import Points
+from ihvp.influence.points import Points, Unsolved
 from ihvp.influence.store import Store
 from ihvp.influence.trained import TrainedModel
+from ihvp.kronecker.contraction import Contraction
 from ihvp.objective import Objective
 from ihvp.progress import track
 
@@ -29,6 +31,12 @@ def tiles(
 ) -> Iterator[Tile]:
     """``1/N ∇C_i · x_j`` of all training examples and test points; of a store, the tiles that it lacks."""
     columns = tile_columns(training.num_params, training.num_examples)
+    contraction = contraction_of(model, points, training)
+    if contraction is not None:
+        assert isinstance(points, Unsolved)
+        points.residual = contraction.tolerance
+        yield from _contracted(contraction, model, points.question, training, progress, store)
+        return
     with track("Influence", points.count * training.num_examples, progress) as advance:
         for row, x in points.blocks(model.rows, store):
             for block in counted_blocks(training, columns):
@@ -36,6 +44,26 @@ def tiles(
                     tile = derivatives_along(training, block, x, "training").T / model.total
                     yield row, block.first, tile.astype(model.dtype)
                 advance(block.count * x.shape[1])
+
+
+def _contracted(
+    contraction: Contraction,
+    model: TrainedModel,
+    question: Objective,
+    training: Objective,
+    progress: bool | None,
+    store: Store | None,
+) -> Iterator[Tile]:
+    columns = tile_columns(training.num_params, training.num_examples)
+    with track("Influence", question.num_examples * training.num_examples, progress) as advance:
+        for asked in counted_blocks(question, model.rows):
+            left = rotated(contraction, question, asked, "test", power=0)
+            for block in counted_blocks(training, columns):
+                if store is None or (asked.first, block.first, asked.count, block.count) not in store.done:
+                    right = rotated(contraction, training, block, "training", power=1)
+                    tile = contraction.products(left, right) / model.total
+                    yield asked.first, block.first, tile.astype(model.dtype)
+                advance(block.count * asked.count)
 
 
 def terms(model: TrainedModel, points: Points, training: Objective) -> dict[str, str]:

@@ -211,6 +211,7 @@ class KFAC(BlockStructured):
                 f"an integer ≥ {least}",
             )
         options = Options(fisher, kfac_approx, num_samples, seed)
+        self.predict = objective.predict
         blocks, self._refused = estimate(objective, options, self._corrected)
         super().__init__(objective.space, blocks)
 

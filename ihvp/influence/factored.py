@@ -1,0 +1,81 @@
+"""Influence by Kronecker factors, for which no gradient of an example is ever formed."""
+
+from __future__ import annotations
+
+import array_api_compat
+
+from ihvp.errors import NonFinite
+from ihvp.influence.blocks import Block
+from ihvp.influence.gradients import loss_on, non_finite
+from ihvp.influence.points import Points, Unsolved
+from ihvp.influence.trained import TrainedModel
+from ihvp.kronecker import KFAC
+from ihvp.kronecker.blocks import KroneckerBlock
+from ihvp.kronecker.contraction import Contraction, Rotated
+from ihvp.objective import Objective
+from ihvp.solvers import ClosedForm
+
+
+def contraction_of(model: TrainedModel, points: Points, training: Objective) -> Contraction | None:
+    """The products of gradients by layers, where everything asked for has a factored form; None elsewhere."""
+    if not isinstance(points, Unsolved) or not has_factored_form(model, training, points.question):
+        return None
+    operator = model.inverse.operator
+    assert isinstance(operator, KFAC)
+    return Contraction(operator, model.inverse.damping, points.count * training.num_examples)
+
+
+def has_factored_form(model: TrainedModel, *losses: Objective) -> bool:
+    """Whether gradients of these losses may be multiplied layer by layer."""
+    operator, damping = model.inverse.operator, model.inverse.damping
+    return (
+        isinstance(operator, KFAC)
+        and isinstance(model.inverse.solver, ClosedForm)
+        and all(isinstance(block, KroneckerBlock) for block in operator.blocks)
+        and all(loss.output_loss is not None and loss.predict is operator.predict for loss in losses)
+        and operator.space.xp.finfo(operator.space.dtype).bits >= 32
+        and not operator.is_singular(damping)
+    )
+
+
+def rotated(
+    contraction: Contraction, objective: Objective, block: Block, what: str, power: float
+) -> list[Rotated]:
+    """The gradients of a block's examples in the factors' basis, layer by layer.
+
+    Parameters
+    ----------
+    contraction : Contraction
+    objective : Objective
+    block : Block
+    what : str
+        Whose examples they are, for the error text.
+    power : float
+        Of the weights, as for :meth:`ihvp.Objective.batch_gradient_chunks`.
+
+    Raises
+    ------
+    DataError
+        The loss cannot take these examples; its own error is chained.
+    NonFinite
+        A gradient holds NaN or infinity.
+    """
+    parts = []
+    for batch in block.batches:
+        try:
+            with loss_on(what, batch):
+                parts.append(contraction.rotated(objective, batch, power))
+        except NonFinite as error:
+            raise non_finite(block, what) from error
+    return parts[0] if len(parts) == 1 else [_joined(list(layer)) for layer in zip(*parts, strict=True)]
+
+
+def _joined(parts: list[Rotated]) -> Rotated:
+    if isinstance(parts[0], tuple):
+        left, right = ([part[side] for part in parts] for side in (0, 1))
+        return _rows(left), _rows(right)
+    return _rows(parts)
+
+
+def _rows(parts: list[Rotated]) -> Rotated:
+    return array_api_compat.array_namespace(parts[0]).concat(parts, axis=0)

@@ -1,0 +1,180 @@
+"""Products of examples' gradients with an inverse in Kronecker factors, without the gradients themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp import algebra
+from ihvp.backend import Batch, SupportsLayers, Vector
+from ihvp.errors import NonFinite
+from ihvp.kronecker.blocks import KroneckerBlock
+from ihvp.kronecker.factors import with_bias
+from ihvp.kronecker.structured import KFAC
+from ihvp.objective import Objective
+
+Rotated: TypeAlias = "tuple[Vector, Vector] | Vector"
+"""The gradients of B examples by a layer's weights, in its eigenvectors' basis.
+
+``(B, d_out)`` and ``(B, d_in)`` of which they are the outer products, or themselves, ``(B, groups d_out d_in)``.
+"""
+
+# Outer products of so many numbers are formed at once (64 MiB in float32).
+_NUMBERS = 1 << 24
+
+
+class Contraction:
+    r"""``∇C_i · (K + λI)⁻¹ ∇L_j`` of many examples i and j, layer by layer.
+
+    In the eigenvectors' basis of a layer whose weights no places share, a gradient is an outer product u vᵀ, and
+    the inverse multiplies it entry by entry with :math:`L = 1 / (\Lambda + \lambda)`. With
+    :math:`L = \sum_r \alpha_r \beta_r^\top` the product of two is
+    :math:`\sum_r (u_i \cdot \alpha_r \cdot u_j)(v_i \cdot \beta_r \cdot v_j)`: as :math:`\lambda L` is close to
+    1 where the curvature is small, few terms are enough. They are taken until the rest is below √ε / λ, so
+    that an inverse product is right to √ε ‖∇L‖ / λ, as by a solve with that residual.
+
+    Parameters
+    ----------
+    operator : KFAC
+        Without parameters outside its layers.
+    damping : float
+        λ.
+    pairs : int
+        How many products will be asked for: terms pay from some number on.
+    """
+
+    def __init__(self, operator: KFAC, damping: float, pairs: int) -> None:
+        self.operator = operator
+        self.tolerance = operator.space.eps**0.5
+        self._blocks: list[KroneckerBlock] = [
+            block for block in operator.blocks if isinstance(block, KroneckerBlock)
+        ]
+        self._kernels = [_Kernel(block, damping, pairs, self.tolerance) for block in self._blocks]
+
+    def rotated(self, objective: Objective, batch: Batch, power: float) -> list[Rotated]:
+        """The gradients of a batch's examples, weighed as :class:`~ihvp.Objective` rows are.
+
+        Parameters
+        ----------
+        objective : Objective
+            With ``predict``: the loss.
+        batch : Batch
+        power : float
+            Of the weights, as for :meth:`ihvp.Objective.batch_gradient_chunks`.
+        """
+        backend = objective.backend
+        assert isinstance(backend, SupportsLayers)
+        assert objective.predict is not None
+        assert objective.output_loss is not None
+        objective.require_additive(batch, any_weights=power == 0)
+        model = backend.open(objective.predict, objective.params, batch)
+        gradients = model.pull_back(model.output_gradient(objective.output_loss)[None])
+        found = {
+            layer.name: (inputs, gradient[0])
+            for layer, inputs, gradient in zip(model.layers, model.inputs, gradients, strict=True)
+        }
+        factors = objective.part_factors(batch, power)
+        rows = [_rotate(block, *found[block.name], factors) for block in self._blocks]
+        for part in rows:
+            if not all(map(algebra.all_finite, part if isinstance(part, tuple) else (part,))):
+                raise NonFinite("A gradient of the examples")
+        return rows
+
+    def products(self, left: Sequence[Rotated], right: Sequence[Rotated]) -> NDArray[np.float64]:
+        """``(n_left, n_right)``."""
+        terms = [kernel.products(*pair) for kernel, *pair in zip(self._kernels, left, right, strict=True)]
+        return np.asarray(sum(algebra.to_numpy(term).astype(np.float64) for term in terms))
+
+    def own_products(self, rows: Sequence[Rotated]) -> NDArray[np.float64]:
+        """The products of each example with itself, ``(n,)``."""
+        terms = [kernel.own_products(part) for kernel, part in zip(self._kernels, rows, strict=True)]
+        return np.asarray(sum(algebra.to_numpy(term).astype(np.float64) for term in terms))
+
+
+@dataclass
+class _Terms:
+    """``L = α βᵀ``, ``(d_out, R)`` and ``(d_in, R)``."""
+
+    left: Vector
+    right: Vector
+
+
+class _Kernel:
+    """The inverse eigenvalues of one layer."""
+
+    def __init__(self, block: KroneckerBlock, damping: float, pairs: int, tolerance: float) -> None:
+        self._values = 1.0 / (block.values + damping)
+        self._terms: _Terms | None = None
+        groups, d_out, d_in = block.values.shape
+        # A singular value decomposition takes some 20 min(m, n) times the operations of one pair.
+        if groups == 1 and pairs > 20 * min(d_out, d_in):
+            self._terms = _low_rank(self._values[0], tolerance)
+
+    def products(self, left: Rotated, right: Rotated) -> Vector:
+        if self._terms is not None and isinstance(left, tuple) and isinstance(right, tuple):
+            total: Vector = None
+            for r in range(self._terms.left.shape[1]):
+                part = (left[0] * self._terms.left[:, r]) @ right[0].T
+                part = part * ((left[1] * self._terms.right[:, r]) @ right[1].T)
+                total = part if total is None else total + part
+            return total
+        xp = array_api_compat.array_namespace(self._values)
+        weights = xp.reshape(self._values, (-1,))
+        weighed, count, parts = _formed(left) * weights, _count(right), []
+        step = max(1, _NUMBERS // weights.shape[0])
+        for start in range(0, count, step):
+            parts.append(weighed @ _formed(right, slice(start, start + step)).T)
+        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
+
+    def own_products(self, rows: Rotated) -> Vector:
+        xp = array_api_compat.array_namespace(self._values)
+        if isinstance(rows, tuple):
+            return xp.sum((rows[0] ** 2 @ self._values[0]) * rows[1] ** 2, axis=1)
+        return rows**2 @ xp.reshape(self._values, (-1,))
+
+
+def _low_rank(values: Vector, tolerance: float) -> _Terms | None:
+    """So few terms that the rest is below the tolerance, if that saves half of the operations."""
+    matrix = algebra.to_numpy(algebra.wide(values)).astype(np.float64)
+    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+    rank = max(1, int(np.count_nonzero(s > tolerance * matrix.max())))
+    if 2 * rank * sum(matrix.shape) > matrix.size:
+        return None
+    xp, device = array_api_compat.array_namespace(values), array_api_compat.device(values)
+    left, right = u[:, :rank] * s[:rank] ** 0.5, vt[:rank].T * s[:rank] ** 0.5
+    return _Terms(*(xp.asarray(part, dtype=values.dtype, device=device) for part in (left, right)))
+
+
+def _rotate(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: NDArray[np.float64]) -> Rotated:
+    xp, layer = array_api_compat.array_namespace(gradient), block.layer
+    scale = xp.asarray(factors, dtype=gradient.dtype, device=array_api_compat.device(gradient))
+    gradient = gradient * scale[:, None, None, None]
+    if layer.groups == 1 and gradient.shape[1] == 1 and not layer.one_hot:
+        return gradient[:, 0, 0, :] @ block.q_out[0], with_bias(layer, inputs)[:, 0, 0, :] @ block.q_in[0]
+    if layer.one_hot:
+        units = xp.eye(layer.d_in, dtype=gradient.dtype, device=array_api_compat.device(gradient))
+        a = xp.reshape(units[xp.reshape(inputs, (-1,)), :], (*inputs.shape, 1, layer.d_in))
+    else:
+        a = with_bias(layer, inputs)
+    # Σ_s g aᵀ, (B, groups, d_out, d_in).
+    g, a = (xp.permute_dims(z, (0, 2, 1, 3)) for z in (gradient, a))
+    rotated = block.rotate(xp.matrix_transpose(g) @ a)
+    return xp.reshape(rotated, (rotated.shape[0], -1))
+
+
+def _formed(rows: Rotated, part: slice = slice(None)) -> Vector:
+    """The gradients themselves, ``(b, d_out d_in)``."""
+    if not isinstance(rows, tuple):
+        return rows[part, :]
+    u, v = rows[0][part, :], rows[1][part, :]
+    outer = u[:, :, None] * v[:, None, :]
+    return array_api_compat.array_namespace(outer).reshape(outer, (outer.shape[0], -1))
+
+
+def _count(rows: Rotated) -> int:
+    return int((rows[0] if isinstance(rows, tuple) else rows).shape[0])
