@@ -2,11 +2,12 @@
 
 from ihvp import errors
 from ihvp._registry import BackendInfo, backends, use
+from ihvp.blockwise import BlockDiagonal
 from ihvp.eigen import eigsh
 from ihvp.errors import IhvpError
 from ihvp.estimators import Estimate, SpectralDensity, diagonal, spectral_density, suggest_damping, trace
 from ihvp.influence import Influence, InverseProducts, leave_one_out
-from ihvp.kronecker import EKFAC, KFAC
+from ihvp.kronecker import EKFAC, KFAC, Fisher
 from ihvp.objective import Objective
 from ihvp.operators import (
     OPG,
@@ -42,11 +43,13 @@ __all__ = [
     "OPG",
     "Auto",
     "BackendInfo",
+    "BlockDiagonal",
     "ClosedForm",
     "Dense",
     "Direct",
     "Eigenpairs",
     "Estimate",
+    "Fisher",
     "FullRank",
     "GaussNewton",
     "Hessian",

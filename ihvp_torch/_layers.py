@@ -346,14 +346,19 @@ def _products(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iterator
         if node._saved_alpha != 1 or node._saved_beta != 1:
             return
         bias, _, weight = node.next_functions
-        inputs = lambda: node._saved_mat1  # noqa: E731
+        saved = "_saved_mat1"
     else:
         _, weight = node.next_functions
-        bias = biases.get(node)
-        inputs = lambda: node._saved_self  # noqa: E731
-    layer = _layer(weights, weight, bias, lambda picture: picture.t())
-    if layer is not None and inputs() is not None:
-        yield Use(layer, lambda: inputs()[:, None, :], GradientEdge(node, 0), lambda g: g[:, None, :])
+        bias, saved = biases.get(node), "_saved_self"
+    layer = _layer(weights, weight, bias, Tensor.t)
+    if layer is None or getattr(node, saved) is None:
+        return
+
+    def inputs() -> Tensor:
+        rows: Tensor = getattr(node, saved)
+        return rows[:, None, :]
+
+    yield Use(layer, inputs, GradientEdge(node, 0), lambda g: g[:, None, :])
 
 
 def _convolutions(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iterator[Use]:

@@ -13,6 +13,7 @@ from ihvp.influence.blocks import tile_columns
 from ihvp.influence.checks import check_loss
 from ihvp.influence.group import removal_scores
 from ihvp.influence.inputs import influence_on_inputs
+from ihvp.influence.parts import scores_in_parts
 from ihvp.influence.points import Unsolved, rows_of
 from ihvp.influence.products import InverseProducts
 from ihvp.influence.scores import Scores, check_k
@@ -22,6 +23,7 @@ from ihvp.influence.tiles import terms, tiles
 from ihvp.influence.top_k import Running, TopK, Which, check_which
 from ihvp.influence.trained import TrainedModel
 from ihvp.objective import Objective
+from ihvp.objective.restricted import parts_of
 from ihvp.operators import Hessian, LinearOperator
 from ihvp.solvers import Solver, inverse
 
@@ -179,6 +181,54 @@ class Influence:
             for row, column, tile in tiles(model, points, training, progress, store):
                 store.write(row, column, tile)
             return Scores(store.read(), ("test", "train"), points.residual)
+
+    def scores_by(
+        self,
+        by: Literal["layer", "parameter"],
+        test_data: Any,
+        train_data: Any = None,
+        test_loss: Callable[..., Any] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> dict[str, Scores]:
+        r"""The scores in parts, one for each layer or parameter: which part of the model an influence is in.
+
+        .. math:: S_{ji} = \sum_b \frac1N \langle x_j^{(b)}, \nabla C_i^{(b)} \rangle, \qquad
+            x_j = (H + \lambda I)^{-1} \nabla L(z_j)
+
+        with the entries :math:`(b)` of each part. They add up to :meth:`scores`.
+
+        Parameters
+        ----------
+        by : {"layer", "parameter"}
+        test_data, train_data, test_loss, progress
+            As for :meth:`scores`.
+
+        Returns
+        -------
+        dict of str to Scores
+            By the names of :attr:`ihvp.Objective.blocks`, or their parts up to the last ``.`` or ``/``.
+
+        Raises
+        ------
+        MissingCapability
+            The backend does not name its parameters.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import ihvp
+        >>> x = np.array([[0.0, 1.0], [2.0, 1.0], [4.0, 4.0]])
+        >>> def grad(w, x):
+        ...     return {"a": w["a"] - x[:, :1].mean(axis=0), "b": w["b"] - x[:, 1:].mean(axis=0)}
+        >>> objective = ihvp.Objective(params={"a": np.full(1, 2.0), "b": np.full(1, 2.0)}, data=x, grad=grad)
+        >>> parts = ihvp.Influence(objective).scores_by("parameter", np.array([[3.0, 3.0]]))
+        >>> {name: np.asarray(scores).round(3).tolist() for name, scores in parts.items()}
+        {'a': [[-0.667, 0.0, 0.667]], 'b': [[-0.333, -0.333, 0.667]]}
+        """
+        parts = parts_of(self.objective.blocks, by)
+        points = self._model.points(test_data, test_loss, progress)
+        return scores_in_parts(self._model, points, self._model.training(train_data), parts, progress)
 
     def top_k(
         self,

@@ -30,6 +30,16 @@ class Block(ABC):
     name: str
     slices: list[slice]
     values: Vector
+    kind = "exact block, without a layer"
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return sum(place.stop - place.start for place in self.slices)
+
+    @abstractmethod
+    def split(self, damping: float) -> Block:
+        """The block with its factors damped one by one; with its eigenvalues damped where it has none."""
 
     @abstractmethod
     def function(self, v: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
@@ -37,7 +47,7 @@ class Block(ABC):
 
     @abstractmethod
     def colour(self, white: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
-        """``Q of(values) w`` in the same form, for ``w`` of independent numbers in place of the entries of v."""
+        """``Q of(values) w`` in the same form, for independent numbers w in place of v's."""
 
 
 class KroneckerBlock(Block):
@@ -52,11 +62,32 @@ class KroneckerBlock(Block):
         ``(groups, d_out, d_out)``.
     values : Vector
         Λ, ``(groups, d_out, d_in)``.
+    factors : tuple of Vector, optional
+        The eigenvalues of both factors, ``(groups, d_in)`` and ``(groups, d_out)``, where Λ is their product.
     """
 
-    def __init__(self, layer: Layer, q_in: Vector | None, q_out: Vector, values: Vector) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        q_in: Vector | None,
+        q_out: Vector,
+        values: Vector,
+        factors: tuple[Vector, Vector] | None = None,
+    ) -> None:
         self.layer, self.name, self.slices = layer, layer.name, layer.slices
-        self.q_in, self.q_out, self.values = q_in, q_out, values
+        self.q_in, self.q_out, self.values, self.factors = q_in, q_out, values, factors
+        sizes = values.shape if layer.groups > 1 else values.shape[1:]
+        self.kind = f"factors {' × '.join(map(str, sizes))}"
+
+    def split(self, damping: float) -> Block:
+        assert self.factors is not None  # EK-FAC has none
+        a, b = self.factors
+        xp = array_api_compat.array_namespace(a)
+        tiny = float(xp.finfo(a.dtype).smallest_normal)
+        ratio = float(xp.mean(a)) / max(float(xp.mean(b)), tiny)
+        pi = max(ratio, tiny) ** 0.5
+        a, b = a + pi * damping**0.5, b + damping**0.5 / pi
+        return KroneckerBlock(self.layer, self.q_in, self.q_out, b[:, :, None] * a[:, None, :], (a, b))
 
     def rotate(self, matrices: Vector) -> Vector:
         """``Q_Bᵀ M Q_A``."""
@@ -89,6 +120,9 @@ class DenseBlock(Block):
     def __init__(self, name: str, place: slice, values: Vector, vectors: Vector) -> None:
         self.name, self.slices, self.values, self.vectors = name, [place], values, vectors
 
+    def split(self, damping: float) -> Block:
+        return DenseBlock(self.name, self.slices[0], self.values + damping, self.vectors)
+
     def function(self, v: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
         return [self.vectors @ (of(self.values)[:, None] * (self.vectors.T @ v[self.slices[0], :]))]
 
@@ -107,8 +141,13 @@ class DiagonalBlock(Block):
         ``(n,)``.
     """
 
+    kind = "diagonal, without a layer"
+
     def __init__(self, name: str, place: slice, values: Vector) -> None:
         self.name, self.slices, self.values = name, [place], values
+
+    def split(self, damping: float) -> Block:
+        return DiagonalBlock(self.name, self.slices[0], self.values + damping)
 
     def function(self, v: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
         return [of(self.values)[:, None] * v[self.slices[0], :]]
@@ -117,8 +156,8 @@ class DiagonalBlock(Block):
         return self.function(white, of)
 
 
-def eigenvectors(matrices: Vector) -> tuple[Vector, Vector]:
-    """Eigenvalues ``(…, n)``, negative ones of rounding as 0, and eigenvectors ``(…, n, n)``.
+def eigenvectors(matrices: Vector, *, definite: bool = True) -> tuple[Vector, Vector]:
+    """Eigenvalues ``(…, n)`` and eigenvectors ``(…, n, n)``; of a ``definite`` matrix none is below 0.
 
     Computed in at least double the digits of half precision, by LAPACK's drivers with workspaces that are
     counted in integers: some frameworks count them in float32, which fails from 2,896 rows on.
@@ -128,7 +167,9 @@ def eigenvectors(matrices: Vector) -> tuple[Vector, Vector]:
     symmetric = algebra.to_numpy(algebra.wide(matrices))
     flat = symmetric.reshape(-1, *symmetric.shape[-2:])
     found = [eigh((matrix + matrix.T) / 2, driver="evd", overwrite_a=True) for matrix in flat]
-    values = np.stack([np.maximum(values, 0.0) for values, _ in found]).reshape(symmetric.shape[:-1])
+    values = np.stack([values for values, _ in found]).reshape(symmetric.shape[:-1])
+    if definite:
+        values = np.maximum(values, 0.0)
     vectors = np.stack([vectors for _, vectors in found]).reshape(symmetric.shape)
     return _like(matrices, values), _like(matrices, vectors)
 

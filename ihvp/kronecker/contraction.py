@@ -21,7 +21,8 @@ from ihvp.objective import Objective
 Rotated: TypeAlias = "tuple[Vector, Vector] | Vector"
 """The gradients of B examples by a layer's weights, in its eigenvectors' basis.
 
-``(B, d_out)`` and ``(B, d_in)`` of which they are the outer products, or themselves, ``(B, groups d_out d_in)``.
+``(B, d_out)`` and ``(B, d_in)`` of which they are the outer products, or themselves, ``(B, groups · d_out ·
+d_in)``.
 """
 
 # Outer products of so many numbers are formed at once (64 MiB in float32).
@@ -31,11 +32,11 @@ _NUMBERS = 1 << 24
 class Contraction:
     r"""``∇C_i · (K + λI)⁻¹ ∇L_j`` of many examples i and j, layer by layer.
 
-    In the eigenvectors' basis of a layer whose weights no places share, a gradient is an outer product u vᵀ, and
-    the inverse multiplies it entry by entry with :math:`L = 1 / (\Lambda + \lambda)`. With
+    In the eigenvectors' basis of a layer whose weights no places share, a gradient is an outer product u vᵀ,
+    and the inverse multiplies it entry by entry with :math:`L = 1 / (\Lambda + \lambda)`. With
     :math:`L = \sum_r \alpha_r \beta_r^\top` the product of two is
-    :math:`\sum_r (u_i \cdot \alpha_r \cdot u_j)(v_i \cdot \beta_r \cdot v_j)`: as :math:`\lambda L` is close to
-    1 where the curvature is small, few terms are enough. They are taken until the rest is below √ε / λ, so
+    :math:`\sum_r (u_i \cdot \alpha_r \cdot u_j)(v_i \cdot \beta_r \cdot v_j)`: as :math:`\lambda L` is close
+    to 1 where the curvature is small, few terms are enough. They are taken until the rest is below √ε / λ, so
     that an inverse product is right to √ε ‖∇L‖ / λ, as by a solve with that residual.
 
     Parameters
@@ -154,16 +155,18 @@ def _rotate(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: ND
     xp, layer = array_api_compat.array_namespace(gradient), block.layer
     scale = xp.asarray(factors, dtype=gradient.dtype, device=array_api_compat.device(gradient))
     gradient = gradient * scale[:, None, None, None]
-    if layer.groups == 1 and gradient.shape[1] == 1 and not layer.one_hot:
+    if layer.groups == 1 and gradient.shape[1] == 1 and block.q_in is not None:
         return gradient[:, 0, 0, :] @ block.q_out[0], with_bias(layer, inputs)[:, 0, 0, :] @ block.q_in[0]
     if layer.one_hot:
-        units = xp.eye(layer.d_in, dtype=gradient.dtype, device=array_api_compat.device(gradient))
-        a = xp.reshape(units[xp.reshape(inputs, (-1,)), :], (*inputs.shape, 1, layer.d_in))
+        summed = np.zeros((len(factors), layer.d_in, layer.d_out), algebra.to_numpy(gradient).dtype)
+        places = np.arange(len(factors))[:, None], algebra.to_numpy(inputs)
+        np.add.at(summed, places, algebra.to_numpy(gradient)[:, :, 0, :])
+        matrices = xp.asarray(summed.transpose(0, 2, 1)[:, None], device=array_api_compat.device(gradient))
     else:
-        a = with_bias(layer, inputs)
-    # Σ_s g aᵀ, (B, groups, d_out, d_in).
-    g, a = (xp.permute_dims(z, (0, 2, 1, 3)) for z in (gradient, a))
-    rotated = block.rotate(xp.matrix_transpose(g) @ a)
+        # Σ_s g aᵀ, (B, groups, d_out, d_in).
+        g, a = (xp.permute_dims(z, (0, 2, 1, 3)) for z in (gradient, with_bias(layer, inputs)))
+        matrices = xp.matrix_transpose(g) @ a
+    rotated = block.rotate(matrices)
     return xp.reshape(rotated, (rotated.shape[0], -1))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -25,7 +25,7 @@ EXACT = 1024
 def complete_layers(
     objective: Objective, predict: Callable[..., Any], batch: Batch
 ) -> tuple[set[str], dict[str, str]]:
-    """The names of the layers whose weights reach the outputs through them alone, and why others do not count.
+    """The names of the layers whose weights reach the outputs only through them, and why others do not count.
 
     The sum ``Σ g aᵀ`` over examples and places is compared with the derivative by the weights, for random
     cotangents.
@@ -103,33 +103,38 @@ class Remainder:
         for layer in covered:
             for part in layer.slices:
                 free[part] = False
-        self.places = {name: part for name, part in _named(objective, free).items()}
+        self.places = _named(objective, free)
         self.sums: dict[str, Vector] = {}
 
     def add(self, batch: Batch, model: OpenModel, cotangents: Vector, share: float) -> None:
         """Take a batch's cotangents ``(V, F)`` into account."""
         if not self.places:
             return
-        for cotangent in cotangents:
-            rows = self._rows((batch, split_outputs(model, cotangent)))
+        for rows in cotangent_rows(self._objective, self._predict, batch, model, cotangents):
             for name, place in self.places.items():
                 part = rows[:, place]
                 size = place.stop - place.start
                 term = share * (part.T @ part if size <= EXACT else (part**2).sum(axis=0))
                 self.sums[name] = term if name not in self.sums else self.sums[name] + term
 
-    def _rows(self, batch: Batch) -> Vector:
-        objective = self._objective
-        backend = objective.backend
-        assert isinstance(backend, SupportsLayers)
-        loss = backend.cotangent_loss(self._predict)
+
+def cotangent_rows(
+    objective: Objective, predict: Callable[..., Any], batch: Batch, model: OpenModel, cotangents: Vector
+) -> Iterator[Vector]:
+    """For each of the cotangents ``(V, F)`` the derivatives of ``⟨c, outputs⟩`` by example, ``(B, P)``."""
+    backend = objective.backend
+    assert isinstance(backend, SupportsLayers)
+    loss = backend.cotangent_loss(predict)
+    for cotangent in cotangents:
+        pair = (batch, split_outputs(model, cotangent))
         if isinstance(backend, SupportsPerExampleGrads):
-            return backend.per_example_grads(loss, objective.params, batch)
+            yield backend.per_example_grads(loss, objective.params, pair)
+            continue
         rows = [
-            backend.grad(loss, objective.params, take_examples(batch, i, i + 1))
-            for i in range(count_examples(batch))
+            backend.grad(loss, objective.params, take_examples(pair, i, i + 1))
+            for i in range(count_examples(pair))
         ]
-        return objective.space.xp.stack(rows, axis=0)
+        yield objective.space.xp.stack(rows, axis=0)
 
 
 def _named(objective: Objective, free: np.ndarray) -> dict[str, slice]:

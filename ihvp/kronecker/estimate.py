@@ -77,25 +77,33 @@ def estimate(objective: Objective, options: Options, corrected: bool) -> tuple[l
     return _Estimate(objective, options).blocks(corrected)
 
 
+def require_layers(
+    objective: Objective,
+) -> tuple[SupportsLayers, Callable[..., Any], Callable[..., Any]]:
+    """The backend that opens models, what predicts, and the loss of the outputs.
+
+    Raises
+    ------
+    InvalidOption
+        The objective has no ``predict``.
+    MissingCapability
+        The backend cannot open models.
+    """
+    predict, loss = objective.require_predict()
+    if not isinstance(objective.backend, SupportsLayers):
+        raise MissingCapability(
+            type(objective.backend).__name__,
+            "layers",
+            "Put the model in a framework whose backend has it (torch, tf, jax), or use ihvp.OPG or an "
+            "ihvp.LowRank of eigenpairs.",
+        )
+    return objective.backend, predict, loss
+
+
 class _Estimate:
     def __init__(self, objective: Objective, options: Options) -> None:
-        if objective.predict is None or objective.output_loss is None:
-            raise InvalidOption(
-                "predict",
-                objective.predict,
-                "a function of the objective: Objective(loss, params, data, predict=…) with predict(params, "
-                "batch), the outputs of the model, and loss(outputs, batch), a scalar",
-            )
-        if not isinstance(objective.backend, SupportsLayers):
-            raise MissingCapability(
-                type(objective.backend).__name__,
-                "layers",
-                "Put the model in a framework whose backend has it (torch, tf, jax), or use ihvp.OPG or an "
-                "ihvp.LowRank of eigenpairs.",
-            )
-        self._objective, self._options, self._backend = objective, options, objective.backend
-        self._predict: Callable[..., Any] = objective.predict
-        self._loss: Callable[..., Any] = objective.output_loss
+        self._objective, self._options = objective, options
+        self._backend, self._predict, self._loss = require_layers(objective)
         objective.verify()
         first = next(batch for batch, count in objective.batches if objective.weighting.total(batch, count))
         objective.require_additive(first)
@@ -118,7 +126,13 @@ class _Estimate:
                 name: outputs[name][1][:, :, None] * inputs[name][1][:, None, :] for name in sums.layers
             }
         found: list[Block] = [
-            KroneckerBlock(layer, inputs[name][0], outputs[name][0], values[name])
+            KroneckerBlock(
+                layer,
+                inputs[name][0],
+                outputs[name][0],
+                values[name],
+                None if corrected else (inputs[name][1], outputs[name][1]),
+            )
             for name, layer in sums.layers.items()
         ]
         for name, total in self._reduced(remainder.sums).items():
@@ -220,7 +234,7 @@ class _Estimate:
             raise InvalidOption(
                 "predict",
                 self._predict,
-                f"a model with the same layers on every batch: {', '.join(sorted(missing))} was not used on one",
+                f"a model with the same layers on every batch; one did not use {', '.join(sorted(missing))}",
             )
         yield from found.values()
 
@@ -228,10 +242,11 @@ class _Estimate:
         """How many examples keep what a piece holds within bounds."""
         one = take_examples(batch, 0, 1) if count_examples(batch) > 1 else batch
         model = self._backend.open(self._predict, self._objective.params, one)
-        views = {"exact": sum(prod(shape[1:]) for shape in model.shapes), "empirical": 1}.get(
-            self._options.fisher, self._options.num_samples
-        )
-        numbers = sum(
+        views = self._options.num_samples
+        if self._options.fisher != "mc":
+            width = sum(prod(shape[1:]) for shape in model.shapes)
+            views = width if self._options.fisher == "exact" else 1
+        numbers: int = sum(
             prod(inputs.shape[1:]) + views * inputs.shape[1] * layer.groups * layer.d_out
             for layer, inputs in zip(model.layers, model.inputs, strict=True)
         )

@@ -59,7 +59,7 @@ def input_moment(
 
 
 def output_moment(gradients: Vector, sharing: Sharing) -> Vector:
-    """``Σ g gᵀ`` over cotangents, examples and places, or of the sums over places: ``(groups, d_out, d_out)``.
+    """``Σ g gᵀ`` over cotangents, examples and places, or of sums over places: ``(groups, d_out, d_out)``.
 
     Parameters
     ----------
@@ -76,8 +76,8 @@ def output_moment(gradients: Vector, sharing: Sharing) -> Vector:
 def squared_gradients(layer: Layer, inputs: Vector, gradients: Vector, q_in: Vector, q_out: Vector) -> Vector:
     r"""``Σ_v Σ_n (Q_Bᵀ (Σ_s g aᵀ) Q_A)²``, entry by entry, ``(groups, d_out, d_in)``.
 
-    The diagonal of a Fisher matrix in the basis of Kronecker factors (George et al., "Fast approximate natural
-    gradient descent in a Kronecker-factored eigenbasis", NeurIPS 2018, equation 11).
+    The diagonal of a Fisher matrix in the basis of Kronecker factors (George et al., "Fast approximate
+    natural gradient descent in a Kronecker-factored eigenbasis", NeurIPS 2018, equation 11).
 
     Parameters
     ----------

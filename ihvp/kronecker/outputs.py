@@ -156,7 +156,7 @@ class _Diagonal(_Root):
 
 
 class _Categorical(_Root):
-    """Cross-entropy after a softmax over the last axis: ``w (diag p − p pᵀ) = Σ_c w p_c (e_c − p)(e_c − p)ᵀ``."""
+    """Cross-entropy after a softmax: ``w (diag p − p pᵀ) = Σ_c w p_c (e_c − p)(e_c − p)ᵀ``."""
 
     def __init__(self, layout: _Layout, weights: Vector, probabilities: Vector) -> None:
         super().__init__(layout)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import array_api_compat
 import numpy as np
 
-from ihvp.arguments import check_choice, check_instance, check_number
+from ihvp.arguments import check_choice, check_instance, check_integer, check_number, check_seed
 from ihvp.backend import Vector
 from ihvp.errors import InvalidOption
-from ihvp.kronecker.blocks import Block, KroneckerBlock
+from ihvp.kronecker.blocks import Block
 from ihvp.kronecker.estimate import Options, estimate
 from ihvp.kronecker.factors import Sharing
 from ihvp.kronecker.outputs import FisherKind
@@ -24,7 +23,7 @@ _ZERO = 10
 
 
 class BlockStructured(LinearOperator):
-    """A block-diagonal positive semi-definite matrix whose blocks are known by their eigenvectors.
+    """A block-diagonal symmetric matrix whose blocks are known by their eigenvectors.
 
     Parameters
     ----------
@@ -58,14 +57,15 @@ class BlockStructured(LinearOperator):
         def inverse(values: Vector) -> Vector:
             xp = array_api_compat.array_namespace(values)
             damped = values + damping
-            positive = damped > zero
-            return xp.where(positive, 1.0 / xp.where(positive, damped, xp.ones_like(damped)), 0.0 * damped)
+            counts = xp.abs(damped) > zero
+            return xp.where(counts, 1.0 / xp.where(counts, damped, xp.ones_like(damped)), 0.0 * damped)
 
         return self.function(v, inverse)
 
     def is_singular(self, damping: float) -> bool:
         """Whether an eigenvalue of ``A + λI`` is zero up to rounding."""
-        return self._extreme("min") + damping <= self._zero(damping)
+        zero = self._zero(damping)
+        return any(bool((abs(block.values + damping) <= zero).any()) for block in self.blocks)
 
     def trace(self) -> float:
         """The sum of the eigenvalues."""
@@ -73,7 +73,7 @@ class BlockStructured(LinearOperator):
 
     def frobenius_norm(self) -> float:
         """``‖A‖_F``, the root of the sum of the squares of the eigenvalues."""
-        return float(sum(float((block.values**2).sum()) for block in self.blocks)) ** 0.5
+        return float(np.sqrt(sum(float((block.values**2).sum()) for block in self.blocks)))
 
     def logdet(self, damping: float = 0.0) -> float:
         """``log det(A + λI)``, for a positive definite ``A + λI``.
@@ -110,7 +110,8 @@ class BlockStructured(LinearOperator):
         InvalidOption
             ``A + λI`` is singular.
         """
-        check_number("n", n, lambda number: number >= 1 and number == int(number), "an integer ≥ 1")
+        check_integer("n", n, 1)
+        check_seed(seed)
         self._require_definite(damping)
         white = self.space.asarray(np.random.default_rng(seed).standard_normal((int(n), self.space.size))).T
         draws = [block.colour(white, lambda values: (values + damping) ** -0.5) for block in self.blocks]
@@ -118,16 +119,15 @@ class BlockStructured(LinearOperator):
 
     def _require_definite(self, damping: float) -> None:
         check_number("damping", damping, lambda _: True, "a finite number")
-        if self.is_singular(damping):
-            lowest = self._extreme("min")
+        lowest, zero = self._extreme("min"), self._zero(damping)
+        if lowest + damping <= zero:
+            least = max(-lowest, 0.0) + zero
             raise InvalidOption(
-                "damping",
-                damping,
-                f"a number above {max(-lowest, 0.0) + self._zero(0.0):.1e}: the lowest eigenvalue is {lowest:.3e}",
+                "damping", damping, f"a number above {least:.1e}: the lowest eigenvalue is {lowest:.3e}"
             )
 
     def _zero(self, damping: float) -> float:
-        return _ZERO * self.space.eps * max(self._extreme("max"), abs(damping))
+        return _ZERO * self.space.eps * max(self._extreme("max"), -self._extreme("min"), abs(damping))
 
     def _extreme(self, which: str) -> float:
         found = []
@@ -151,7 +151,8 @@ class KFAC(BlockStructured):
     r"""The Gauss–Newton or Fisher matrix, a Kronecker product for each layer.
 
     .. math:: K = \operatorname{diag}_\ell\, (A_\ell \otimes B_\ell), \qquad
-        A = \frac1W \sum_n \frac{w_n}{S} \sum_s a_{ns} a_{ns}^\top, \qquad B = \sum_{n,s,v} g_{nsv} g_{nsv}^\top
+        A = \frac1W \sum_n \frac{w_n}{S} \sum_s a_{ns} a_{ns}^\top, \qquad
+        B = \sum_{n,s,v} g_{nsv} g_{nsv}^\top
 
     a are a layer's inputs, with a 1 for its bias, and g the derivatives of cotangents of the model's outputs
     by what the layer gives (Martens and Grosse, "Optimizing neural networks with Kronecker-factored
@@ -203,13 +204,8 @@ class KFAC(BlockStructured):
         check_instance("objective", objective, Objective, "an ihvp.Objective")
         check_choice("fisher", fisher, ("exact", "mc", "empirical"))
         check_choice("kfac_approx", kfac_approx, ("expand", "reduce"))
-        for option, value, least in (("num_samples", num_samples, 1), ("seed", seed, 0)):
-            check_number(
-                option,
-                value,
-                lambda number, least=least: number >= least and number == int(number),
-                f"an integer ≥ {least}",
-            )
+        check_integer("num_samples", num_samples, 1)
+        check_seed(seed)
         options = Options(fisher, kfac_approx, num_samples, seed)
         self.predict = objective.predict
         blocks, self._refused = estimate(objective, options, self._corrected)
@@ -217,17 +213,26 @@ class KFAC(BlockStructured):
 
     def report(self) -> str:
         """Which parameters have factors, and which have not, line by line."""
-        lines = []
-        for block in self.blocks:
-            size = sum(place.stop - place.start for place in block.slices)
-            if isinstance(block, KroneckerBlock):
-                kind = " × ".join(str(n) for n in block.values.shape if n != 1 or block.layer.groups != 1)
-                lines.append(f"{block.name}: {size:,} parameters, factors {kind}")
-            else:
-                kind = "exact block" if block.values.ndim == 1 and hasattr(block, "vectors") else "diagonal"
-                lines.append(f"{block.name}: {size:,} parameters without a layer, {kind}")
+        lines = [f"{block.name}: {block.size:,} parameters, {block.kind}" for block in self.blocks]
         lines += [f"{name}: not taken for a layer, because {why}" for name, why in self._refused.items()]
         return "\n".join(lines)
+
+    def split(self, damping: float) -> BlockStructured:
+        r"""The matrix whose factors are damped one by one, in place of their product.
+
+        .. math:: (A + \pi \sqrt\lambda\, I) \otimes (B + \sqrt\lambda / \pi\, I), \qquad
+            \pi^2 = \frac{\operatorname{tr} A / d_{in}}{\operatorname{tr} B / d_{out}}
+
+        (Martens and Grosse 2015, section 6.3). Solve with it without further damping. Blocks without factors
+        get λ itself.
+
+        Parameters
+        ----------
+        damping : float
+            λ > 0.
+        """
+        check_number("damping", damping, lambda number: number > 0, "a finite number above 0")
+        return BlockStructured(self.space, [block.split(damping) for block in self.blocks])
 
 
 class EKFAC(KFAC):
@@ -236,15 +241,24 @@ class EKFAC(KFAC):
     .. math:: K = \operatorname{diag}_\ell\; (Q_A \otimes Q_B)\, \Lambda\, (Q_A \otimes Q_B)^\top, \qquad
         \Lambda = \sum_{n,v} \bigl(Q_B^\top G_{nv} Q_A\bigr)^2
 
-    with :math:`G_{nv} = \sum_s g a^\top` the derivative by the layer's weights for one example. Of all matrices
-    with these eigenvectors it is the nearest one to the curvature (George et al., "Fast approximate natural
-    gradient descent in a Kronecker-factored eigenbasis", NeurIPS 2018), so that it is never further from it
-    than :class:`KFAC`. It costs a second pass over the data.
+    with :math:`G_{nv} = \sum_s g a^\top` the derivative by the layer's weights for one example. Of all
+    matrices with these eigenvectors it is the nearest one to the curvature (George et al., "Fast approximate
+    natural gradient descent in a Kronecker-factored eigenbasis", NeurIPS 2018), so that it is never further
+    from it than :class:`KFAC`. It costs a second pass over the data.
 
     Parameters and errors are those of :class:`KFAC`.
     """
 
     _corrected = True
+
+    def split(self, damping: float) -> BlockStructured:
+        """Not defined: corrected eigenvalues are no products of factors.
+
+        Raises
+        ------
+        InvalidOption
+        """
+        raise InvalidOption("damping", damping, "the damping of a solve, or KFAC(…).split(damping)")
 
 
 def _block(v: Vector) -> Vector:

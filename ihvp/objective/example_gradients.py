@@ -58,7 +58,7 @@ class ExampleGradients(WeightedMean):
         return scale_rows(quantities, self._row_factors(weights, 1.0))
 
     def part_factors(self, batch: Batch, power: float) -> NDArray[np.float64]:
-        """By what the part of each example in the gradient of its batch is multiplied to be its row, ``(B,)``.
+        """By what the part of each example in its batch's gradient is multiplied to be its row, ``(B,)``.
 
         Parameters
         ----------
@@ -69,7 +69,9 @@ class ExampleGradients(WeightedMean):
         weights = self.weighting.of(batch, count_examples(batch))
         factors = self._row_factors(weights, power)
         if self.reduction == "mean":
-            factors = np.divide(factors * weights.sum(), weights, where=weights > 0, out=np.zeros_like(weights))
+            factors = np.divide(
+                factors * weights.sum(), weights, where=weights > 0, out=np.zeros_like(weights)
+            )
         return factors
 
     def _row_factors(self, weights: NDArray[np.float64], power: float) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import isroutine
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from ihvp.errors import (
 )
 from ihvp.objective.composed import Composed
 from ihvp.objective.example_gradients import ExampleGradients
+from ihvp.objective.restricted import Only, named_blocks, restrict
 from ihvp.space import VectorSpace
 from ihvp.verification import Premises, Report
 from ihvp.weighting import Weighting, Weights
@@ -66,6 +67,9 @@ class Objective(ExampleGradients):
         ``weights(batch) -> (B,)``: what the mean of the loss divides by, example by example, such as its
         number of labelled tokens, the weight of its class, or its sample weight. Numbers ≥ 0 in any array
         type; an example of weight 0 contributes nothing. None: each weighs 1.
+    only : str, sequence of str, or callable, optional
+        The parameters to differentiate by, where that is not all: names as in :attr:`blocks`, of layers too,
+        or a function of a name. The others stay as they are, and vectors have no entries for them.
     checks : bool
         Whether the premises of results are checked where they are first needed: that the gradient of a batch
         is the weighted mean of those of its parts, and that the second derivative is that of the first.
@@ -104,6 +108,7 @@ class Objective(ExampleGradients):
         *,
         grad: Callable[[Params, Batch], Any] | None = None,
         weights: Weights | None = None,
+        only: Only | None = None,
         checks: bool = True,
     ) -> None:
         if loss is None and grad is None:
@@ -129,6 +134,8 @@ class Objective(ExampleGradients):
             )
         with _reading(params):
             self.backend = create_backend(params, backend, has_gradient=grad is not None)
+            if only is not None:
+                self.backend = restrict(self.backend, params, only)
             flat = self.backend.flatten(params)
         self._set_loss(loss, grad)
         if flat.shape[0] == 0:
@@ -156,6 +163,42 @@ class Objective(ExampleGradients):
     def num_params(self) -> int:
         """P, the number of parameters."""
         return self.space.size
+
+    @property
+    def blocks(self) -> Mapping[str, slice]:
+        """The part of a flat vector that each array of the parameters is, by its name in the framework.
+
+        Raises
+        ------
+        MissingCapability
+            The backend does not name them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import ihvp
+        >>> w = {"slope": np.ones(3), "offset": np.zeros(1)}
+        >>> ihvp.Objective(params=w, grad=lambda w, batch: w).blocks
+        {'slope': slice(0, 3, None), 'offset': slice(3, 4, None)}
+        """
+        return named_blocks(self.backend, self.params)
+
+    def require_predict(self) -> tuple[Callable[[Params, Batch], Any], Callable[[Any, Batch], Any]]:
+        """What predicts, and the loss of its outputs.
+
+        Raises
+        ------
+        InvalidOption
+            The objective was made without ``predict``.
+        """
+        if self.predict is None or self.output_loss is None:
+            raise InvalidOption(
+                "predict",
+                self.predict,
+                "a function of the objective: Objective(loss, params, data, predict=…) with predict(params, "
+                "batch), the outputs of the model, and loss(outputs, batch), a scalar",
+            )
+        return self.predict, self.output_loss
 
     def value(self) -> float:
         """C(ω), the loss itself.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ihvp.backend import Batch, SupportsGaussNewton, Vector
-from ihvp.errors import InvalidOption, MissingCapability
+from ihvp.errors import MissingCapability
 from ihvp.objective import Objective
 from ihvp.operators.curvature import CurvatureOperator
 
@@ -53,13 +53,7 @@ class GaussNewton(CurvatureOperator):
 
     def __init__(self, objective: Objective) -> None:
         super().__init__(objective)
-        if objective.predict is None or objective.output_loss is None:
-            raise InvalidOption(
-                "predict",
-                objective.predict,
-                "a function of the objective: Objective(loss, params, data, predict=…) with predict(params, "
-                "batch), the outputs of the model, and loss(outputs, batch), a scalar",
-            )
+        self._predict, self._output_loss = objective.require_predict()
         if not isinstance(objective.backend, SupportsGaussNewton):
             raise MissingCapability(
                 type(objective.backend).__name__,
@@ -68,7 +62,6 @@ class GaussNewton(CurvatureOperator):
                 "ihvp.OPG.",
             )
         self._backend = objective.backend
-        self._predict, self._output_loss = objective.predict, objective.output_loss
 
     def batch_product(self, batch: Batch, v: Vector) -> Vector:
         return self._backend.gnvp(self._predict, self._output_loss, self.objective.params, batch, v)

@@ -1,0 +1,249 @@
+"""Derivatives by some of the parameters alone, on top of a backend that knows them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import array_api_compat
+
+from ihvp.arguments import check_choice
+from ihvp.backend import (
+    CAPABILITIES,
+    Batch,
+    CurvatureBackend,
+    Loss,
+    Matvec,
+    Params,
+    SupportsBlocks,
+    Vector,
+    capabilities_of,
+)
+from ihvp.errors import InvalidOption, MissingCapability
+
+Only: TypeAlias = "str | Sequence[str] | Callable[[str], bool]"
+"""Names of parameters or of layers, or a function that says of a parameter's name whether it is meant."""
+
+
+def named_blocks(backend: CurvatureBackend, params: Params) -> Mapping[str, slice]:
+    """The part of the flat vector that each array of the parameters is, by its name.
+
+    Raises
+    ------
+    MissingCapability
+        The backend does not name them.
+    """
+    if not isinstance(backend, SupportsBlocks):
+        raise MissingCapability(
+            type(backend).__name__, "blocks", "Its parameters have no names: take all of them."
+        )
+    return backend.blocks(params)
+
+
+def parts_of(blocks: Mapping[str, slice], by: str) -> dict[str, list[slice]]:
+    """The entries of each parameter, or of the parameters of each layer together, in their order.
+
+    Parameters
+    ----------
+    blocks : mapping of str to slice
+    by : {"parameter", "layer"}
+        A layer's name is that of its parameters up to the last ``.`` or ``/``.
+
+    Examples
+    --------
+    >>> parts_of({"0.weight": slice(0, 6), "0.bias": slice(6, 8), "scale": slice(8, 9)}, "layer")
+    {'0': [slice(0, 6, None), slice(6, 8, None)], 'scale': [slice(8, 9, None)]}
+    """
+    check_choice("by", by, ("parameter", "layer"))
+    found: dict[str, list[slice]] = {}
+    for name, place in sorted(blocks.items(), key=lambda item: item[1].start):
+        parent = name.rpartition("/" if "/" in name else ".")[0]
+        found.setdefault(parent or name if by == "layer" else name, []).append(place)
+    return found
+
+
+def restrict(backend: CurvatureBackend, params: Params, only: Only) -> CurvatureBackend:
+    """A backend whose vectors are the entries of some parameters; the others stay as they are.
+
+    Losses are evaluated and differentiated as a whole, so that every capability of the backend stays.
+
+    Parameters
+    ----------
+    backend : CurvatureBackend
+    params : Params
+    only : str, sequence of str, or callable
+        A name stands for that parameter, or for all whose name begins with it and a ``.`` or ``/``.
+
+    Raises
+    ------
+    InvalidOption
+        A name that no parameter has, or none is left.
+    """
+    blocks = named_blocks(backend, params)
+    if callable(only):
+        chosen = {name for name in blocks if only(name)}
+    else:
+        names = [only] if isinstance(only, str) else list(only)
+        found = {name: {key for key in blocks if _belongs(key, name)} for name in names}
+        if unknown := [name for name in names if not found[name]]:
+            raise InvalidOption("only", unknown[0], f"names among {', '.join(blocks)}")
+        chosen = set().union(*found.values())
+    if not chosen:
+        raise InvalidOption("only", only, f"at least one of {', '.join(blocks)}")
+    return _restricted(backend, {name: (place, name in chosen) for name, place in blocks.items()})
+
+
+def _belongs(key: str, name: str) -> bool:
+    return key == name or key.startswith((f"{name}.", f"{name}/"))
+
+
+def _restricted(backend: CurvatureBackend, blocks: Mapping[str, tuple[slice, bool]]) -> CurvatureBackend:
+    """One with the capabilities of the backend, found by their methods."""
+    methods = {
+        name: vars(_Capable)[name]
+        for capability in capabilities_of(backend)
+        for name in vars(_Capable)
+        if not name.startswith("_") and hasattr(CAPABILITIES[capability], name)
+    }
+    kind = type("Restricted", (_Restricted,), methods)
+    return kind(backend, blocks)  # type: ignore[no-any-return]
+
+
+class _Restricted:
+    def __init__(self, inner: CurvatureBackend, blocks: Mapping[str, tuple[slice, bool]]) -> None:
+        self.inner, self.device, self._blocks = inner, inner.device, dict(blocks)
+        self._pieces = sorted(blocks.values(), key=lambda pair: pair[0].start)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restricted, (self.inner, self._blocks)
+
+    def flatten(self, params: Params) -> Vector:
+        return self._part(self.inner.flatten(params))
+
+    def unflatten(self, vector: Vector, like: Params) -> Params:
+        return self.inner.unflatten(self._whole(vector, self.inner.flatten(like)), like)
+
+    def grad(self, loss: Loss, params: Params, batch: Batch) -> Vector:
+        return self._part(self.inner.grad(loss, params, batch))
+
+    def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
+        return self._part(self.inner.hvp(loss, params, batch, self._whole(v)))
+
+    def _part(self, whole: Vector, axis: int = 0) -> Vector:
+        xp = array_api_compat.array_namespace(whole)
+        index: tuple[Any, ...] = (slice(None),) * axis
+        parts = [whole[(*index, place)] for place, chosen in self._pieces if chosen]
+        return xp.concat(parts, axis=axis)
+
+    def _whole(self, part: Vector, others: Vector = None) -> Vector:
+        """The vector with zeros, or the entries of ``others``, for the parameters that stay."""
+        xp, start, found = array_api_compat.array_namespace(part), 0, []
+        for place, chosen in self._pieces:
+            size = place.stop - place.start
+            if chosen:
+                found.append(part[start : start + size])
+                start += size
+            elif others is not None:
+                found.append(others[place])
+            else:
+                shape, device = (size, *part.shape[1:]), array_api_compat.device(part)
+                found.append(xp.zeros(shape, dtype=part.dtype, device=device))
+        return xp.concat(found, axis=0)
+
+
+class _Capable(_Restricted):
+    """What a backend may have beside; each method belongs to one capability."""
+
+    inner: Any
+
+    def linearize(self, loss: Loss, params: Params, batch: Batch) -> Matvec:
+        return _Linear(self, self.inner.linearize(loss, params, batch))
+
+    def hvp_sum(self, loss: Loss, params: Params, batch: Batch, v: Vector, size: int) -> Vector:
+        return self._part(self.inner.hvp_sum(loss, params, batch, self._whole(v), size))
+
+    def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
+        return self._part(self.inner.per_example_grads(loss, params, batch), axis=1)
+
+    def gnvp(
+        self, predict: Callable[..., Any], loss: Callable[..., Any], params: Params, batch: Batch, v: Vector
+    ) -> Vector:
+        return self._part(self.inner.gnvp(predict, loss, params, batch, self._whole(v)))
+
+    def reduce(self, vector: Vector) -> Vector:
+        return self.inner.reduce(vector)
+
+    def product_error(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> float:
+        return float(self.inner.product_error(loss, params, batch, self._whole(v)))
+
+    def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
+        return self.inner.value(loss, params, batch)
+
+    def example_products(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
+        return self.inner.example_products(loss, params, batch, self._whole(v))
+
+    def input_derivatives(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Batch:
+        return self.inner.input_derivatives(loss, params, batch, self._whole(v))
+
+    def open(self, predict: Callable[..., Any], params: Params, batch: Batch) -> Any:
+        """The layers all of whose parameters are meant, with their places in the shorter vector."""
+        model, starts, shift = self.inner.open(predict, params, batch), {}, 0
+        for place, chosen in self._pieces:
+            if chosen:
+                starts[place.start, place.stop] = shift
+                shift += place.stop - place.start
+
+        def moved(at: int, size: int) -> int | None:
+            inside = [
+                shift + at - start
+                for (start, stop), shift in starts.items()
+                if start <= at and at + size <= stop
+            ]
+            return inside[0] if inside else None
+
+        kept = []
+        for number, layer in enumerate(model.layers):
+            places = [moved(part.start, part.stop - part.start) for part in layer.slices]
+            if None not in places:
+                bias = places[1] if layer.bias is not None else None
+                kept.append((number, replace(layer, start=places[0], bias=bias)))
+        numbers = [number for number, _ in kept]
+
+        def pull_back(cotangents: Vector) -> list[Vector]:
+            pulled = model.pull_back(cotangents)
+            return [pulled[number] for number in numbers]
+
+        return SimpleNamespace(
+            shapes=model.shapes,
+            layers=[layer for _, layer in kept],
+            inputs=[model.inputs[number] for number in numbers],
+            outputs=model.outputs,
+            pull_back=pull_back,
+            output_gradient=model.output_gradient,
+            output_hvp=model.output_hvp,
+        )
+
+    def cotangent_loss(self, predict: Callable[..., Any]) -> Loss:
+        return self.inner.cotangent_loss(predict)  # type: ignore[no-any-return]
+
+    def blocks(self, params: Params) -> dict[str, slice]:
+        start, found = 0, {}
+        for name, (place, chosen) in sorted(self._blocks.items(), key=lambda item: item[1][0].start):
+            if chosen:
+                found[name] = slice(start, start + place.stop - place.start)
+                start += place.stop - place.start
+        return found
+
+
+class _Linear:
+    """A linearised gradient, by some of the parameters."""
+
+    def __init__(self, backend: _Restricted, inner: Matvec) -> None:
+        self._backend, self._inner = backend, inner
+        if hasattr(inner, "nbytes"):
+            self.nbytes = inner.nbytes
+
+    def __call__(self, v: Vector) -> Vector:
+        return self._backend._part(self._inner(self._backend._whole(v)))
