@@ -10,8 +10,16 @@ import array_api_compat
 import numpy as np
 
 from ihvp import algebra
-from ihvp.backend import Batch, OpenModel, SupportsBlocks, SupportsLayers, SupportsPerExampleGrads, Vector
-from ihvp.data import count_examples, take_examples
+from ihvp.backend import (
+    Batch,
+    Loss,
+    OpenModel,
+    SupportsBlocks,
+    SupportsLayers,
+    SupportsPerExampleGrads,
+    Vector,
+)
+from ihvp.data import Batches, Examples, as_data, count_examples, take_examples
 from ihvp.kronecker.factors import with_bias
 from ihvp.layers import Layer
 from ihvp.objective import Objective
@@ -20,6 +28,8 @@ from ihvp.objective import Objective
 _EXAMPLES = 16
 # A parameter without a layer has a block of its own up to this size, and its diagonal beyond.
 EXACT = 1024
+# Gradients of single examples hold at most so many numbers at once, unless one cotangent takes more.
+_NUMBERS = 1 << 22
 
 
 def complete_layers(
@@ -122,19 +132,29 @@ def cotangent_rows(
     objective: Objective, predict: Callable[..., Any], batch: Batch, model: OpenModel, cotangents: Vector
 ) -> Iterator[Vector]:
     """For each of the cotangents ``(V, F)`` the derivatives of ``⟨c, outputs⟩`` by example, ``(B, P)``."""
-    backend = objective.backend
+    backend, count = objective.backend, count_examples(batch)
     assert isinstance(backend, SupportsLayers)
     loss = backend.cotangent_loss(predict)
-    for cotangent in cotangents:
-        pair = (batch, split_outputs(model, cotangent))
-        if isinstance(backend, SupportsPerExampleGrads):
-            yield backend.per_example_grads(loss, objective.params, pair)
-            continue
-        rows = [
-            backend.grad(loss, objective.params, take_examples(pair, i, i + 1))
-            for i in range(count_examples(pair))
-        ]
-        yield objective.space.xp.stack(rows, axis=0)
+    # Of a small batch several copies are taken at once, one for each cotangent.
+    at_once = max(1, _NUMBERS // (count * objective.num_params))
+    for start in range(0, len(cotangents), at_once):
+        parts = [split_outputs(model, cotangent) for cotangent in cotangents[start : start + at_once]]
+        copies, joined = batch, parts[0]
+        if len(parts) > 1:
+            numbers = np.tile(np.arange(count), len(parts))
+            copies = Examples.of(Batches(as_data(batch))).rows(numbers)
+            joined = [objective.space.xp.concat(arrays, axis=0) for arrays in zip(*parts, strict=True)]
+        rows = _rows(objective, loss, (copies, joined))
+        for number in range(len(parts)):
+            yield rows[number * count : (number + 1) * count, :]
+
+
+def _rows(objective: Objective, loss: Loss, batch: Batch) -> Vector:
+    backend = objective.backend
+    if isinstance(backend, SupportsPerExampleGrads):
+        return backend.per_example_grads(loss, objective.params, batch)
+    single = (take_examples(batch, i, i + 1) for i in range(count_examples(batch)))
+    return objective.space.xp.stack([backend.grad(loss, objective.params, one) for one in single], axis=0)
 
 
 def _named(objective: Objective, free: np.ndarray) -> dict[str, slice]:

@@ -13,6 +13,8 @@ import numpy as np
 from ihvp.arguments import check_choice, check_flag
 from ihvp.backend import Vector
 from ihvp.errors import InvalidOption, SolverError
+from ihvp.kronecker import EKFAC, KFAC
+from ihvp.objective import Objective
 from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
 from ihvp.solution import Solution
@@ -61,10 +63,12 @@ class CG(Solver):
         A column is solved when ``‖v − (A + λI) x‖ ≤ max(rtol ‖v‖, atol)``.
     max_iterations : int, optional
         By default ten times P, at least 100. 0 only certifies ``x0``.
-    preconditioner : "nystrom", Nystrom, LinearOperator or callable, optional
+    preconditioner : "nystrom", "kfac", "ekfac", Nystrom, LinearOperator or callable, optional
         One to be made from products that count as the solve's: ``"nystrom"`` is :class:`~ihvp.Nystrom` with
-        its defaults. Or an approximation of ``(A + λI)⁻¹``, symmetric and positive definite, on flat native
-        vectors, blocks.
+        its defaults. ``"kfac"`` and ``"ekfac"`` are the inverse of :class:`~ihvp.KFAC` and
+        :class:`~ihvp.EKFAC` of the operator's objective, with the solve's damping; on fitted classifiers they
+        took more products than none. Or an approximation of ``(A + λI)⁻¹``, symmetric and positive definite,
+        on flat native vectors, blocks.
     shared : bool
         Whether the columns of a block share one Krylov space where that serves them all, or each has its own,
         as it has under several dampings and where ``on_indefinite`` treats columns one by one.
@@ -91,7 +95,7 @@ class CG(Solver):
     rtol: float = 1e-5
     atol: float = 0.0
     max_iterations: int | None = None
-    preconditioner: Literal["nystrom"] | Nystrom | Preconditioner | None = None
+    preconditioner: Literal["nystrom", "kfac", "ekfac"] | Nystrom | Preconditioner | None = None
     shared: bool = True
     on_indefinite: OnIndefinite = "raise"
 
@@ -103,13 +107,15 @@ class CG(Solver):
             raise InvalidOption(
                 "preconditioner",
                 self.preconditioner,
-                "'nystrom', an ihvp.Nystrom(…), a LinearOperator, a callable or None",
+                "'nystrom', 'kfac', 'ekfac', an ihvp.Nystrom(…), a LinearOperator, a callable or None",
             )
 
     def prepare(self, operator: LinearOperator, damping: float) -> Preconditioned:
         system, kind = Shifted(operator, damping), self.preconditioner
         if kind == "nystrom":
             kind = Nystrom()
+        elif isinstance(kind, str):
+            kind = _factored(kind, operator, damping)
         return Preconditioned(system, kind.sketch(system) if isinstance(kind, Nystrom) else kind)
 
     def apply(self, prepared: Preconditioned, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
@@ -202,7 +208,18 @@ class CG(Solver):
         return solution
 
 
+def _factored(kind: str, operator: LinearOperator, damping: float) -> Callable[[Vector], Vector]:
+    """The inverse of the Kronecker factors of an operator's objective."""
+    objective = getattr(operator, "objective", None)
+    if not isinstance(objective, Objective):
+        raise InvalidOption("preconditioner", kind, "'nystrom' for an operator without an objective")
+    factors = (EKFAC if kind == "ekfac" else KFAC)(objective)
+    if factors.is_singular(damping):
+        raise InvalidOption("preconditioner", kind, "'nystrom', or a damping: the factors are singular")
+    return lambda r: factors.solve_damped(r, damping)
+
+
 def _is_preconditioner(value: object) -> bool:
     if isinstance(value, (str, type)):
-        return value == "nystrom"
+        return value in ("nystrom", "kfac", "ekfac")
     return isinstance(value, (Nystrom, LinearOperator)) or callable(value)
