@@ -14,6 +14,7 @@ from tests.benchmarks import (
     products,
     scaling,
     solves,
+    structured,
 )
 from tests.benchmarks.rows import Case
 
@@ -26,6 +27,7 @@ _MODULES = (
     eigenpairs,
     per_example,
     influence,
+    structured,
     outside,
     scaling,
     memory,
