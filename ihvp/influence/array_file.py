@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.errors import PackageNotInstalled
-from ihvp.influence.files import replace
+from ihvp.files import replace
 
 Chunk = tuple[int, int, int, int]
 """The first row, the first column, and the numbers of rows and columns."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
-from ihvp.influence.digest import array_bytes, digest, plain_array
+from ihvp.digest import array_bytes, digest, plain_array
 
 
 class Contents:

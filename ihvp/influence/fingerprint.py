@@ -9,8 +9,8 @@ from typing import Any
 
 from ihvp.backend import Batch, Params
 from ihvp.data import Batches, describe_structure
+from ihvp.digest import array_bytes, as_numpy, digest
 from ihvp.influence.contents import Contents, is_installed
-from ihvp.influence.digest import array_bytes, as_numpy, digest
 from ihvp.objective import Objective
 from ihvp.operators import LinearOperator
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.arguments import check_path
-from ihvp.errors import DataError, InvalidOption, MissingFile, PackageNotInstalled, StoreError
-from ihvp.influence.digest import digest
-from ihvp.influence.files import replace
+from ihvp.array_store import load_arrays, not_of_this_kind, save_arrays
+from ihvp.errors import InvalidOption
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,30 +64,8 @@ class InverseProducts:
         StoreError
             The file cannot be written.
         """
-        check_path("path", path)
-        write = self._write_safetensors if _is_safetensors(path) else self._write_npz
-        try:
-            replace(Path(path), write)
-        except OSError as error:
-            raise StoreError(
-                f"Cannot write {path}: {error}. Expected a folder that is there and can be written, with "
-                "room for the file. Make the folder or room, or pass another path."
-            ) from error
-
-    def _write_npz(self, file: BinaryIO) -> None:
-        np.savez(file, vectors=self.vectors, residual=self.residual, model=json.dumps(dict(self.model)))
-        # As the archive's comment, which is the last that it has; its length is before it.
-        file.seek(-2, os.SEEK_END)
-        file.write(_CHECKSUM.to_bytes(2, "little"))
-        file.flush()
-        file.write(digest(np.memmap(file, np.uint8, "r")))
-
-    def _write_safetensors(self, file: BinaryIO) -> None:
-        # Bytes come after all wider numbers.
-        arrays = {"vectors": np.ascontiguousarray(self.vectors), "checksum": np.zeros(_CHECKSUM, np.uint8)}
-        metadata = {"residual": repr(self.residual), "model": json.dumps(dict(self.model))}
-        content = memoryview(_safetensors().numpy.save(arrays, metadata))[:-_CHECKSUM]
-        file.writelines((content, digest(content)))
+        about = {"residual": repr(self.residual), "model": json.dumps(dict(self.model))}
+        save_arrays(path, {"vectors": self.vectors}, about)
 
     @classmethod
     def load(cls, path: str | Path) -> InverseProducts:
@@ -103,60 +78,12 @@ class InverseProducts:
         MissingFile, StoreError
             It is not there, or cannot be read.
         """
-        check_path("path", path)
-        read = _read_safetensors if _is_safetensors(path) else _read_npz
+        arrays, about = load_arrays(path, "inverse products", "InverseProducts.save")
         try:
-            content = np.memmap(path, np.uint8, "r")
-            if content[-_CHECKSUM:].tobytes() != digest(content[:-_CHECKSUM]):
-                raise ValueError("its checksum is another")
-            vectors, residual, model = read(Path(path))
-            return cls(vectors, float(residual), {**json.loads(str(model))})
-        except PackageNotInstalled:
-            raise
-        except OSError as error:
-            kind = MissingFile if isinstance(error, FileNotFoundError) else StoreError
-            text = f"Cannot read {path}: {error}. Expected a file that InverseProducts.save wrote."
-            raise kind(text) from error
-        except Exception as error:
-            # Each format has exceptions of its own for a file that is torn or of another kind.
-            raise DataError(
-                f"{path} holds no inverse products ({type(error).__name__}: {error}); expected a file that "
-                "InverseProducts.save wrote."
-            ) from error
+            return cls(arrays["vectors"], float(about["residual"]), {**json.loads(about["model"])})
+        except Exception as error:  # arrays of something else
+            raise not_of_this_kind(path, "inverse products", "InverseProducts.save", error) from error
 
     def __repr__(self) -> str:
         tests, size = self.vectors.shape
         return f"InverseProducts(test: {tests:,}, P = {size:,}; residual {self.residual:.1e})"
-
-
-# The last bytes of a file are the digest of those before.
-_CHECKSUM = 16
-
-
-def _is_safetensors(path: str | Path) -> bool:
-    suffix = Path(path).suffix
-    if suffix not in (".npz", ".safetensors"):
-        raise InvalidOption("path", path, "a file name that ends in .npz or .safetensors")
-    return suffix == ".safetensors"
-
-
-def _read_npz(path: Path) -> tuple[Any, Any, Any]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return arrays["vectors"], arrays["residual"], arrays["model"]
-
-
-def _read_safetensors(path: Path) -> tuple[Any, Any, Any]:
-    with _safetensors().safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-        return file.get_tensor("vectors"), metadata["residual"], metadata["model"]
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as error:
-        raise PackageNotInstalled(
-            "InverseProducts", "safetensors", "pip install 'ihvp[influence]', or save to .npz"
-        ) from error
-    return safetensors

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ihvp.digest import array_bytes, digest
 from ihvp.errors import DataError, IhvpError, StoreError, StoreMismatch
+from ihvp.files import replace
 from ihvp.influence.array_file import Chunk, NumpyFile, ZarrFolder, import_zarr
 from ihvp.influence.caller import level_outside
-from ihvp.influence.digest import array_bytes, digest
-from ihvp.influence.files import replace
 from ihvp.influence.lock import locked
 from ihvp.influence.products import InverseProducts
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import array_api_compat
 import numpy as np
+from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.layers import Layer
+from ihvp.space import VectorSpace
 
 
 class Block(ABC):
@@ -172,6 +176,54 @@ def eigenvectors(matrices: Vector, *, definite: bool = True) -> tuple[Vector, Ve
         values = np.maximum(values, 0.0)
     vectors = np.stack([vectors for _, vectors in found]).reshape(symmetric.shape)
     return _like(matrices, values), _like(matrices, vectors)
+
+
+_KINDS: dict[str, type[Block]] = {"kronecker": KroneckerBlock, "dense": DenseBlock, "diagonal": DiagonalBlock}
+
+
+def pack(blocks: Sequence[Block]) -> tuple[dict[str, NDArray[Any]], str]:
+    """The arrays of blocks by name, half precision in float32, and in words what they belong to."""
+    arrays, about = {}, []
+    for number, block in enumerate(blocks):
+        entry: dict[str, Any] = {"kind": next(name for name, kind in _KINDS.items() if type(block) is kind)}
+        parts = {"values": block.values}
+        if isinstance(block, KroneckerBlock):
+            entry["layer"] = asdict(block.layer)
+            parts |= {"q_in": block.q_in, "q_out": block.q_out}
+            if block.factors is not None:
+                parts |= {"a": block.factors[0], "b": block.factors[1]}
+        else:
+            entry |= {"name": block.name, "place": [block.slices[0].start, block.slices[0].stop]}
+            if isinstance(block, DenseBlock):
+                parts["vectors"] = block.vectors
+        for name, part in parts.items():
+            if part is not None:
+                arrays[f"{number}.{name}"] = algebra.to_numpy(algebra.wide(part))
+        about.append(entry)
+    return arrays, json.dumps(about)
+
+
+def unpack(about: Sequence[dict[str, Any]], arrays: Mapping[str, Any], space: VectorSpace) -> list[Block]:
+    """The inverse of :func:`pack`."""
+    blocks: list[Block] = []
+    for number, entry in enumerate(about):
+        parts = {
+            name.partition(".")[2]: space.asarray(array)
+            for name, array in arrays.items()
+            if name.partition(".")[0] == str(number)
+        }
+        if entry["kind"] == "kronecker":
+            shapes = {key: tuple(entry["layer"][key]) for key in ("shape", "axes")}
+            layer = Layer(**{**entry["layer"], **shapes})
+            factors = (parts["a"], parts["b"]) if "a" in parts else None
+            blocks.append(KroneckerBlock(layer, parts.get("q_in"), parts["q_out"], parts["values"], factors))
+        elif entry["kind"] == "dense":
+            blocks.append(
+                DenseBlock(entry["name"], slice(*entry["place"]), parts["values"], parts["vectors"])
+            )
+        else:
+            blocks.append(DiagonalBlock(entry["name"], slice(*entry["place"]), parts["values"]))
+    return blocks
 
 
 def _transposed(matrices: Vector) -> Vector:

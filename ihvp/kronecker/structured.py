@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Self
 
 import array_api_compat
 import numpy as np
 
 from ihvp.arguments import check_choice, check_instance, check_integer, check_number, check_seed
+from ihvp.array_store import load_arrays, not_of_this_kind, save_arrays
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption
-from ihvp.kronecker.blocks import Block
+from ihvp.digest import array_bytes, as_numpy, digest
+from ihvp.errors import InvalidOption, StoreMismatch
+from ihvp.kronecker.blocks import Block, pack, unpack
 from ihvp.kronecker.estimate import Options, estimate
 from ihvp.kronecker.factors import Sharing
 from ihvp.kronecker.outputs import FisherKind
@@ -207,7 +212,7 @@ class KFAC(BlockStructured):
         check_integer("num_samples", num_samples, 1)
         check_seed(seed)
         options = Options(fisher, kfac_approx, num_samples, seed)
-        self.predict = objective.predict
+        self.predict, self._depends_on = objective.predict, self._fingerprint(objective)
         blocks, self._refused = estimate(objective, options, self._corrected)
         super().__init__(objective.space, blocks)
 
@@ -216,6 +221,67 @@ class KFAC(BlockStructured):
         lines = [f"{block.name}: {block.size:,} parameters, {block.kind}" for block in self.blocks]
         lines += [f"{name}: not taken for a layer, because {why}" for name, why in self._refused.items()]
         return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write the factors to a file, ``.npz`` or ``.safetensors``, which is whole or not there.
+
+        Raises
+        ------
+        InvalidOption
+            Another ending.
+        PackageNotInstalled
+            safetensors is missing.
+        StoreError
+            The file cannot be written.
+        """
+        arrays, about = pack(self.blocks)
+        save_arrays(path, arrays, {"blocks": about, "refused": json.dumps(self._refused), **self._depends_on})
+
+    @classmethod
+    def load(cls, path: str | Path, objective: Objective) -> Self:
+        """Read what :meth:`save` wrote, for the same parameters and the same options' kind of matrix.
+
+        Parameters
+        ----------
+        path : path
+        objective : Objective
+            With the parameters that the factors were made at.
+
+        Raises
+        ------
+        StoreMismatch
+            They are those of other parameters, or of the other class.
+        DataError
+            The file holds something else, or not what was written.
+        MissingFile, StoreError
+            It is not there, or cannot be read.
+        """
+        check_instance("objective", objective, Objective, "an ihvp.Objective")
+        kind, writer = "Kronecker factors", f"{cls.__name__}.save"
+        arrays, about = load_arrays(path, kind, writer)
+        operator = cls.__new__(cls)
+        operator._depends_on, operator.predict = cls._fingerprint(objective), objective.predict
+        differing = {
+            name: (about.get(name), expected)
+            for name, expected in operator._depends_on.items()
+            if about.get(name) != expected
+        }
+        try:
+            refused, blocks = json.loads(about["refused"]), json.loads(about["blocks"])
+            if differing:
+                raise StoreMismatch(str(path), differing)
+            operator._refused = refused
+            BlockStructured.__init__(operator, objective.space, unpack(blocks, arrays, objective.space))
+        except StoreMismatch:
+            raise
+        except Exception as error:  # arrays of something else
+            raise not_of_this_kind(path, kind, writer, error) from error
+        return operator
+
+    @classmethod
+    def _fingerprint(cls, objective: Objective) -> dict[str, str]:
+        values = as_numpy(objective.backend.flatten(objective.params))
+        return {"operator": cls.__name__, "parameters": digest(array_bytes(values)).hex()}
 
     def split(self, damping: float) -> BlockStructured:
         r"""The matrix whose factors are damped one by one, in place of their product.

@@ -1,10 +1,10 @@
 """Influence by Kronecker factors beside an exact Gauss–Newton matrix: what each costs, and what it foretells.
 
-The task: 1,500 digits, 297 queries, a network 64-256-256-10 with ReLU, P = 85,002, trained by SGD with momentum
-0.9, learning rate 0.05 and weight decay 1e-3 for 30 epochs in batches of 50; damping 0.01. The linear
-datamodelling score (LDS; Park et al., "TRAK", ICML 2023) is the mean over the queries of the rank correlation
-between the sum of the scores of a random half of the training data and the loss after training on that half
-alone, twice from other seeds, over 24 halves.
+The task: 1,500 digits, 297 queries, a network 64-256-256-10 with ReLU, P = 85,002, trained by SGD with
+momentum 0.9, learning rate 0.05 and weight decay 1e-3 for 30 epochs in batches of 50; damping 0.01. The
+linear datamodelling score (LDS; Park et al., "TRAK", ICML 2023) is the mean over the queries of the rank
+correlation between the sum of the scores of a random half of the training data and the loss after training on
+that half alone, twice from other seeds, over 24 halves.
 """
 
 from __future__ import annotations

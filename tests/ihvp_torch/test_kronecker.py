@@ -1,6 +1,8 @@
-"""K-FAC and EK-FAC against dense Gauss–Newton matrices, factors by hand, and the identities that define them."""
+"""K-FAC and EK-FAC against dense Gauss–Newton matrices, sums by hand, and identities that define them."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -156,7 +158,7 @@ def test_each_parameter_is_covered_once_and_named(name):
 def test_linear_networks_with_squared_error_are_exact(cls, depth):
     torch.manual_seed(0)
     widths = [5, 4, 6, 3] if depth == 3 else [5, 3]
-    net = nn.Sequential(*(nn.Linear(*pair) for pair in zip(widths[:-1], widths[1:], strict=True)))
+    net = nn.Sequential(*(nn.Linear(*pair) for pair in pairwise(widths)))
     o = objective(net, random(COUNT, 5), random(COUNT, 3), squares, batch_size=7)
     operator = cls(o)
     expected = blocks_of(ihvp.GaussNewton(o).to_dense(), operator)
@@ -374,6 +376,44 @@ def test_preconditioners_by_name_lead_to_the_same_answer():
         torch.testing.assert_close(solution.x, expected, rtol=1e-5, atol=1e-7)
     with pytest.raises(InvalidOption, match="nystrom"):
         ihvp.solve(ihvp.Dense(np.eye(2)), np.ones(2), solver=ihvp.CG(preconditioner="kfac"))
+
+
+@pytest.mark.parametrize("ending", [".npz", ".safetensors"])
+@pytest.mark.parametrize("cls", [ihvp.KFAC, ihvp.EKFAC])
+def test_factors_are_kept_and_belong_to_their_model(tmp_path, cls, ending):
+    o, path = case("attention"), tmp_path / f"factors{ending}"
+    operator, v = cls(o), random(o.num_params)
+    operator.save(path)
+    kept = cls.load(path, o)
+    torch.testing.assert_close(kept @ v, operator @ v)
+    assert kept.report() == operator.report()
+    if cls is ihvp.KFAC:
+        torch.testing.assert_close(kept.split(0.1) @ v, operator.split(0.1) @ v)
+    with torch.no_grad():
+        o.params.out.weight += 1.0
+    with pytest.raises(ihvp.errors.StoreMismatch, match="parameters"):
+        cls.load(path, o)
+    with pytest.raises(ihvp.errors.StoreMismatch, match="operator"):
+        (ihvp.KFAC if cls is ihvp.EKFAC else ihvp.EKFAC).load(path, o)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ihvp.errors.DataError, match="checksum"):
+        cls.load(path, o)
+    with pytest.raises(ihvp.errors.MissingFile):
+        cls.load(tmp_path / "none.npz", o)
+
+
+@pytest.mark.filterwarnings("ignore::ihvp.influence.NotAtOptimum")
+def test_streamed_scores_belong_to_their_factors(tmp_path):
+    o = case("multilayer")
+    test = o.batches.data[0][:3], labels()[:3]
+    kept = ihvp.Influence(o, 0.1, curvature=ihvp.EKFAC(o)).scores(test, out=tmp_path / "scores")
+    plain = ihvp.Influence(o, 0.1, curvature=ihvp.EKFAC(o)).scores(test)
+    np.testing.assert_array_equal(np.asarray(kept), np.asarray(plain))
+    for other in (ihvp.KFAC(o), ihvp.EKFAC(o, fisher="empirical")):
+        with pytest.raises(ihvp.errors.StoreMismatch, match="curvature"):
+            ihvp.Influence(o, 0.1, curvature=other).scores(test, out=tmp_path / "scores")
 
 
 class Exotic(nn.Module):
