@@ -1,0 +1,176 @@
+"""A model opened at its layers: what goes into each, and derivatives by what each gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from typing import Any, Optional
+
+import numpy as np
+import tensorflow as tf
+
+from ihvp.backend import Batch, Params, Vector
+from ihvp.data import count_examples
+from ihvp.errors import WrongShape
+from ihvp.layers import Layer
+from ihvp_tf._derivatives import (
+    Functions,
+    Tensor,
+    output_gradient,
+    output_hessian_product,
+    pulled_back,
+    watching,
+)
+from ihvp_tf._layers import layers_of
+from ihvp_tf._linear import LinearMap
+from ihvp_tf._parameters import names_of, vector_dtype
+
+
+class _Seen(tf.experimental.ExtensionType):  # type: ignore[misc]
+    """A :class:`Layer` beside its inputs, use by use: what a function of TensorFlow can return."""
+
+    name: str
+    start: int
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    d_in: int
+    d_out: int
+    groups: int
+    bias: Optional[int]  # noqa: UP045 - TensorFlow reads it
+    one_hot: bool
+    inputs: tuple[tf.Tensor, ...]
+
+
+class CotangentLoss:
+    """``⟨predict(params, batch), cotangents⟩``; equal for equal models, so that its graph is found again."""
+
+    def __init__(self, predict: Callable[[Params, Batch], Any]) -> None:
+        self.predict = predict
+
+    def __call__(self, params: Params, batch: Any) -> Any:
+        """The loss of a batch ``(batch, [cotangents])``."""
+        outputs = tf.nest.flatten(self.predict(params, batch[0]))
+        dtype = vector_dtype(outputs)
+        pairs = zip(outputs, batch[1], strict=True)
+        return tf.add_n([tf.reduce_sum(tf.cast(y, dtype) * tf.cast(c, dtype)) for y, c in pairs])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CotangentLoss) and self.predict == other.predict
+
+    def __hash__(self) -> int:
+        return hash(self.predict)
+
+
+class OpenModel:
+    """One forward pass as ``ihvp.backend.OpenModel`` describes it.
+
+    Derivatives are taken in a graph of their own, which passes forward once for all cotangents: TensorFlow
+    keeps no intermediate results from one call of a graph to the next.
+
+    Parameters
+    ----------
+    run : callable
+        ``run(derivative, functions, params, batch)`` of the backend.
+    predict, params, batch
+        As of ``open``.
+    """
+
+    def __init__(
+        self, run: Callable[..., Any], predict: Callable[[Params, Batch], Any], params: Params, batch: Batch
+    ) -> None:
+        self._run, self._predict, self._params, self._batch = run, predict, params, batch
+        self._count = count_examples(batch)
+        self._structure, seen = run(_opened, (predict,), params, batch)
+        self._outputs = tf.nest.flatten(self._structure)
+        self.shapes: Sequence[tuple[int, ...]] = [output.shape for output in self._outputs]
+        self.layers: list[Layer] = []
+        self.inputs: list[Vector] = []
+        for found in seen:
+            layer = Layer(**{field.name: getattr(found, field.name) for field in fields(Layer)})
+            uses = [given.numpy() for given in found.inputs]
+            if all(map(self._has_examples, uses, [0 if layer.one_hot else 2] * len(uses))):
+                self.layers.append(layer)
+                own = () if layer.one_hot else (layer.groups, layer.d_in)
+                self.inputs.append(_side_by_side([use.reshape(self._count, -1, *own) for use in uses]))
+
+    def outputs(self) -> Vector:
+        """The F outputs, ``(F,)``."""
+        return np.concatenate([output.reshape(-1) for output in self._outputs])
+
+    def pull_back(self, cotangents: Vector) -> Sequence[Vector]:
+        """For ``(V, F)``: for each layer ``(V, B, S, groups, d_out)``."""
+        cotangents = np.asarray(cotangents)
+        size = sum(output.size for output in self._outputs)
+        if cotangents.ndim != 2 or cotangents.shape[1] != size:
+            raise WrongShape(cotangents.shape, size)
+        found = self._run(_pulled, (self._predict,), self._params, (self._batch, cotangents)) if self.layers else {}
+        shape = len(cotangents), self._count, -1
+        return [
+            _side_by_side([g.reshape(*shape, layer.groups, layer.d_out) for g in found[str(layer.start)]], 2)
+            for layer in self.layers
+        ]
+
+    def output_gradient(self, loss: Callable[[Any, Batch], Any]) -> Vector:
+        """The gradient of ``loss(outputs, batch)`` by the outputs, ``(F,)``."""
+        return self._run(output_gradient, (loss,), None, (self._batch, self._structure))
+
+    def output_hvp(self, loss: Callable[[Any, Batch], Any], v: Vector) -> Vector:
+        """``∇²_outputs loss · v`` for ``v`` of shape ``(F, k)``."""
+        v = np.asarray(v)
+        size = sum(output.size for output in self._outputs)
+        if v.ndim != 2 or v.shape[0] != size:
+            raise WrongShape(v.shape, size)
+        rows = np.ascontiguousarray(v.T)
+        return self._run(output_hessian_product, (loss,), None, (self._batch, self._structure, rows)).T
+
+    def _has_examples(self, use: np.ndarray, own: int) -> bool:
+        """Whether the examples are the leading axis of the places of a use, or the slow factor of the only one."""
+        places = use.shape[: use.ndim - own]
+        if self._count == 1 or places[:1] == (self._count,):
+            return True
+        return len(places) == 1 and places[0] % self._count == 0
+
+
+def _opened(
+    functions: Functions, params: Params, variables: Sequence[Any], batch: Batch
+) -> tuple[Any, list[_Seen]]:
+    """The outputs, and the layers with their inputs."""
+    structure, outputs, _, layers = _forward(functions, params, variables, batch)
+    seen = [
+        _Seen(**asdict(layer), inputs=tuple(_inputs(use, layer, variables) for use in uses)) for layer, uses in layers
+    ]
+    return tf.nest.pack_sequence_as(structure, outputs), seen
+
+
+def _pulled(
+    functions: Functions, params: Params, variables: Sequence[Any], batch: tuple[Batch, Tensor]
+) -> dict[str, list[Tensor]]:
+    """By where its weight starts, the derivatives by what each use of a layer gives, ``(V, …, groups, d_out)``."""
+    data, cotangents = batch
+    _, outputs, tape, layers = _forward(functions, params, variables, data)
+    dtype, every = vector_dtype(variables), [use for _, uses in layers for use in uses]
+
+    def pull_back(row: Tensor) -> list[Tensor]:
+        slopes = pulled_back(tape, outputs, row, [use.sink for use in every])
+        return [tf.cast(use.outputs(slope), dtype) for use, slope in zip(every, slopes, strict=True)]
+
+    pulled = iter(tf.map_fn(pull_back, cotangents, fn_output_signature=[dtype] * len(every)))
+    return {str(layer.start): [next(pulled) for _ in uses] for layer, uses in layers}
+
+
+def _forward(functions: Functions, params: Params, variables: Sequence[Any], batch: Batch) -> tuple[Any, ...]:
+    (predict,) = functions
+    with watching(variables) as tape:
+        structure = predict(params, batch)
+        outputs = [tf.convert_to_tensor(output) for output in tf.nest.flatten(structure)]
+    given = [leaf for leaf in tf.nest.flatten(batch) if tf.is_tensor(leaf)]
+    return structure, outputs, tape, layers_of(variables, names_of(params), given, outputs)
+
+
+def _inputs(use: LinearMap, layer: Layer, variables: Sequence[Any]) -> Tensor:
+    inputs = use.inputs(use.source)
+    return inputs if layer.one_hot else tf.cast(inputs, vector_dtype(variables))
+
+
+def _side_by_side(uses: list[np.ndarray], axis: int = 1) -> np.ndarray:
+    return uses[0] if len(uses) == 1 else np.concatenate(uses, axis)
