@@ -23,6 +23,7 @@ from ihvp_tf._derivatives import (
 )
 from ihvp_tf._layers import layers_of
 from ihvp_tf._linear import LinearMap
+from ihvp_tf._moments import differentiable_moments
 from ihvp_tf._parameters import names_of, vector_dtype
 
 
@@ -160,7 +161,8 @@ def _pulled(
 
 def _forward(functions: Functions, params: Params, variables: Sequence[Any], batch: Batch) -> tuple[Any, ...]:
     (predict,) = functions
-    with watching(variables) as tape:
+    # Where each tf.function runs as a part of this graph, its layers are seen.
+    with watching(variables) as tape, differentiable_moments():
         structure = predict(params, batch)
         outputs = [tf.convert_to_tensor(output) for output in tf.nest.flatten(structure)]
     given = [leaf for leaf in tf.nest.flatten(batch) if tf.is_tensor(leaf)]
