@@ -162,13 +162,8 @@ class TensorFlowBackend:
     def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenModel:
         """A forward pass of ``predict(params, batch)`` with what goes into its layers.
 
-        Layers are products, convolutions and look-ups with a parameter in the graph that TensorFlow traces.
-        Those inside loops, conditions and most functions of TensorFlow are not seen.
-
-        Raises
-        ------
-        ihvp.errors.DataError
-            The batch has no array, or its arrays differ in their first dimension.
+        Layers are products, convolutions (channels last) and look-ups with a parameter in the graph that
+        TensorFlow traces. Those inside loops, conditions and compiled functions are not seen.
         """
         return OpenModel(self._run, predict, params, batch)
 
@@ -179,8 +174,8 @@ class TensorFlowBackend:
     def blocks(self, params: Params) -> Mapping[str, slice]:
         """The part of the flat vector that each variable is.
 
-        The names are the ``path`` of Keras' variables, the ``name`` of those in a ``tf.Module``, and the places
-        ``key/…/key`` of those in a structure.
+        The names are the ``path`` of Keras' variables, the ``name`` of those in a ``tf.Module``, and the
+        places ``key/…/key`` of those in a structure.
         """
         ends = np.cumsum([0, *map(_parameters.size_of, _parameters.variables_of(params))]).tolist()
         return dict(zip(_parameters.names_of(params), map(slice, ends[:-1], ends[1:]), strict=True))

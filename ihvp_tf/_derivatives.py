@@ -305,7 +305,9 @@ def _split_as(v: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _or_zeros(parts: Sequence[Any], tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tf.zeros_like(tensor) if part is None else part for part, tensor in zip(parts, tensors, strict=True)]
+    return [
+        tf.zeros_like(tensor) if part is None else part for part, tensor in zip(parts, tensors, strict=True)
+    ]
 
 
 def _join(parts: Sequence[Any], variables: Sequence[Any]) -> Tensor:

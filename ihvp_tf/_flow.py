@@ -44,8 +44,6 @@ def _moved(operation: Any, view: np.ndarray) -> list[np.ndarray] | None:
         shape = operation.outputs[0].shape
         reshaped = view.reshape(shape) if shape.is_fully_defined() else None
         return [reshaped] if reshaped is not None and np.may_share_memory(reshaped, view) else None
-    if kind == "Unpack":
-        return list(np.moveaxis(view, operation.get_attr("axis"), 0))
     constants = [tf.get_static_value(given) for given in operation.inputs]
     if kind == "Transpose" and constants[1] is not None:
         return [view.transpose(constants[1])]

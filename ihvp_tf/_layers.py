@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,8 +87,10 @@ def _reached(graph: Any, given: Sequence[Tensor]) -> set[int] | None:
     return reached or None
 
 
-def _added(use: LinearMap, places: dict[tuple[Any, int], tuple[int, np.ndarray]], outputs: Sequence[Tensor]) -> Any:
-    """The number of the variable that is added to the outputs of a map, and to nothing else of it; or None."""
+def _added(
+    use: LinearMap, places: dict[tuple[Any, int], tuple[int, np.ndarray]], outputs: Sequence[Tensor]
+) -> Any:
+    """The number of the variable that is added to the outputs before anything else is done, or None."""
     sink = use.sink
     while use.last and not any(sink is output for output in outputs):
         after = readers(sink)
@@ -111,7 +112,7 @@ def _added(use: LinearMap, places: dict[tuple[Any, int], tuple[int, np.ndarray]]
 
 
 def _by_second_axis(operation: Any) -> bool:
-    return operation.type == "BiasAdd" and operation.get_attr("data_format") == b"NCHW"
+    return operation.type == "BiasAdd" and bool(operation.get_attr("data_format") == b"NCHW")
 
 
 def _common(weight: str, bias: str) -> str:

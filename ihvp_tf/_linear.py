@@ -86,7 +86,9 @@ def _letters(rank: int | None, named: int) -> str:
     return "".join(chr(0x3B1 + axis) for axis in reversed(range(count)))
 
 
-def _contraction(operation: Any, operand: int, view: np.ndarray, terms: list[str], y: str) -> LinearMap | None:
+def _contraction(
+    operation: Any, operand: int, view: np.ndarray, terms: list[str], y: str
+) -> LinearMap | None:
     x, w = terms[1 - operand], terms[operand]
     source, sink = operation.inputs[1 - operand], operation.outputs[0]
     if any(len(set(term)) < len(term) for term in (x, w, y)) or source.shape.rank != len(x):
@@ -120,7 +122,7 @@ def _contraction(operation: Any, operand: int, view: np.ndarray, terms: list[str
 
 
 def _unflattened(rows: Tensor) -> Tensor | None:
-    """The tensor whose leading axes were made one, as ``tf.tensordot`` does: it tells where the examples are."""
+    """The tensor whose leading axes were made one, as ``tf.tensordot`` does: it tells where examples are."""
     before = rows.op.inputs[0] if rows.op.type == "Reshape" else None
     if before is None or before.shape.rank is None or before.shape.rank < 2:
         return None
@@ -175,7 +177,7 @@ def _look_up(operation: Any, view: np.ndarray) -> LinearMap | None:
 
 
 def _call(operation: Any, operand: int, view: np.ndarray) -> LinearMap | None:
-    """The only use of a weight in a function, where that maps an argument to a result (Keras' grouped ones)."""
+    """The only use of a weight in a function that maps an argument to a result: Keras' in groups are such."""
     body = operation.graph._get_function(operation.get_attr("f").name).graph
     inside = list(uses(body.inputs[operand], view))
     found = linear_map(*inside[0]) if len(inside) == 1 else None

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Optional
 
 import numpy as np
 import tensorflow as tf
 
 from ihvp.backend import Batch, Params, Vector
-from ihvp.data import count_examples
-from ihvp.errors import WrongShape
+from ihvp.errors import VectorError
 from ihvp.layers import Layer
 from ihvp_tf._derivatives import (
     Functions,
@@ -22,7 +21,6 @@ from ihvp_tf._derivatives import (
     watching,
 )
 from ihvp_tf._layers import layers_of
-from ihvp_tf._linear import LinearMap
 from ihvp_tf._moments import differentiable_moments
 from ihvp_tf._parameters import names_of, vector_dtype
 
@@ -42,24 +40,18 @@ class _Seen(tf.experimental.ExtensionType):  # type: ignore[misc]
     inputs: tuple[tf.Tensor, ...]
 
 
+@dataclass(frozen=True)
 class CotangentLoss:
     """``⟨predict(params, batch), cotangents⟩``; equal for equal models, so that its graph is found again."""
 
-    def __init__(self, predict: Callable[[Params, Batch], Any]) -> None:
-        self.predict = predict
+    predict: Callable[[Params, Batch], Any]
 
-    def __call__(self, params: Params, batch: Any) -> Any:
+    def __call__(self, params: Params, batch: tuple[Batch, Sequence[Any]]) -> Any:
         """The loss of a batch ``(batch, [cotangents])``."""
         outputs = tf.nest.flatten(self.predict(params, batch[0]))
         dtype = vector_dtype(outputs)
         pairs = zip(outputs, batch[1], strict=True)
         return tf.add_n([tf.reduce_sum(tf.cast(y, dtype) * tf.cast(c, dtype)) for y, c in pairs])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CotangentLoss) and self.predict == other.predict
-
-    def __hash__(self) -> int:
-        return hash(self.predict)
 
 
 class OpenModel:
@@ -80,7 +72,8 @@ class OpenModel:
         self, run: Callable[..., Any], predict: Callable[[Params, Batch], Any], params: Params, batch: Batch
     ) -> None:
         self._run, self._predict, self._params, self._batch = run, predict, params, batch
-        self._count = count_examples(batch)
+        arrays = [leaf for leaf in tf.nest.flatten(batch) if len(getattr(leaf, "shape", ()))]
+        self._count = int(arrays[0].shape[0]) if arrays else 1
         self._structure, seen = run(_opened, (predict,), params, batch)
         self._outputs = tf.nest.flatten(self._structure)
         self.shapes: Sequence[tuple[int, ...]] = [output.shape for output in self._outputs]
@@ -100,14 +93,13 @@ class OpenModel:
 
     def pull_back(self, cotangents: Vector) -> Sequence[Vector]:
         """For ``(V, F)``: for each layer ``(V, B, S, groups, d_out)``."""
-        cotangents = np.asarray(cotangents)
-        size = sum(output.size for output in self._outputs)
-        if cotangents.ndim != 2 or cotangents.shape[1] != size:
-            raise WrongShape(cotangents.shape, size)
-        found = self._run(_pulled, (self._predict,), self._params, (self._batch, cotangents)) if self.layers else {}
-        shape = len(cotangents), self._count, -1
+        if not self.layers:
+            return []
+        rows = self._rows(np.asarray(cotangents))
+        found = self._run(_pulled, (self._predict,), self._params, (self._batch, rows))
+        shape = len(rows), self._count, -1
         return [
-            _side_by_side([g.reshape(*shape, layer.groups, layer.d_out) for g in found[str(layer.start)]], 2)
+            _side_by_side([g.reshape(*shape, layer.groups, layer.d_out) for g in found[layer.start]], 2)
             for layer in self.layers
         ]
 
@@ -117,15 +109,19 @@ class OpenModel:
 
     def output_hvp(self, loss: Callable[[Any, Batch], Any], v: Vector) -> Vector:
         """``∇²_outputs loss · v`` for ``v`` of shape ``(F, k)``."""
-        v = np.asarray(v)
-        size = sum(output.size for output in self._outputs)
-        if v.ndim != 2 or v.shape[0] != size:
-            raise WrongShape(v.shape, size)
-        rows = np.ascontiguousarray(v.T)
+        rows = self._rows(np.asarray(v).T)
         return self._run(output_hessian_product, (loss,), None, (self._batch, self._structure, rows)).T
 
+    def _rows(self, rows: np.ndarray) -> np.ndarray:
+        size = sum(output.size for output in self._outputs)
+        if rows.ndim != 2 or rows.shape[1] != size:
+            raise VectorError(
+                f"Found vectors of shape {rows.shape}; expected rows of {size} entries, one for each output."
+            )
+        return np.ascontiguousarray(rows)
+
     def _has_examples(self, use: np.ndarray, own: int) -> bool:
-        """Whether the examples are the leading axis of the places of a use, or the slow factor of the only one."""
+        """Whether the examples are the leading axis of the places, or the slow factor of the only one."""
         places = use.shape[: use.ndim - own]
         if self._count == 1 or places[:1] == (self._count,):
             return True
@@ -137,16 +133,18 @@ def _opened(
 ) -> tuple[Any, list[_Seen]]:
     """The outputs, and the layers with their inputs."""
     structure, outputs, _, layers = _forward(functions, params, variables, batch)
-    seen = [
-        _Seen(**asdict(layer), inputs=tuple(_inputs(use, layer, variables) for use in uses)) for layer, uses in layers
-    ]
+    dtype, seen = vector_dtype(variables), []
+    for layer, uses in layers:
+        inputs = [use.inputs(use.source) for use in uses]
+        cast = inputs if layer.one_hot else [tf.cast(given, dtype) for given in inputs]
+        seen.append(_Seen(**asdict(layer), inputs=tuple(cast)))
     return tf.nest.pack_sequence_as(structure, outputs), seen
 
 
 def _pulled(
     functions: Functions, params: Params, variables: Sequence[Any], batch: tuple[Batch, Tensor]
-) -> dict[str, list[Tensor]]:
-    """By where its weight starts, the derivatives by what each use of a layer gives, ``(V, …, groups, d_out)``."""
+) -> dict[int, list[Tensor]]:
+    """By the start of a layer, the derivatives by what each of its uses gives, ``(V, …, groups, d_out)``."""
     data, cotangents = batch
     _, outputs, tape, layers = _forward(functions, params, variables, data)
     dtype, every = vector_dtype(variables), [use for _, uses in layers for use in uses]
@@ -156,7 +154,7 @@ def _pulled(
         return [tf.cast(use.outputs(slope), dtype) for use, slope in zip(every, slopes, strict=True)]
 
     pulled = iter(tf.map_fn(pull_back, cotangents, fn_output_signature=[dtype] * len(every)))
-    return {str(layer.start): [next(pulled) for _ in uses] for layer, uses in layers}
+    return {layer.start: [next(pulled) for _ in uses] for layer, uses in layers}
 
 
 def _forward(functions: Functions, params: Params, variables: Sequence[Any], batch: Batch) -> tuple[Any, ...]:
@@ -167,11 +165,6 @@ def _forward(functions: Functions, params: Params, variables: Sequence[Any], bat
         outputs = [tf.convert_to_tensor(output) for output in tf.nest.flatten(structure)]
     given = [leaf for leaf in tf.nest.flatten(batch) if tf.is_tensor(leaf)]
     return structure, outputs, tape, layers_of(variables, names_of(params), given, outputs)
-
-
-def _inputs(use: LinearMap, layer: Layer, variables: Sequence[Any]) -> Tensor:
-    inputs = use.inputs(use.source)
-    return inputs if layer.one_hot else tf.cast(inputs, vector_dtype(variables))
 
 
 def _side_by_side(uses: list[np.ndarray], axis: int = 1) -> np.ndarray:

@@ -71,13 +71,10 @@ def variables_of(params: Params) -> list[Any]:
 
 
 def names_of(params: Params) -> list[str]:
-    """A name for each variable: its path in Keras, else its place in a structure, or its own name in a model."""
+    """A name for each variable: its path in Keras, else its place in a structure, or its name in a model."""
     owner = owner_of(params)
     leaves = _leaves(owner)
-    if _is_model(owner):
-        places = [leaf.name.partition(":")[0] for leaf in leaves]
-    else:
-        places = _places(owner)
+    places = [leaf.name.partition(":")[0] for leaf in leaves] if _is_model(owner) else _places(owner)
     names = [getattr(leaf, "path", place) for leaf, place in zip(leaves, places, strict=True)]
     # Models may give one name twice.
     return [f"{name}#{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]

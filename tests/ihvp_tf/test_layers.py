@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ihvp.backend import SupportsBlocks, SupportsLayers
-from ihvp.errors import DataError, WrongShape
-from ihvp_tf import _open
+from ihvp.errors import VectorError
 from ihvp_tf._backend import TensorFlowBackend
 
 B, LENGTH, WIDTH = 4, 8, 6
@@ -18,11 +16,13 @@ EPSILON = 1e-12
 
 @pytest.fixture(autouse=True)
 def float64():
-    before = keras.config.floatx()
+    before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     keras.utils.set_random_seed(0)
     yield
-    keras.config.set_floatx(before)
+    keras.config.set_floatx(before[0])
+    keras.config.set_dtype_policy(before[1])
 
 
 @pytest.fixture
@@ -39,15 +39,15 @@ def call(model, batch):
 
 
 def gradients(predict, params, variables, batch, cotangents):
-    """By a tape over the plain model, ``(P, V)``; for each row of the cotangents."""
+    """By a tape over the plain model, ``(P, V)``, for each row of the cotangents."""
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        tape.watch(variables)
+        outputs = tf.nest.flatten(predict(params, batch))
+        flat = tf.concat([tf.reshape(output, [-1]) for output in outputs], 0)
     columns = []
     for row in cotangents:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(variables)
-            outputs = tf.nest.flatten(predict(params, batch))
-            flat = tf.concat([tf.reshape(output, [-1]) for output in outputs], 0)
-            value = tf.reduce_sum(flat * tf.constant(row, flat.dtype))
-        parts = tape.gradient(value, variables, unconnected_gradients="zero")
+        weights = tf.constant(row, flat.dtype)
+        parts = tape.gradient(flat, variables, output_gradients=weights, unconnected_gradients="zero")
         columns.append(np.concatenate([tf.convert_to_tensor(part).numpy().reshape(-1) for part in parts]))
     return np.stack(columns, 1)
 
@@ -61,55 +61,56 @@ def outer(layer, inputs, pulled):
     return np.einsum("vnsgo,nsgi->nvgoi", pulled, inputs)
 
 
-def check(predict, params, batch, left_out=(), rtol=EPSILON, by_example=True):
-    """Compares with the tape; gives the open model and the names of the layers."""
+def check(predict, params, batch, left_out=(), rtol=EPSILON):
+    """Compares with the tape; gives the open model and the names of its layers."""
     backend = TensorFlowBackend(params)
     variables = [getattr(leaf, "value", leaf) for leaf in getattr(params, "trainable_variables", [])]
     variables = variables or tf.nest.flatten(params)
     opened = backend.open(predict, params, batch)
-    size = sum(int(np.prod(shape)) for shape in opened.shapes)
     count = len(tf.nest.flatten(batch)[0])
-    cotangents = np.random.default_rng(1).standard_normal((2, size))
-    np.testing.assert_allclose(
-        opened.outputs(), np.concatenate([np.ravel(y) for y in tf.nest.flatten(predict(params, batch))]), rtol
-    )
+    rng = np.random.default_rng(1)
+    arrays = [rng.standard_normal(shape) for shape in opened.shapes]
+    alone = [np.where(np.arange(count).reshape(-1, *[1] * (y.ndim - 1)) == count - 1, y, 0) for y in arrays]
+    cotangents = np.stack([np.concatenate([y.ravel() for y in every]) for every in (arrays, alone)])
+
     batch = tf.nest.map_structure(tf.constant, batch)
+    outputs = tf.nest.flatten(predict(params, batch))
+    np.testing.assert_allclose(opened.outputs(), np.concatenate([np.ravel(y) for y in outputs]), rtol)
     wanted = gradients(predict, params, variables, batch, cotangents)
     pulled = opened.pull_back(cotangents)
-    scale = np.abs(wanted).max()
     seen = np.zeros(len(wanted), int)
     for layer, inputs, slopes in zip(opened.layers, opened.inputs, pulled, strict=True):
         own = () if layer.one_hot else (layer.groups, layer.d_in)
         assert inputs.shape == (count, inputs.shape[1], *own)
         assert slopes.shape == (2, count, inputs.shape[1], layer.groups, layer.d_out)
-        by = outer(layer, inputs, slopes)
-        np.testing.assert_allclose(by.sum(0), layer.read(wanted), atol=rtol * scale, rtol=0)
+        found, right = outer(layer, inputs, slopes), layer.read(wanted)
+        close = {"atol": rtol * np.abs(wanted).max(), "rtol": 0}
+        np.testing.assert_allclose(found.sum(0)[0], right[0], **close)
+        # The outputs of one example lead only to the gradient of that example.
+        np.testing.assert_allclose(found[-1], right[[1, 1]], **close)
         for part in layer.slices:
             seen[part] += 1
-    blocks = backend.blocks(params)
-    assert [name for name, part in blocks.items() if not seen[part].all()] == list(left_out)
-    assert seen.max(initial=0) <= 1
-    # The outputs of one example lead only to the gradient of that example.
-    for i in range(count if by_example else 0):
-        rows = [np.arange(np.prod(shape)).reshape(shape)[i].ravel() for shape in opened.shapes]
-        starts = np.cumsum([0] + [int(np.prod(shape)) for shape in opened.shapes])
-        own = np.zeros_like(cotangents)
-        for start, row in zip(starts, rows, strict=False):
-            own[:, start + row] = cotangents[:, start + row]
-        wanted = gradients(predict, params, variables, batch, own)
-        for layer, inputs, slopes in zip(opened.layers, opened.inputs, pulled, strict=True):
-            found = outer(layer, inputs, slopes)[i]
-            np.testing.assert_allclose(found, layer.read(wanted), atol=rtol * scale, rtol=0)
+    assert [name for name, part in backend.blocks(params).items() if not seen[part].all()] == list(left_out)
+    assert seen.max() <= 1
     return opened, [layer.name for layer in opened.layers]
 
 
 L = keras.layers
-STRIDED = {"strides": 2}
-DILATED = {"dilation_rate": 2}
+SAME, STRIDED = {"padding": "same"}, {"strides": 2}
+
+
+def convolutions(kind, shape, kernel, dilations, channels=4, **options):
+    """One of every kind after the other."""
+    dilated = {"dilation_rate": dilations}
+    every = [{}, SAME, SAME | STRIDED, dilated, SAME | dilated, STRIDED]
+    width = [channels] if kind in (L.Conv1D, L.Conv2D, L.Conv3D, L.SeparableConv2D) else []
+    made = [kind(*width, kernel, activation="tanh", **(options | given)) for given in every]
+    return sequence(*made, L.Dense(2), shape=shape)
+
+
 MODELS = {
     "mlp": lambda: sequence(L.Flatten(), L.Dense(4, activation="tanh"), L.Dense(3, use_bias=False)),
-    "positions": lambda: sequence(L.Dense(4, activation="gelu"), L.Dense(3)),
-    "each step": lambda: sequence(L.TimeDistributed(L.Dense(3, activation="tanh")), L.Dense(2)),
+    "positions": lambda: sequence(L.Dense(4, activation="gelu"), L.TimeDistributed(L.Dense(3)), L.Dense(2)),
     "contraction": lambda: sequence(
         L.EinsumDense("abc,cd->abd", output_shape=(LENGTH, 5), bias_axes="d"),
         L.EinsumDense("abc,bcd->abd", output_shape=(LENGTH, 4), bias_axes="bd", activation="tanh"),
@@ -117,47 +118,31 @@ MODELS = {
         L.EinsumDense("abc,bcde->aed", output_shape=(2, 5), bias_axes="ed"),
     ),
     "embedding": lambda: sequence(L.Embedding(5, 3), L.Dense(2), shape=(LENGTH,), dtype="int32"),
-    "conv1d in groups": lambda: sequence(L.Conv1D(6, 3, groups=2), L.Dense(2)),
-    "conv1d in groups, dilated": lambda: sequence(
-        L.Conv1D(6, 3, groups=2, dilation_rate=2, padding="same"), L.Dense(2)
-    ),
+    "conv1d": lambda: convolutions(L.Conv1D, (20, 2), 3, 2),
     "conv1d causal": lambda: sequence(L.Conv1D(4, 3, padding="causal", dilation_rate=2), L.Dense(2)),
-    "conv2d in groups": lambda: sequence(
-        L.Reshape((4, 3, 4)), L.Conv2D(6, (3, 2), groups=2, padding="same", strides=2), L.Dense(2)
-    ),
-    "separable": lambda: sequence(L.SeparableConv1D(4, 3, padding="same"), L.Dense(2)),
-    "separable, dilated": lambda: sequence(
-        L.Reshape((LENGTH, 3, 2)), L.SeparableConv2D(4, 2, dilation_rate=2), L.Dense(2)
+    "conv2d": lambda: convolutions(L.Conv2D, (20, 12, 1), (3, 2), (2, 1)),
+    "conv2d along": lambda: sequence(L.Conv2D(2, 2, dilation_rate=(1, 2)), L.Dense(2), shape=(5, 6, 2)),
+    "conv3d": lambda: convolutions(L.Conv3D, (9, 8, 7, 1), 2, (1, 2, 1)),
+    "depthwise1d": lambda: convolutions(L.DepthwiseConv1D, (20, 2), 3, 2),
+    "depthwise2d": lambda: convolutions(L.DepthwiseConv2D, (20, 24, 1), (3, 2), 2, depth_multiplier=2),
+    "separable": lambda: convolutions(L.SeparableConv2D, (20, 12, 1), (3, 2), 2),
+    "in groups": lambda: sequence(
+        L.Conv1D(6, 3, groups=2, dilation_rate=2, padding="same"),
+        L.Reshape((LENGTH, 1, 6)),
+        L.Conv2D(6, (3, 1), groups=3, strides=2),
     ),
 }
-for name, options in {
-    "": {},
-    ", strided": STRIDED,
-    ", same": {"padding": "same"},
-    ", same, strided": {"padding": "same", **STRIDED},
-    ", dilated": DILATED,
-    ", same, dilated": {"padding": "same", **DILATED},
-}.items():
-    MODELS |= {
-        f"conv1d{name}": lambda o=options: sequence(L.Conv1D(4, 3, activation="tanh", **o), L.Dense(2)),
-        f"conv2d{name}": lambda o=options: sequence(
-            L.Reshape((LENGTH, WIDTH, 1)), L.Conv2D(3, (3, 2), activation="tanh", **o), L.Dense(2)
-        ),
-        f"conv3d{name}": lambda o=options: sequence(
-            L.Reshape((4, 4, 3, 1)),
-            L.Conv3D(3, 2, activation="tanh", **{k: (1, 2, 1) if k == "dilation_rate" else v for k, v in o.items()}),
-            L.Dense(2),
-        ),
-        f"depthwise{name}": lambda o=options: sequence(
-            L.Reshape((LENGTH, 3, 2)), L.DepthwiseConv2D(2, depth_multiplier=2, **o), L.Dense(2)
-        ),
-    }
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_products_of_both_sides_are_the_gradient(name, x):
-    batch = (np.random.default_rng(0).integers(0, 5, (B, LENGTH)) if name == "embedding" else x,)
-    check(call, MODELS[name](), batch)
+    model, rng = MODELS[name](), np.random.default_rng(0)
+    given = (
+        rng.integers(0, 5, (B, LENGTH))
+        if name == "embedding"
+        else rng.standard_normal((B, *model.input_shape[1:]))
+    )
+    check(call, model, (given,))
 
 
 def test_attention(x):
@@ -169,9 +154,11 @@ def test_attention(x):
 
 def test_single_precision(x):
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
     model = sequence(L.Conv1D(4, 3, activation="tanh"), L.Dense(2))
     opened, _ = check(call, model, (x.astype(np.float32),), rtol=1e-5)
-    assert opened.outputs().dtype == opened.inputs[0].dtype == np.float32
+    assert opened.outputs().dtype == np.float32
+    assert opened.inputs[0].dtype == np.float32
 
 
 def test_mixed_precision_is_seen_through_its_casts(x):
@@ -201,7 +188,11 @@ PLAIN = {
     # name: parameters, predict, blocks left out
     "transposed": ({"w": matrix(3, WIDTH)}, lambda w, x: tf.matmul(x, w["w"], transpose_b=True), []),
     "from the left": ({"w": matrix(3, WIDTH)}, lambda w, x: tf.transpose(w["w"] @ tf.transpose(x[:, 0])), []),
-    "transposed input": ({"w": matrix(WIDTH, 3)}, lambda w, x: tf.matmul(tf.transpose(x[:, 0]), w["w"], True), []),
+    "transposed input": (
+        {"w": matrix(WIDTH, 3)},
+        lambda w, x: tf.matmul(tf.transpose(x[:, 0]), w["w"], True),
+        [],
+    ),
     "reshaped": ({"w": matrix(WIDTH * 3)}, lambda w, x: tf.matmul(x, tf.reshape(w["w"], (WIDTH, 3))), []),
     "stacked": ({"w": matrix(2, WIDTH, WIDTH)}, lambda w, x: tf.tanh(x[:, 0] @ w["w"][0]) @ w["w"][1], []),
     "split": (
@@ -244,7 +235,11 @@ PLAIN = {
         lambda w, x: x @ (w["u"] @ w["w"]),
         ["u", "w"],
     ),
-    "one side tied": ({"w": matrix(WIDTH, 3)}, lambda w, x: tf.tanh(x @ w["w"]) @ tf.transpose(w["w"]), ["w"]),
+    "one side tied": (
+        {"w": matrix(WIDTH, 3)},
+        lambda w, x: tf.tanh(x @ w["w"]) @ tf.transpose(w["w"]),
+        ["w"],
+    ),
     "condition": (
         {"u": matrix(WIDTH, WIDTH), "w": matrix(WIDTH, 3)},
         lambda w, x: tf.cond(tf.reduce_sum(x) > 1e9, lambda: x, lambda: x @ w["u"]) @ w["w"],
@@ -252,13 +247,18 @@ PLAIN = {
     ),
     "loop": (
         {"u": matrix(WIDTH, WIDTH), "w": matrix(WIDTH, 3)},
-        lambda w, x: tf.while_loop(lambda i, y: i < 2, lambda i, y: (i + 1, tf.tanh(y @ w["u"])), (0, x))[1]
-        @ w["w"],
+        lambda w, x: (
+            tf.while_loop(lambda i, y: i < 2, lambda i, y: (i + 1, tf.tanh(y @ w["u"])), (0, x))[1] @ w["w"]
+        ),
         ["u"],
     ),
     "numpy": ({"w": matrix(WIDTH, 3)}, lambda w, x: tf.experimental.numpy.matmul(x, w["w"]), []),
     "a function": ({"w": matrix(WIDTH, 3)}, tf.function(lambda w, x: x @ w["w"]), []),
-    "a compiled one": ({"w": matrix(WIDTH, 3)}, tf.function(lambda w, x: tf.tanh(x) @ w["w"], jit_compile=True), ["w"]),
+    "a compiled one": (
+        {"w": matrix(WIDTH, 3)},
+        tf.function(lambda w, x: tf.tanh(x) @ w["w"], jit_compile=True),
+        ["w"],
+    ),
     "nested": (
         [{"w": matrix(WIDTH, 3)}, (matrix(WIDTH, 2),)],
         lambda w, x: {"z": x @ w[0]["w"], "a": [x[:, 0] @ w[1][0], tf.reduce_sum(x, (1, 2))]},
@@ -270,7 +270,7 @@ PLAIN = {
 @pytest.mark.parametrize("name", PLAIN)
 def test_functions_of_variables(name, x):
     params, predict, left_out = PLAIN[name]
-    check(predict, params, x, left_out, by_example=name != "transposed input")
+    check(predict, params, x, left_out)
 
 
 def test_weights_in_two_orders_are_left_out():
@@ -298,3 +298,119 @@ def test_layers_of_other_axes_than_the_examples_are_left_out(x):
         return tf.reduce_sum(by_time, 0) + tf.reduce_sum(mixed) + tf.reduce_sum(positions)
 
     assert TensorFlowBackend(w).open(predict, w, x).layers == []
+
+
+def test_derivatives_by_the_outputs(x):
+    model = sequence(L.Flatten(), L.Dense(3))
+    other = sequence(L.Flatten(), L.Dense(2))
+
+    def predict(model, batch):
+        return {"b": model(batch[0]), "a": [other(batch[0])]}
+
+    def loss(outputs, batch):
+        return tf.reduce_mean(tf.exp(outputs["b"])) + tf.reduce_sum(outputs["a"][0][:, 0] ** 2 * batch[1])
+
+    y = np.random.default_rng(1).standard_normal(B)
+    opened = TensorFlowBackend(model).open(predict, model, (x, y))
+    assert opened.shapes == [(B, 2), (B, 3)]
+    assert [layer.name for layer in opened.layers] == [model.layers[1].path]
+    a, b = other(x).numpy(), model(x).numpy()
+    slope = np.concatenate([(np.array([2, 0]) * a * y[:, None]).ravel(), np.exp(b).ravel() / b.size])
+    curvature = np.concatenate([(np.array([2, 0]) * y[:, None]).ravel(), np.exp(b).ravel() / b.size])
+    np.testing.assert_allclose(opened.output_gradient(loss), slope, rtol=1e-12)
+    v = np.random.default_rng(2).standard_normal((slope.size, 3))
+    np.testing.assert_allclose(opened.output_hvp(loss, v), curvature[:, None] * v, rtol=1e-12)
+    opened.output_hvp(loss, v)[:] = 0  # the caller's own
+
+
+def test_outputs_that_the_loss_ignores_have_zeros(x):
+    w = {"w": matrix(WIDTH, 3)}
+    opened = TensorFlowBackend(w).open(lambda w, x: (x @ w["w"], x[:, 0] @ w["w"]), w, x)
+    slope = opened.output_gradient(lambda outputs, x: tf.reduce_sum(outputs[1]))
+    np.testing.assert_array_equal(slope, [0] * (B * LENGTH * 3) + [1] * (B * 3))
+
+
+def test_cotangent_loss(x):
+    backend, model = TensorFlowBackend(), sequence(L.Dense(3), L.LayerNormalization())
+    opened = backend.open(call, model, (x,))
+    (shape,) = opened.shapes
+    cotangents = np.random.default_rng(1).standard_normal(shape)
+    wanted = gradients(
+        call, model, [v.value for v in model.trainable_variables], (x,), cotangents.reshape(1, -1)
+    )
+    loss = backend.cotangent_loss(call)
+    np.testing.assert_allclose(backend.grad(loss, model, ((x,), [cotangents])), wanted[:, 0], rtol=1e-11)
+    assert {loss, backend.cotangent_loss(call)} == {loss}
+    assert loss != backend.cotangent_loss(lambda model, batch: model(batch[0]))
+    assert loss != call
+
+
+def test_values_in_the_place_of_variables(x):
+    backend, w = TensorFlowBackend(), {"w": matrix(WIDTH, 3), "u": matrix(3, 2)}
+
+    def predict(w, x):
+        return tf.tanh(x @ w["w"]) @ w["u"]
+
+    before = backend.flatten(w)
+    values = np.random.default_rng(5).standard_normal(before.size)
+    opened = backend.open(predict, backend.unflatten(values, w), x)
+    u, v = values[:6].reshape(3, 2), values[6:].reshape(WIDTH, 3)
+    np.testing.assert_allclose(opened.outputs(), (np.tanh(x @ v) @ u).ravel(), rtol=1e-12)
+    ones = np.ones((1, opened.outputs().size))
+    np.testing.assert_allclose(
+        opened.pull_back(ones)[1].reshape(B, LENGTH, 3), (1 - np.tanh(x @ v) ** 2) * u.sum(1), rtol=1e-12
+    )
+    np.testing.assert_array_equal(backend.flatten(w), before)
+
+
+def test_batches_of_one_form_share_a_trace(x):
+    traces = []
+
+    def predict(w, x):
+        traces.append(x.shape)
+        return x @ w["w"]
+
+    backend, w = TensorFlowBackend(), {"w": matrix(WIDTH, 3)}
+    for size in (4, 3, 2, 4, 1):
+        opened = backend.open(predict, w, x[:size])
+        ones = np.ones((size, opened.outputs().size))
+        (g,) = opened.pull_back(ones)
+        assert g.shape == (size, size, LENGTH, 1, 3)
+        opened.output_gradient(total)
+        assert len(traces) <= 4
+    np.testing.assert_array_equal(g, 1)
+
+
+def total(outputs, batch):
+    return tf.reduce_sum(outputs)
+
+
+def test_a_model_without_layers(x):
+    w = {"w": tf.Variable(2.0, dtype=tf.float64)}
+    opened = TensorFlowBackend(w).open(lambda w, x: x[:, 0] * w["w"], w, x)
+    assert opened.layers == opened.inputs == opened.pull_back(np.ones((2, B * WIDTH))) == []
+
+
+def test_malformed_arguments(x):
+    w = {"w": matrix(WIDTH, 3)}
+    opened = TensorFlowBackend(w).open(lambda w, x: x @ w["w"], w, x)
+    for malformed in (np.ones(B * LENGTH * 3), np.ones((2, 5))):
+        with pytest.raises(VectorError):
+            opened.pull_back(malformed)
+    with pytest.raises(VectorError):
+        opened.output_hvp(total, np.ones((5, 2)))
+
+
+def test_blocks_are_named_as_the_framework_does():
+    backend = TensorFlowBackend()
+    model = sequence(L.Dense(3, name="first"), L.Dense(2, name="second"))
+    blocks = backend.blocks(model)
+    assert list(blocks) == [variable.path for variable in model.trainable_variables]
+    assert blocks[f"{model.name}/first/bias"] == slice(18, 21)
+    assert list(backend.blocks(model.trainable_variables)) == list(blocks)
+    structure = {"b": [matrix(2), (matrix(3),)], "a": matrix(1)}
+    assert backend.blocks(structure) == {"a": slice(0, 1), "b/0": slice(1, 3), "b/1/0": slice(3, 6)}
+    assert backend.blocks(backend.unflatten(np.zeros(6), structure)).keys() == {"a", "b/0", "b/1/0"}
+    module = tf.Module()
+    module.u, module.v, module.w = tf.Variable([1.0]), tf.Variable([1.0]), tf.Variable([1.0], name="weight")
+    assert list(backend.blocks(module)) == ["Variable#0", "Variable#1", "weight"]
