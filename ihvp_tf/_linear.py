@@ -100,10 +100,10 @@ def _contraction(
     if len(w) + len(x) + len(y) != 3 * len(groups) + 2 * (len(outputs) + len(inputs) + len(places)):
         return None  # an axis that is summed by itself
     size = dict(zip(w, view.shape, strict=True))
-    if any(source.shape[x.index(axis)] != size[axis] for axis in groups + inputs):
+    if any(source.shape[x.index(axis)] != size[axis] for axis in groups):
         return None  # broadcast
-    whole = _unflattened(source) if x == "ij" else None
     n_groups, d_out, d_in = (prod(size[axis] for axis in part) for part in (groups, outputs, inputs))
+    whole = _unflattened(source, d_in) if x == "ij" else None
     return LinearMap(
         view.transpose([w.index(axis) for axis in groups + outputs + inputs]),
         n_groups,
@@ -121,12 +121,12 @@ def _contraction(
     )
 
 
-def _unflattened(rows: Tensor) -> Tensor | None:
+def _unflattened(rows: Tensor, d_in: int) -> Tensor | None:
     """The tensor whose leading axes were made one, as ``tf.tensordot`` does: it tells where examples are."""
     before = rows.op.inputs[0] if rows.op.type == "Reshape" else None
     if before is None or before.shape.rank is None or before.shape.rank < 2:
         return None
-    return before if before.shape[-1] == rows.shape[-1] else None
+    return before if before.shape[-1] == d_in else None
 
 
 def _rows(tensor: Tensor, axes: str, places: list[str], others: list[str], sizes: tuple[int, int]) -> Tensor:

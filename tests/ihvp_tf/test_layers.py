@@ -61,9 +61,9 @@ def outer(layer, inputs, pulled):
     return np.einsum("vnsgo,nsgi->nvgoi", pulled, inputs)
 
 
-def check(predict, params, batch, left_out=(), rtol=EPSILON):
+def check(predict, params, batch, left_out=(), rtol=EPSILON, backend=None):
     """Compares with the tape; gives the open model and the names of its layers."""
-    backend = TensorFlowBackend(params)
+    backend = backend or TensorFlowBackend(params)
     variables = [getattr(leaf, "value", leaf) for leaf in getattr(params, "trainable_variables", [])]
     variables = variables or tf.nest.flatten(params)
     opened = backend.open(predict, params, batch)
@@ -150,6 +150,18 @@ def test_attention(x):
     model = keras.Model(given, L.MultiHeadAttention(2, 3, value_dim=4)(given, given))
     _, names = check(call, model, (x,))
     assert [name.rpartition("/")[2] for name in names] == ["query", "key", "value", "attention_output"]
+
+
+@pytest.mark.parametrize("name", ["contraction", "embedding", "conv2d", "depthwise1d"])
+def test_batches_of_any_size(name):
+    model, rng = MODELS[name](), np.random.default_rng(0)
+    shape = model.input_shape[1:]
+    x = rng.integers(0, 5, (B, *shape)) if name == "embedding" else rng.standard_normal((B, *shape))
+    backend = TensorFlowBackend(model)
+    for size in (2, 3, 4):  # the second one is traced for all others
+        opened = backend.open(call, model, (x[:size],))
+        opened.pull_back(np.ones((size, opened.outputs().size)))
+    check(call, model, (x,), backend=backend)
 
 
 def test_single_precision(x):
