@@ -79,13 +79,19 @@ class OpenModel:
         self.shapes: Sequence[tuple[int, ...]] = [output.shape for output in self._outputs]
         self.layers: list[Layer] = []
         self.inputs: list[Vector] = []
+        doubtful = set()
         for found in seen:
             layer = Layer(**{field.name: getattr(found, field.name) for field in fields(Layer)})
+            own = () if layer.one_hot else (layer.groups, layer.d_in)
             uses = [given.numpy() for given in found.inputs]
-            if all(map(self._has_examples, uses, [0 if layer.one_hot else 2] * len(uses))):
+            places = {use.shape[: use.ndim - len(own)] for use in uses}
+            if all(self._has_examples(axes) for axes in places):
                 self.layers.append(layer)
-                own = () if layer.one_hot else (layer.groups, layer.d_in)
                 self.inputs.append(_side_by_side([use.reshape(self._count, -1, *own) for use in uses]))
+                if any(axes[:1] != (self._count,) or self._count in axes[1:] for axes in places):
+                    doubtful.add(layer)
+        if doubtful and self._count > 1:
+            self._leave_out(doubtful & self._mixed())
 
     def outputs(self) -> Vector:
         """The F outputs, ``(F,)``."""
@@ -120,12 +126,31 @@ class OpenModel:
             )
         return np.ascontiguousarray(rows)
 
-    def _has_examples(self, use: np.ndarray, own: int) -> bool:
-        """Whether the examples are the leading axis of the places, or the slow factor of the only one."""
-        places = use.shape[: use.ndim - own]
+    def _has_examples(self, places: tuple[int, ...]) -> bool:
+        """Whether the examples may be the leading axis of the places, or the slow factor of the only one."""
         if self._count == 1 or places[:1] == (self._count,):
             return True
         return len(places) == 1 and places[0] % self._count == 0
+
+    def _mixed(self) -> set[Layer]:
+        """The layers in which the outputs of the first or the last example lead to another example."""
+        rng, ends = np.random.default_rng(0), (0, self._count - 1)
+        rows = [[np.zeros(shape) for shape in self.shapes] for _ in ends]
+        for row, example in zip(rows, ends, strict=True):
+            for output in row:
+                if output.shape[:1] == (self._count,):
+                    output[example] = rng.standard_normal(output.shape[1:])
+        pulled = self.pull_back(np.stack([np.concatenate([y.ravel() for y in row]) for row in rows]))
+        return {
+            layer
+            for layer, (first, last) in zip(self.layers, pulled, strict=True)
+            if first[1:].any() or last[:-1].any()
+        }
+
+    def _leave_out(self, layers: set[Layer]) -> None:
+        kept = [index for index, layer in enumerate(self.layers) if layer not in layers]
+        self.layers = [self.layers[index] for index in kept]
+        self.inputs = [self.inputs[index] for index in kept]
 
 
 def _opened(

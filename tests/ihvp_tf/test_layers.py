@@ -312,6 +312,31 @@ def test_layers_of_other_axes_than_the_examples_are_left_out(x):
     assert TensorFlowBackend(w).open(predict, w, x).layers == []
 
 
+@pytest.mark.parametrize("part", [0, slice(None), -1])
+def test_rows_of_other_orders_are_left_out(x, part):
+    w = {"w": matrix(WIDTH, 3), "u": matrix(WIDTH, 3)}
+
+    def predict(w, x):
+        by_example = tf.tanh(tf.reshape(x, (-1, WIDTH))) @ w["w"]
+        by_time = tf.tanh(tf.reshape(tf.transpose(x, (1, 0, 2)), (-1, WIDTH))) @ w["u"]
+        times = tf.reshape(by_time, (LENGTH, -1, 3))[part]
+        return tf.reshape(by_example, (-1, LENGTH, 3)), times if part != slice(None) else tf.reduce_sum(
+            times, 0
+        )
+
+    check(predict, w, x, ["u"])
+
+
+def test_as_many_steps_as_examples(x):
+    w = {"u": matrix(WIDTH, 3), "v": matrix(3, 2)}
+
+    def predict(w, x):
+        steps = tf.tanh(tf.tensordot(tf.transpose(x[:, :B], (1, 0, 2)), w["u"], 1))
+        return tf.tensordot(tf.transpose(steps, (1, 0, 2)), w["v"], 1)
+
+    check(predict, w, x, ["u"])
+
+
 def test_derivatives_by_the_outputs(x):
     model = sequence(L.Flatten(), L.Dense(3))
     other = sequence(L.Flatten(), L.Dense(2))
