@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
 from array_api_compat import array_namespace
@@ -14,6 +15,7 @@ from ihvp.backend import (
     GradientFunction,
     Loss,
     Params,
+    SupportsBlocks,
     SupportsValue,
     Vector,
 )
@@ -24,6 +26,7 @@ from ihvp_numdiff._gradient import flatten_gradient, flatten_gradient_by
 from ihvp_numdiff._near import Near, NearArrays, NearVector
 from ihvp_numdiff._parts import product_by_parts, tolerance
 from ihvp_numdiff._sizes import alike
+from ihvp_numdiff._structure import leaves
 from ihvp_numdiff._weights import InPlaceWeights, ShiftedWeights
 
 T = TypeVar("T")
@@ -194,6 +197,22 @@ class NumdiffBackend:
             return max(error, near.epsilon * size, 0.1 * near.rounding() * scale / step)
         reference, uncertainty = product_by_parts(near, v, self.order)
         return max(error, near.epsilon * size, norm(product - reference) + uncertainty)
+
+    def blocks(self, params: Params) -> Mapping[str, slice]:
+        """The part of the flat vector that each array is, by its place: ``params['w'][0]``.
+
+        With ``inner``, by its names; all parameters are one block where it has none.
+        """
+        inner: object = self.inner
+        if not self._over_arrays(params) and isinstance(inner, SupportsBlocks):
+            return inner.blocks(params)
+        named = [("params", int(self.flatten(params).shape[0]))]
+        if self._over_arrays(params):
+            arrays = _arrays_of(params)
+            sizes = [array.size for array in _arrays.floating_arrays(arrays)]
+            named = list(zip([path for path, _ in leaves(arrays)], sizes, strict=True))
+        ends = list(accumulate((size for _, size in named), initial=0))
+        return {path: slice(*part) for (path, _), part in zip(named, pairwise(ends), strict=True)}
 
     def _over_arrays(self, params: Params) -> bool:
         return self.inner is None or isinstance(params, InPlaceWeights | ShiftedWeights)

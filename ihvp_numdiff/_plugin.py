@@ -32,7 +32,7 @@ def ihvp_backend() -> BackendPlugin:
         install="pip install 'ihvp[numdiff]'",
         factory=_factory,
         types=("numpy", "ihvp_numdiff"),
-        capabilities=frozenset({"product_error", "value"}),
+        capabilities=frozenset({"product_error", "value", "blocks"}),
         differentiates="gradient",
         dialect=_dialect,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ihvp.errors import WrongShape
 from ihvp_tf import _derivatives, _loop, _parameters
 from ihvp_tf._graph import Graph
 from ihvp_tf._inputs import in_place_of_inputs, inputs
+from ihvp_tf._open import CotangentLoss, OpenModel
 from ihvp_tf._sharing import shared_graph
 
 _MOST_GRAPHS = 64
@@ -158,6 +159,27 @@ class TensorFlowBackend:
         products = self._run(_derivatives.input_product, (loss,), params, (batch, _rows(v, params)))
         return in_place_of_inputs(products[0] if v.ndim == 1 else products, batch)
 
+    def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenModel:
+        """A forward pass of ``predict(params, batch)`` with what goes into its layers.
+
+        Layers are products, convolutions (channels last) and look-ups with a parameter in the graph that
+        TensorFlow traces. Those inside loops, conditions and compiled functions are not seen.
+        """
+        return OpenModel(self._run, predict, params, batch)
+
+    def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
+        """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``; equal for equal models."""
+        return CotangentLoss(predict)
+
+    def blocks(self, params: Params) -> Mapping[str, slice]:
+        """The part of the flat vector that each variable is.
+
+        The names are the ``path`` of Keras' variables, the ``name`` of those in a ``tf.Module``, and the
+        places ``key/…/key`` of those in a structure.
+        """
+        ends = np.cumsum([0, *map(_parameters.size_of, _parameters.variables_of(params))]).tolist()
+        return dict(zip(_parameters.names_of(params), map(slice, ends[:-1], ends[1:]), strict=True))
+
     def _run(
         self,
         derivative: Callable[..., Any],
@@ -165,8 +187,8 @@ class TensorFlowBackend:
         params: Params,
         batch: Batch,
         v: Vector | None = None,
-    ) -> Vector:
-        variables = _parameters.variables_of(params)
+    ) -> Any:
+        variables = [] if params is None else _parameters.variables_of(params)
         owner = _parameters.owner_of(params)
         if v is not None:
             v = np.asarray(v, dtype=_parameters.vector_dtype(variables).as_numpy_dtype)

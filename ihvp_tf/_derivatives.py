@@ -35,7 +35,7 @@ Functions = Sequence[Callable[..., Any]]
 def gradient(functions: Functions, params: Params, variables: Sequence[Any], batch: Batch) -> Tensor:
     """``∇ loss``, ``(P,)``."""
     (loss,) = functions
-    with _watching(variables) as tape:
+    with watching(variables) as tape:
         value = _scalar(loss(params, batch))
     return _join(_gradients(tape, value, variables, "no gradient reaches any of them"), variables)
 
@@ -51,8 +51,8 @@ def hessian_product(
 ) -> Tensor:
     """``∇² loss · v`` for ``v`` of shape ``(P,)``, or of each row of ``(k, P)``; they share the gradient."""
     (loss,) = functions
-    with _watching(variables) as outer:
-        with _watching(variables) as inner:
+    with watching(variables) as outer:
+        with watching(variables) as inner:
             value = _scalar(loss(params, batch))
         first = _gradients(inner, value, variables, "no gradient reaches any of them")
     return _by_row(lambda row: _pull_back(outer, first, _split(row, variables), variables), v)
@@ -68,7 +68,7 @@ def gauss_newton_product(
     """
     predict, loss = functions
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as transposed:
-        with _watching(variables) as forward:
+        with watching(variables) as forward:
             structure = predict(params, batch)
             outputs = [tf.convert_to_tensor(output) for output in tf.nest.flatten(structure)]
         cotangents = [tf.zeros_like(output) for output in outputs]
@@ -76,11 +76,7 @@ def gauss_newton_product(
         pulled = forward.gradient(outputs, variables, output_gradients=cotangents)
         pulled = _dense(pulled, "no gradient of the outputs reaches any of them")
 
-    points = [tf.stop_gradient(output) for output in outputs]
-    with _watching(points) as outer:
-        with _watching(points) as inner:
-            value = _scalar(loss(tf.nest.pack_sequence_as(structure, points), batch))
-        slope = _gradients(inner, value, points, "the loss ignores the outputs")
+    outer, points, slope = _slope(loss, structure, outputs, batch)
 
     def product(row: Tensor) -> Tensor:
         moved = _apply(transposed, pulled, _split(row, variables), cotangents)
@@ -88,6 +84,33 @@ def gauss_newton_product(
         return _pull_back(forward, outputs, curved, variables)
 
     return _by_row(product, v)
+
+
+def output_gradient(
+    functions: Functions, params: Params, variables: Sequence[Any], batch: tuple[Batch, Any]
+) -> Tensor:
+    """The gradient of a loss of the outputs beside the batch by them, ``(F,)``."""
+    (loss,), (data, structure) = functions, batch
+    outputs = tf.nest.flatten(structure)
+    _, _, slope = _slope(loss, structure, outputs, data)
+    return _join(_or_zeros(slope, outputs), outputs)
+
+
+def output_hessian_product(
+    functions: Functions, params: Params, variables: Sequence[Any], batch: tuple[Batch, Any, Tensor]
+) -> Tensor:
+    """``∇²_outputs loss · v`` of the outputs beside the batch for every row of the vectors, ``(k, F)``."""
+    (loss,), (data, structure, vectors) = functions, batch
+    outputs = tf.nest.flatten(structure)
+    outer, points, slope = _slope(loss, structure, outputs, data)
+    return tf.map_fn(lambda row: _pull_back(outer, slope, _split_as(row, outputs), points), vectors)
+
+
+def pulled_back(
+    tape: Any, outputs: Sequence[Tensor], cotangents: Tensor, sources: Sequence[Tensor]
+) -> list[Tensor]:
+    """The derivatives of ``⟨cotangents, outputs⟩`` by tensors that have led to the outputs."""
+    return _apply(tape, outputs, _split_as(cotangents, outputs), sources)
 
 
 def per_example_gradients(
@@ -111,7 +134,7 @@ def example_product(
     """
     (loss,), (examples, vectors) = functions, batch
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as transposed:
-        with _watching(variables) as forward:
+        with watching(variables) as forward:
             losses = _losses(loss, params, variables, examples)
         cotangents = tf.zeros_like(losses)
         transposed.watch(cotangents)
@@ -131,11 +154,23 @@ def input_product(
     """The derivative of ``∇ loss · v`` by all inputs, ``(k, n)``, for every row of the vectors."""
     (loss,), (data, vectors) = functions, batch
     sources = inputs(data)
-    with _watching(sources) as outer:
-        with _watching(variables) as inner:
+    with watching(sources) as outer:
+        with watching(variables) as inner:
             value = _scalar(loss(params, data))
         first = _gradients(inner, value, variables, "no gradient reaches any of them")
     return tf.map_fn(lambda row: _pull_back(outer, first, _split(row, variables), sources), vectors)
+
+
+def _slope(
+    loss: Callable[..., Any], structure: Any, outputs: Sequence[Tensor], batch: Batch
+) -> tuple[Any, list[Tensor], list[Tensor]]:
+    """The gradient of the loss by copies of the outputs, with the tape that has recorded it."""
+    points = [tf.stop_gradient(output) for output in outputs]
+    with watching(points) as outer:
+        with watching(points) as inner:
+            value = _scalar(loss(tf.nest.pack_sequence_as(structure, points), batch))
+        slope = _gradients(inner, value, points, "the loss ignores the outputs")
+    return outer, points, slope
 
 
 def _losses(loss: Callable[..., Any], params: Params, variables: Sequence[Any], batch: Batch) -> Tensor:
@@ -195,7 +230,8 @@ def _without_conversion_reports() -> Iterator[None]:
 
 
 @contextmanager
-def _watching(sources: Sequence[Tensor]) -> Iterator[Any]:
+def watching(sources: Sequence[Tensor]) -> Iterator[Any]:
+    """A tape of what follows from the sources."""
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(sources)
         yield tape
@@ -256,6 +292,21 @@ def _split(v: Tensor, variables: Sequence[Any]) -> list[Tensor]:
     return [
         tf.cast(tf.reshape(part, variable.shape), variable.dtype)
         for part, variable in zip(parts, variables, strict=True)
+    ]
+
+
+def _split_as(v: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of a vector in the shapes of tensors, which may be known only as the graph runs."""
+    parts = tf.split(v, [tf.size(tensor) for tensor in tensors], num=len(tensors))
+    return [
+        tf.cast(tf.reshape(part, tf.shape(tensor)), tensor.dtype)
+        for part, tensor in zip(parts, tensors, strict=True)
+    ]
+
+
+def _or_zeros(parts: Sequence[Any], tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [
+        tf.zeros_like(tensor) if part is None else part for part, tensor in zip(parts, tensors, strict=True)
     ]
 
 

@@ -92,8 +92,8 @@ class Graph:
         batch: Batch,
         v: Vector | None = None,
         values: Sequence[tuple[Any, Any]] = (),
-    ) -> Vector:
-        """The derivative as a new numpy array, at the variables' current values, or at others.
+    ) -> Any:
+        """The derivative as new numpy arrays, at the variables' current values, or at others.
 
         Parameters
         ----------
@@ -116,7 +116,8 @@ class Graph:
         batch = tf.nest.map_structure(to_tensor, batch)
         if v is None:
             # A copy: the result belongs to the caller, who may write to it.
-            return self._run((functions, params, variables), (batch,), values).numpy()
+            result = self._run((functions, params, variables), (batch,), values)
+            return tf.nest.map_structure(lambda leaf: leaf.numpy() if tf.is_tensor(leaf) else leaf, result)
         memory = aligned_copy(v.T)
         result = self._run((functions, params, variables), (batch, share(memory)), values)
         # Where v was lies memory that is touched already, and nobody else's.

@@ -82,6 +82,10 @@ def _run_here(function: Any, *args: Any, **kwargs: Any) -> Any:
     python: Callable[..., Any] = function.python_function
     if function._autograph:
         python = py_func_from_autograph(python, function._experimental_autograph_options)
+    if function._jit_compile:
+        # Some kernels are there only when compiled: Keras compiles convolutions in groups for that.
+        compiled = tf.function(python, autograph=False, jit_compile=True)
+        return differentiable_moments.originals[1](compiled, *args, **kwargs)
     return python(*args, **kwargs)
 
 

@@ -70,6 +70,27 @@ def variables_of(params: Params) -> list[Any]:
     return variables
 
 
+def names_of(params: Params) -> list[str]:
+    """A name for each variable: its path in Keras, else its place in a structure, or its name in a model."""
+    owner = owner_of(params)
+    leaves = _leaves(owner)
+    places = [leaf.name.partition(":")[0] for leaf in leaves] if _is_model(owner) else _places(owner)
+    names = [getattr(leaf, "path", place) for leaf, place in zip(leaves, places, strict=True)]
+    # Models may give one name twice.
+    return [f"{name}#{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def _places(structure: Any) -> list[str]:
+    """The path of each leaf, in the order of ``tf.nest``."""
+    if isinstance(structure, Mapping):
+        children = [(key, structure[key]) for key in sorted(structure)]
+    elif isinstance(structure, (list, tuple)):
+        children = list(enumerate(structure))
+    else:
+        return [""]
+    return [f"{key}/{place}" if place else str(key) for key, child in children for place in _places(child)]
+
+
 def require_floating(leaves: Sequence[Any], params: Params) -> None:
     """Refuse parameters without leaves, and leaves that are not of a real floating dtype."""
     if not leaves:

@@ -59,6 +59,13 @@ def test_product_is_that_of_ordinary_parameters(framework, weights, order):
     np.testing.assert_allclose(product, [20 / 9, 28 / 3], rtol=1e-9)
 
 
+def test_blocks_are_the_arrays_that_are_read(weights):
+    assert NumdiffBackend().blocks(weights) == {
+        "params['first']": slice(0, 1),
+        "params['second']": slice(1, 2),
+    }
+
+
 def test_gradient_is_taken_at_the_live_weights_without_writing(framework):
     def write(values):
         raise AssertionError("nothing to write")

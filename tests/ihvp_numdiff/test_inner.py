@@ -172,3 +172,14 @@ def test_gradient_function_over_a_container_that_takes_no_values_is_refused(para
     gradient = GradientFunction(lambda params, batch: cubes(params))
     with pytest.raises(ParameterError, match=r"Module cannot be called at other values.*InPlaceWeights"):
         NumdiffBackend(SealedBackend()).hvp(gradient, params, None, np.ones(3))
+
+
+class NamedBackend(ModuleBackend):
+    def blocks(self, params):
+        return {"bias": slice(0, 1), "weight": slice(1, 3)}
+
+
+def test_blocks_are_those_of_the_inner_backend():
+    params = Module(WEIGHT, BIAS)
+    assert NumdiffBackend(NamedBackend()).blocks(params) == {"bias": slice(0, 1), "weight": slice(1, 3)}
+    assert NumdiffBackend(ModuleBackend()).blocks(params) == {"params": slice(0, 3)}

@@ -50,6 +50,25 @@ def test_flatten_keeps_the_insertion_order_of_dicts():
     np.testing.assert_array_equal(vector, [1, 2, 3])
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("array", {"params": slice(0, 6)}),
+        ("dict", {"params['z']": slice(0, 4), "params['a']": slice(4, 7)}),
+        ("named tuple", {"params[0]": slice(0, 4), "params[1]": slice(4, 6)}),
+    ],
+)
+def test_blocks_are_the_arrays_in_their_places(name, expected):
+    assert NumdiffBackend().blocks(STRUCTURES[name]) == expected
+
+
+def test_blocks_are_where_flatten_puts_the_arrays():
+    backend, params = NumdiffBackend(), STRUCTURES["nested"]
+    vector = backend.flatten(params)
+    first = backend.blocks(params)["params['layers'][0][1]"]
+    np.testing.assert_array_equal(vector[first], [3, 3])
+
+
 def test_flatten_is_a_copy():
     params = np.ones(3)
     NumdiffBackend().flatten(params)[:] = 0

@@ -35,6 +35,11 @@ MODELS = {
         keras.layers.Conv1D(2, 3, activation="tanh", dtype="float64"),
         keras.layers.LayerNormalization(dtype="float64"),
     ),
+    "compiled convolution": lambda: layers(
+        keras.layers.Reshape((3, 2), dtype="float64"),
+        keras.layers.Conv1D(4, 2, groups=2, activation="tanh", dtype="float64"),
+        keras.layers.LayerNormalization(dtype="float64"),
+    ),
 }
 
 
