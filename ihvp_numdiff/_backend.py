@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from itertools import accumulate, pairwise
 from typing import Any, TypeVar
@@ -199,7 +200,7 @@ class NumdiffBackend:
         return max(error, near.epsilon * size, norm(product - reference) + uncertainty)
 
     def blocks(self, params: Params) -> Mapping[str, slice]:
-        """The part of the flat vector that each array is, by its place: ``params['w'][0]``.
+        """The part of the flat vector that each array is, by its place in the structure: ``w.0``.
 
         With ``inner``, by its names; all parameters are one block where it has none.
         """
@@ -210,7 +211,7 @@ class NumdiffBackend:
         if self._over_arrays(params):
             arrays = _arrays_of(params)
             sizes = [array.size for array in _arrays.floating_arrays(arrays)]
-            named = list(zip([path for path, _ in leaves(arrays)], sizes, strict=True))
+            named = list(zip([_dotted(path) for path, _ in leaves(arrays)], sizes, strict=True))
         ends = list(accumulate((size for _, size in named), initial=0))
         return {path: slice(*part) for (path, _), part in zip(named, pairwise(ends), strict=True)}
 
@@ -312,3 +313,8 @@ def _check_vector(v: Vector, near: Near) -> None:
         raise WrongShape(v.shape, near.size)
     if v.dtype != near.dtype:
         raise WrongDtype(v.dtype, near.dtype)
+
+
+def _dotted(path: str) -> str:
+    """``w.0`` for ``params['w'][0]``."""
+    return re.sub(r"\['?(.*?)'?\]", r".\1", path.removeprefix("params")).removeprefix(".") or "params"

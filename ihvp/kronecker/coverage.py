@@ -35,44 +35,55 @@ _NUMBERS = 1 << 22
 def complete_layers(
     objective: Objective, predict: Callable[..., Any], batch: Batch
 ) -> tuple[set[str], dict[str, str]]:
-    """The names of the layers whose weights reach the outputs only through them, and why others do not count.
+    """The names of layers whose weights reach the outputs only through them, and why others do not count.
 
-    The sum ``Σ g aᵀ`` over examples and places is compared with the derivative by the weights, for random
-    cotangents.
+    ``Σ_s g aᵀ`` of the first example is compared with the derivative by the weights, for random cotangents of
+    that example's outputs, and of all examples for those of all. An example alone shows whether rows belong to
+    their examples.
     """
     backend = objective.backend
     assert isinstance(backend, SupportsLayers)
     if count_examples(batch) > _EXAMPLES:
         batch = take_examples(batch, 0, _EXAMPLES)
     model = backend.open(predict, objective.params, batch)
-    outputs = model.outputs()
-    random = np.random.default_rng(0).standard_normal(outputs.shape[0])
-    cotangent = array_api_compat.array_namespace(outputs).asarray(
-        random, dtype=outputs.dtype, device=array_api_compat.device(outputs)
-    )
-    expected = backend.grad(
-        backend.cotangent_loss(predict), objective.params, (batch, split_outputs(model, cotangent))
-    )
-    complete, refused = set(), {}
-    gradients = model.pull_back(cotangent[None])
-    taken = np.zeros(objective.num_params, dtype=np.int8)
+    loss, random = backend.cotangent_loss(predict), np.random.default_rng(0)
+    arrays = [random.standard_normal(shape) for shape in model.shapes]
+    alone = [
+        np.where(np.arange(len(array)).reshape(-1, *[1] * (array.ndim - 1)) == 0, array, 0)
+        for array in arrays
+    ]
+    refused = _overlapping(model, objective.num_params)
+    like = model.outputs()
+    for chosen, count in ((arrays, None), (alone, 1)):
+        flat = np.concatenate([array.reshape(-1) for array in chosen])
+        cotangent = array_api_compat.array_namespace(like).asarray(
+            flat, dtype=like.dtype, device=array_api_compat.device(like)
+        )
+        expected = backend.grad(loss, objective.params, (batch, split_outputs(model, cotangent)))
+        for layer, inputs, gradient in zip(
+            model.layers, model.inputs, model.pull_back(cotangent[None]), strict=True
+        ):
+            found = layer.parts(weight_gradient(layer, inputs[:count], gradient[0, :count]))
+            size = max(float(algebra.norms(expected[part])) for part in layer.slices)
+            difference = max(
+                float(algebra.norms(mine[:, 0] - expected[part]))
+                for part, mine in zip(layer.slices, found, strict=True)
+            )
+            if not difference <= objective.space.eps**0.5 * size:
+                refused.setdefault(layer.name, "its weights reach the outputs on another way, too")
+    return {layer.name for layer in model.layers} - set(refused), refused
+
+
+def _overlapping(model: OpenModel, size: int) -> dict[str, str]:
+    taken = np.zeros(size, dtype=np.int8)
     for layer in model.layers:
         for part in layer.slices:
             taken[part] += 1
-    for layer, inputs, gradient in zip(model.layers, model.inputs, gradients, strict=True):
-        if any(np.any(taken[part] > 1) for part in layer.slices):
-            refused[layer.name] = "its weights are those of another layer, too"
-            continue
-        found = layer.parts(weight_gradient(layer, inputs, gradient[0]))
-        size = difference = 0.0
-        for part, mine in zip(layer.slices, found, strict=True):
-            size = max(size, float(algebra.norms(expected[part])))
-            difference = max(difference, float(algebra.norms(mine[:, 0] - expected[part])))
-        if difference <= objective.space.eps**0.5 * size:
-            complete.add(layer.name)
-        else:
-            refused[layer.name] = "its weights reach the outputs on another way, too"
-    return complete, refused
+    return {
+        layer.name: "its weights are those of another layer, too"
+        for layer in model.layers
+        if any(np.any(taken[part] > 1) for part in layer.slices)
+    }
 
 
 def weight_gradient(layer: Layer, inputs: Vector, gradient: Vector) -> Vector:

@@ -61,8 +61,8 @@ def test_product_is_that_of_ordinary_parameters(framework, weights, order):
 
 def test_blocks_are_the_arrays_that_are_read(weights):
     assert NumdiffBackend().blocks(weights) == {
-        "params['first']": slice(0, 1),
-        "params['second']": slice(1, 2),
+        "first": slice(0, 1),
+        "second": slice(1, 2),
     }
 
 
