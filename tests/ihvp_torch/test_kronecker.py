@@ -416,6 +416,19 @@ def test_streamed_scores_belong_to_their_factors(tmp_path):
             ihvp.Influence(o, 0.1, curvature=other).scores(test, out=tmp_path / "scores")
 
 
+def test_more_inputs_than_some_frameworks_can_decompose():
+    """LAPACK's workspaces, counted in float32, are too short from 2,896 rows on."""
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(3000, 2, bias=False), torch.randn(6, 3000), torch.randn(6, 2)
+    o = ihvp.Objective(squares, net, (x, y), predict=lambda net, batch: net(batch[0]))
+    v = torch.randn(6000)
+    # The mean squared error of 2 outputs: I ⊗ XᵀX / N.
+    a = x.double().T @ x.double() / 6
+    expected = torch.linalg.solve(a + 0.1 * torch.eye(3000), v.double().reshape(2, 3000).T).T.reshape(-1)
+    found = ihvp.solve(ihvp.KFAC(o), v, 0.1).x
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
 class Exotic(nn.Module):
     """Weights that no layer explains: a matrix that is used in two ways, one in an einsum, a scale."""
 

@@ -9,7 +9,8 @@ import ihvp
 
 pytestmark = pytest.mark.filterwarnings("ignore::ihvp.influence.NotAtOptimum")
 
-COUNT = 12
+# More than a layer has inputs: where factors have repeated eigenvalues, their eigenvectors are not unique.
+COUNT = 24
 rng = np.random.default_rng(0)
 IMAGES, LABELS = rng.standard_normal((COUNT, 6, 6, 2)), rng.integers(0, 3, COUNT)
 WEIGHTS = {
