@@ -37,8 +37,8 @@ def complete_layers(
 ) -> tuple[set[str], dict[str, str]]:
     """The names of layers whose weights reach the outputs only through them, and why others do not count.
 
-    ``Σ_s g aᵀ`` is compared with the derivative by the weights, for random cotangents of all examples' outputs,
-    and of the first one's alone, which shows whether rows belong to their examples.
+    ``Σ_s g aᵀ`` is compared with the derivative by the weights, for random cotangents of the outputs of all
+    examples, and of the first one's alone, which shows whether rows belong to their examples.
     """
     backend = objective.backend
     assert isinstance(backend, SupportsLayers)
