@@ -116,6 +116,20 @@ def size(params: Params) -> int:
     return sum(map(jnp.size, jax.tree.leaves(params)))
 
 
+def blocks(params: Params) -> dict[str, slice]:
+    """The part of the vector that each leaf is, by its path, as in ``"dense/kernel"``."""
+    require_floating(params)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in leaves]
+    if len(set(names)) < len(names):  # a key may hold a slash, or be a number or its text
+        names = [jax.tree_util.keystr(path) for path, _ in leaves]
+    stops = itertools.accumulate(jnp.size(leaf) for _, leaf in leaves)
+    return {
+        name: slice(stop - jnp.size(leaf), stop)
+        for name, stop, (_, leaf) in zip(names, stops, leaves, strict=True)
+    }
+
+
 def device_of(params: Params = None) -> str:
     """The device of the parameters, JAX's default where they say nothing, as ``"cpu"`` or ``"cuda:0"``.
 
