@@ -99,7 +99,9 @@ def _opened(predict: Static, params: Params, batch: Batch) -> Any:
         return ravel(outputs), (outputs, _by_layer(members, inputs))
 
     vector, pullback, (outputs, inputs) = jax.vjp(forward, taps, has_aux=True)
-    inputs = [value if layer.one_hot else value.astype(dtype) for value, layer in zip(inputs, layers, strict=True)]
+    inputs = [
+        value if layer.one_hot else value.astype(dtype) for value, layer in zip(inputs, layers, strict=True)
+    ]
     back = jax.tree_util.Partial(_pull, Static((members, vector.dtype)), pullback)
     return jax.tree.structure(of_all).unflatten(outputs), inputs, back, Static((shapes, layers))
 

@@ -131,7 +131,9 @@ def _convolution(equation: Any, operand: int, weight: View) -> Linear | None:
     kernel, d_in = array.shape[2:], math.prod(array.shape[1:])
 
     def read(value: jax.Array) -> jax.Array:
-        stretched = [(*ends, step - 1) for ends, step in zip(params["padding"], params["lhs_dilation"], strict=True)]
+        stretched = [
+            (*ends, step - 1) for ends, step in zip(params["padding"], params["lhs_dilation"], strict=True)
+        ]
         padded = jax.lax.pad(
             value.transpose(numbers.lhs_spec), jnp.zeros((), value.dtype), [(0, 0, 0), (0, 0, 0), *stretched]
         )

@@ -50,7 +50,9 @@ def _overlapping(claims: Mapping[Hashable, Interval]) -> set[Hashable]:
     shared: set[Hashable] = set()
     for i, owner in enumerate(order):
         stop = claims[owner][1]
-        for other in takewhile(lambda other: claims[other][0] < stop, map(order.__getitem__, range(i + 1, len(order)))):
+        for other in takewhile(
+            lambda other: claims[other][0] < stop, map(order.__getitem__, range(i + 1, len(order)))
+        ):
             shared |= {owner, other}
     return shared
 
@@ -74,9 +76,7 @@ def _with_names(layers: list[Layer], blocks: Mapping[str, slice]) -> tuple[Layer
     held: dict[str, set[str]] = defaultdict(set)
     for name, weight in zip(holders, weights, strict=True):
         held[name].add(weight)
-    names = [
-        name if len(held[name]) == 1 else weight for name, weight in zip(holders, weights, strict=True)
-    ]
+    names = [name if len(held[name]) == 1 else weight for name, weight in zip(holders, weights, strict=True)]
     several, numbers = Counter(names), {name: count() for name in names}
     return tuple(
         replace(layer, name=f"{name}[{next(numbers[name])}]" if several[name] > 1 else name)

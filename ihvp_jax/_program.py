@@ -71,7 +71,7 @@ class Uses:
         if name == "scan":
             return self._loop(equation, views, path)
         if name in ("add", "add_any"):
-            return self._sum(views)
+            return self._sum(views, equation.outvars[0].aval.shape)
         weights = [i for i, view in enumerate(views) if view and view.layer is None]
         if len(views) == 1 and views[0] is not None:
             if name == "split" and weights:
@@ -101,7 +101,8 @@ class Uses:
             self._otherwise(view)
         return []
 
-    def _sum(self, views: list[View | None]) -> list[View | None]:
+    def _sum(self, views: list[View | None], shape: tuple[int, ...]) -> list[View | None]:
+        views = [view and view.broadcast(shape) for view in views]
         output = next((view for view in views if view and view.layer is not None), None)
         for view in views:
             if output and view and view.layer is None and self._is_bias(view, output):
@@ -120,8 +121,7 @@ class Uses:
         numbers = math.prod(size for size, stride in steps(output) if stride)
         shared = [stride == 0 for _, stride in self.layers[output.layer].weight.loops]
         return (
-            view.array.shape == output.array.shape
-            and steps(view) == steps(output)
+            steps(view) == steps(output)
             and numbers == output.vector.size
             and [stride == 0 for _, stride in view.loops] == shared
         )

@@ -56,6 +56,10 @@ class View:
         array = _LAYOUT[name](self.array, params)
         return replace(self, array=array) if np.may_share_memory(array, self.vector) else None
 
+    def broadcast(self, shape: tuple[int, ...]) -> View:
+        """It along the axes of a sum."""
+        return replace(self, array=np.broadcast_to(self.array, shape))
+
     def split(self, params: dict[str, Any]) -> list[View]:
         """The parts that the operation ``split`` gives."""
         parts = np.split(self.array, np.cumsum(params["sizes"])[:-1], params["axis"])
