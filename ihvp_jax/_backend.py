@@ -135,10 +135,11 @@ class JaxBackend:
     def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenModel:
         """A forward pass of ``predict(params, batch)`` with the inputs of each layer, to be pulled back.
 
-        Layers are found in the model's trace, whatever library it is written with: products of an input with a
-        weight that is a leaf, or a slice of its first axes, in any order of its axes; convolutions; lookups
-        in a table. What is within ``jit``, ``checkpoint`` and ``scan`` counts too. Not seen is what is within
-        other control flow and custom derivatives, and a weight that is not used in one and the same way.
+        Layers are found in the model's trace, whatever library it is written with: products of an input with
+        a weight, convolutions, and lookups in a table. The weight is a leaf or a contiguous part of one, its
+        axes in any order. ``jit``, ``checkpoint`` and ``scan`` are looked through, and what a ``scan`` takes
+        from a leaf in each iteration is a layer each. Not seen is what is within other control flow or custom
+        derivatives, and a weight that is used in another way too.
 
         Raises
         ------
@@ -150,7 +151,7 @@ class JaxBackend:
         return _refusing(params, Opened, Static(predict), params, hold_constants(batch))
 
     def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
-        """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``; equal for equal ``predict``."""
+        """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``; equal for equal models."""
         return CotangentLoss(Static(predict))
 
     def blocks(self, params: Params) -> dict[str, slice]:

@@ -59,9 +59,10 @@ def count_examples(batch: Batch) -> int:
 
 
 def each_example(function: Callable[..., Any], batch: Batch, *rows: Any) -> Any:
-    """The function of every example alone, which keeps a leading axis of 1, and of its row of each of ``rows``.
+    """The function of every example alone and of its row of each of ``rows``, stacked.
 
-    An array without dimensions belongs to every example; a batch of nothing else is one example.
+    An example keeps a leading axis of 1. An array without dimensions belongs to every example; a batch of
+    nothing else is one example.
     """
 
     def one(row: Any) -> Any:

@@ -25,7 +25,7 @@ from ihvp_jax._view import View
 
 
 class Opened:
-    """A forward pass of a model, and its derivatives by what its layers give: :class:`ihvp.backend.OpenModel`."""
+    """A forward pass of a model, to be pulled back to what its layers give."""
 
     def __init__(self, predict: Static, params: Params, batch: Batch) -> None:
         self._batch = batch
@@ -67,8 +67,8 @@ class CotangentLoss:
 def _opened(predict: Static, params: Params, batch: Batch) -> Any:
     """The outputs, what goes into the layers, the map from cotangents, and shapes and layers as a constant.
 
-    The program is that of one example, gone through for all of them together: what belongs to which example is
-    then known, whatever axes the model makes of it.
+    The trace is that of the model on one example, and computed for all of them together: so it is known what
+    belongs to which example, whatever axes the model makes of it.
     """
     require_floating(params)
     leaves, count = jax.tree.leaves(params), count_examples(batch)
@@ -143,7 +143,8 @@ def _shapes(one: list[Any], every: list[Any], count: int) -> tuple[tuple[int, ..
         merged = (count * alone.shape[0], *alone.shape[1:]) if alone.ndim else in_rows
         if together.shape not in (in_rows, merged):
             raise LossError(
-                f"The model returned an array of shape {alone.shape} for one example, and of {together.shape} for "
-                f"{count}; expected the examples along the first axis. Return what belongs to single examples."
+                f"The model returned an array of shape {alone.shape} for one example, and of shape "
+                f"{together.shape} for {count}; expected the examples along the first axis. Return what "
+                "belongs to single examples."
             )
     return tuple(together.shape for together in every)

@@ -24,7 +24,7 @@ class Linear:
     ----------
     weight : View
     stored : tuple of tuple
-        The shape in which the weight is stored, and the order of axes in which it is ``(groups · d_out, d_in)``.
+        The shape in which the weight is stored, and the permutation to ``(groups · d_out, d_in)``.
     groups, d_out, d_in : int
     operand : int
         Which operand x is.
@@ -55,7 +55,7 @@ class Linear:
 
     @property
     def tap(self) -> tuple[int, ...]:
-        """The shape of what can be added to y, ``(S, groups, d_out)`` in each iteration of the loops around."""
+        """The shape of what is added to y: ``(S, groups, d_out)`` in each iteration of the loops around."""
         return *(length for length, _ in self.weight.loops), *self.given
 
     def place(self, given: jax.Array) -> jax.Array:
@@ -64,7 +64,7 @@ class Linear:
         return given.reshape([self.shape[axis] for axis in self.order]).transpose(*inverse)
 
     def layer(self, iteration: tuple[int | None, ...]) -> Layer:
-        """The layer that this is a use of in one iteration of each loop around, without a name and a bias yet."""
+        """The layer that this is a use of, in one iteration of each loop around; without name and bias."""
         shape, axes = self.stored
         start = self.weight.at(iteration)
         return Layer("", start, shape, axes, self.d_in, self.d_out, self.groups, one_hot=self.one_hot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from itertools import count, product, takewhile
+from itertools import count, product
 from typing import TypeAlias
 
 from ihvp.layers import Layer
@@ -25,15 +25,16 @@ def named_layers(uses: Uses, blocks: Mapping[str, slice]) -> tuple[tuple[Layer, 
     biases: dict[Layer, set[int | None]] = defaultdict(set)
     claims: dict[Hashable, Interval] = {i: view.interval for i, view in enumerate(uses.others)}
     for path, linear in uses.layers.items():
-        bias = uses.biases.get(path)
+        added = uses.biases.get(path)
         for iteration in product(*(range(n) if step else [None] for n, step in linear.weight.loops)):
             layer = linear.layer(iteration)
             members[layer].append((path, iteration))
-            biases[layer].add(bias.at(iteration) if bias else None)
+            biases[layer].add(added.at(iteration) if added else None)
             claims[layer] = layer.start, layer.stop
     for layer, starts in biases.items():
-        for start in starts - {None}:
-            claims[layer, start] = start, start + layer.groups * layer.d_out
+        for start in starts:
+            if start is not None:
+                claims[layer, start] = start, start + layer.groups * layer.d_out
     shared = _overlapping(claims)
     kept = [layer for layer in members if layer not in shared]
     layers = []
@@ -49,11 +50,10 @@ def _overlapping(claims: Mapping[Hashable, Interval]) -> set[Hashable]:
     order = sorted(claims, key=lambda owner: claims[owner])
     shared: set[Hashable] = set()
     for i, owner in enumerate(order):
-        stop = claims[owner][1]
-        for other in takewhile(
-            lambda other: claims[other][0] < stop, map(order.__getitem__, range(i + 1, len(order)))
-        ):
-            shared |= {owner, other}
+        for j in range(i + 1, len(order)):
+            if claims[order[j]][0] >= claims[owner][1]:
+                break
+            shared |= {owner, order[j]}
     return shared
 
 
@@ -66,13 +66,12 @@ def _with_names(layers: list[Layer], blocks: Mapping[str, slice]) -> tuple[Layer
     def leaf(start: int) -> str:
         return next(name for name, part in blocks.items() if part.start <= start < part.stop)
 
-    def holder(layer: Layer, weight: str) -> str:
+    def holder(layer: Layer) -> str:
+        weight, bias = leaf(layer.start), None if layer.bias is None else leaf(layer.bias)
         parent = weight.rpartition("/")[0]
-        beside = layer.bias is not None and leaf(layer.bias) != weight
-        return parent if beside and leaf(layer.bias).rpartition("/")[0] == parent else weight
+        return parent if parent and bias and bias != weight and bias.rpartition("/")[0] == parent else weight
 
-    weights = [leaf(layer.start) for layer in layers]
-    holders = [holder(layer, weight) or weight for layer, weight in zip(layers, weights, strict=True)]
+    weights, holders = [leaf(layer.start) for layer in layers], [holder(layer) for layer in layers]
     held: dict[str, set[str]] = defaultdict(set)
     for name, weight in zip(holders, weights, strict=True):
         held[name].add(weight)

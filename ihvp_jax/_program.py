@@ -39,7 +39,7 @@ class Uses:
             self._otherwise(view)
 
     def _otherwise(self, view: View | None) -> None:
-        if view and view.layer is None:
+        if view and not view.layer:
             self.others.append(view)
 
     def _follow(self, program: Any, views: list[View | None], path: Path) -> list[View | None]:
@@ -55,13 +55,13 @@ class Uses:
         def seen(variable: Any) -> View | None:
             view = None if isinstance(variable, Literal) else known.get(variable)
             # What is used twice is not all that a layer gives to either.
-            return view if view and (view.layer is None or uses[variable] == 1) else None
+            return view if view and (not view.layer or uses[variable] == 1) else None
 
         for i, equation in enumerate(program.eqns):
             operands = [seen(variable) for variable in equation.invars]
             if any(operands):
                 results = self._operation(equation, operands, (*path, i))
-                known |= zip(equation.outvars, results, strict=False)
+                known.update(zip(equation.outvars, results, strict=False))
         return [seen(variable) for variable in program.outvars]
 
     def _operation(self, equation: Any, views: list[View | None], path: Path) -> list[View | None]:
@@ -72,15 +72,15 @@ class Uses:
             return self._loop(equation, views, path)
         if name in ("add", "add_any"):
             return self._sum(views, equation.outvars[0].aval.shape)
-        weights = [i for i, view in enumerate(views) if view and view.layer is None]
-        if len(views) == 1 and views[0] is not None:
+        weights = [(i, view) for i, view in enumerate(views) if view and not view.layer]
+        if len(views) == 1 and views[0]:
             if name == "split" and weights:
-                return list(views[0].split(params))
+                return [*views[0].split(params)]
             laid_out = views[0].through(name, params)
             if laid_out:
                 return [laid_out]
         elif len(weights) == 1:
-            found = linear(equation, weights[0], views[weights[0]])
+            found = linear(equation, *weights[0])
             if found:
                 self.layers[path] = found
                 return [found.output(path)]
@@ -89,10 +89,11 @@ class Uses:
         return []
 
     def _loop(self, equation: Any, views: list[View | None], path: Path) -> list[View | None]:
-        params, inside = equation.params, []
+        inside: list[View | None] = []
+        params = equation.params
         slices = params["num_consts"] + params["num_carry"]
         for i, view in enumerate(views):
-            if view and view.layer is None and params["length"] and not params["num_consts"] <= i < slices:
+            if view and not view.layer and params["length"] and not params["num_consts"] <= i < slices:
                 inside.append(view.in_loop(params["length"], over=i >= slices))
             else:
                 self._otherwise(view)
@@ -103,9 +104,9 @@ class Uses:
 
     def _sum(self, views: list[View | None], shape: tuple[int, ...]) -> list[View | None]:
         views = [view and view.broadcast(shape) for view in views]
-        output = next((view for view in views if view and view.layer is not None), None)
+        output = next((view for view in views if view and view.layer), None)
         for view in views:
-            if output and view and view.layer is None and self._is_bias(view, output):
+            if output and view and not view.layer and self._is_bias(view, output):
                 self.biases[output.layer] = view
                 return []
             self._otherwise(view)

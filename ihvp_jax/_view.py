@@ -19,20 +19,19 @@ class View:
     Attributes
     ----------
     array : ndarray
-        A view of as many bytes as the vector has numbers, which are never read: where its first entry lies and
-        its strides tell which numbers these are. They cost no memory, for they are never written either.
+        A view of ``vector``: where it begins and its strides tell which numbers these are.
     vector : ndarray
-        All those bytes.
+        As many bytes as the vector has numbers. They are neither read nor written, so they cost no memory.
     loops : tuple of (int, int)
         For each loop around the variable its iterations, and how many numbers further it begins in the next.
-    layer : tuple of int, optional
-        If the vector is what a layer gives, where in the program that is; None for the vector of parameters.
+    layer : tuple of int
+        Where in the program the layer is that gives the vector; empty for the vector of parameters.
     """
 
     array: NDArray[np.int8]
     vector: NDArray[np.int8]
     loops: tuple[tuple[int, int], ...] = ()
-    layer: tuple[int, ...] | None = None
+    layer: tuple[int, ...] = ()
 
     @property
     def start(self) -> int:
@@ -73,9 +72,9 @@ class View:
     def stored(self, order: Sequence[int], rows: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
         """The shape in which its numbers lie one behind another, and the permutation that gives a matrix.
 
-        The matrix's ``rows`` are the first axes of the array in a given order, its columns the others. Axes that
-        stand side by side in both count as one, so that equal layouts look alike. None if there are other
-        numbers in between.
+        The first ``rows`` axes of the array in a given order are those of the matrix's rows, the others those
+        of its columns. What is one axis in both counts as one, so that equal layouts look alike.
+        None if there are other numbers in between.
         """
         steps = [(self.array.shape[axis], self.array.strides[axis]) for axis in order]
         axes = _merged(steps[:rows]) + _merged(steps[rows:]) or [(1, 1)]
