@@ -26,7 +26,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).standard_normal(shape) / 2
 
 
-COTANGENTS = normal(2, 500)
+COTANGENTS = normal(2, 5000)
 
 
 def flat(tree: Any) -> np.ndarray:
@@ -42,12 +42,12 @@ def check(
     assert list(opened.shapes) == [leaf.shape for leaf in expected["outputs"]]
     np.testing.assert_allclose(opened.outputs(), flat(expected["outputs"]), rtol=0, atol=tolerance)
     derivatives = opened.pull_back(COTANGENTS[:, : opened.outputs().size])
-    for row, (whole, singles) in enumerate(zip(expected["whole"], expected["singles"], strict=True)):
-        for layer, a, g in zip(opened.layers, opened.inputs, derivatives, strict=True):
-            found = matrices(layer, np.asarray(a), np.asarray(g[row]))
-            for part, entries in zip(layer.slices, layer.parts(found), strict=True):
-                np.testing.assert_allclose(entries.T, singles[:, part], rtol=0, atol=tolerance)
-                np.testing.assert_allclose(entries.sum(axis=1), whole[part], rtol=0, atol=tolerance)
+    for layer, a, g in zip(opened.layers, opened.inputs, derivatives, strict=True):
+        whole, singles = (matrices(layer, np.asarray(a), np.asarray(row)) for row in g)
+        for part, entries in zip(layer.slices, layer.parts(whole), strict=True):
+            np.testing.assert_allclose(entries.sum(1), expected["whole"][part], rtol=0, atol=tolerance)
+        for part, entries in zip(layer.slices, layer.parts(singles), strict=True):
+            np.testing.assert_allclose(entries.T, expected["singles"][:, part], rtol=0, atol=tolerance)
     assert {layer.name for layer in opened.layers} == names
     assert len(opened.layers) == len(names)
     covered = [i for layer in opened.layers for part in layer.slices for i in range(part.start, part.stop)]
@@ -56,7 +56,7 @@ def check(
 
 
 def oracle(predict: Callable[..., Any], params: Any, batch: Any) -> dict[str, Any]:
-    """What the model gives, and gradients of its products with cotangents: of the batch, and of each example."""
+    """What the model gives; the gradient of its product with one cotangent, and of each example's with another."""
     outputs = jax.tree.leaves(predict(params, batch))
     rows = len(jax.tree.leaves(batch)[0])
 
@@ -64,24 +64,17 @@ def oracle(predict: Callable[..., Any], params: Any, batch: Any) -> dict[str, An
         outputs = jax.tree.leaves(predict(params, batch))
         return sum(jnp.sum(a.ravel() * b.ravel()) for a, b in zip(outputs, cotangents, strict=True))
 
-    def whole(cotangents: Any) -> Any:
-        return joined(jax.grad(product)(params, batch, cotangents))
-
-    def singles(cotangents: Any) -> Any:
-        def of_one(*example: Any) -> Any:
-            return joined(jax.grad(product)(params, *jax.tree.map(lambda leaf: leaf[None], example)))
-
-        return jax.vmap(of_one)(batch, [part.reshape(rows, -1, *part.shape[1:]) for part in cotangents])
+    def of_one(*example: Any) -> Any:
+        return joined(jax.grad(product)(params, *jax.tree.map(lambda leaf: leaf[None], example)))
 
     stops = np.cumsum([leaf.size for leaf in outputs])
-    parts = np.split(COTANGENTS[:, : stops[-1]], stops[:-1], axis=1)
-    cotangents = [
-        jnp.asarray(part).reshape(2, *leaf.shape) for part, leaf in zip(parts, outputs, strict=True)
-    ]
+    first, second = (np.split(row[: stops[-1]], stops[:-1]) for row in COTANGENTS)
+    first = [part.reshape(leaf.shape) for part, leaf in zip(first, outputs, strict=True)]
+    second = [part.reshape(rows, -1, *leaf.shape[1:]) for part, leaf in zip(second, outputs, strict=True)]
     return {
         "outputs": outputs,
-        "whole": jax.vmap(whole)(cotangents),
-        "singles": jax.vmap(singles)(cotangents),
+        "whole": joined(jax.grad(product)(params, batch, first)),
+        "singles": jax.vmap(of_one)(batch, second),
     }
 
 
@@ -128,23 +121,32 @@ def test_positions_share_a_layer() -> None:
     assert seen["first"][1].shape == (ROWS, 6, 1, 4)
 
 
-@pytest.mark.parametrize(
-    "forward",
-    [
-        lambda w, x: x @ w.T,
-        lambda w, x: (w @ x.T).T,
-        lambda w, x: jax.vmap(lambda row: w @ row)(x),
-        lambda w, x: jnp.einsum("oi,ni->no", w, x),
-        lambda w, x: jax.jit(jnp.dot)(x, jnp.transpose(w)),
-        lambda w, x: x.reshape(-1, 1, 4) @ w.reshape(1, 5, 4)[0].T,
-        lambda w, x: jax.lax.dot_general(w, x, (((1,), (1,)), ((), ()))).T,
-        lambda w, x: jnp.tensordot(x.reshape(-1, 2, 2), w.reshape(5, 2, 2), axes=((1, 2), (1, 2))),
-    ],
-)
-def test_a_weight_on_either_side_and_in_any_layout(forward: Any) -> None:
-    params = {"w": normal(5, 4), "b": normal(5)}
-    seen = check(lambda params, x: forward(params["w"], x) + params["b"], params, normal(ROWS, 4), {"w"})
-    assert (seen["w"][0].shape, seen["w"][0].axes, seen["w"][0].bias) == ((5, 4), (0, 1), 0)
+def side_by_side(functions: dict[str, Any]) -> Any:
+    """A model of several functions of the same input, each with parameters of its own; compiled together."""
+    return lambda params, x: {name: function(params[name], x) for name, function in functions.items()}
+
+
+LAYOUTS: dict[str, Any] = {
+    "transposed": lambda w, x: x @ w.T,
+    "on the left": lambda w, x: (w @ x.T).T,
+    "of one vector": lambda w, x: jax.vmap(lambda row: w @ row)(x),
+    "einsum": lambda w, x: jnp.einsum("oi,ni->no", w, x),
+    "jit": lambda w, x: jax.jit(jnp.dot)(x, jnp.transpose(w)),
+    "reshaped": lambda w, x: x.reshape(-1, 1, 4) @ w.reshape(1, 5, 4)[0].T,
+    "dot_general": lambda w, x: jax.lax.dot_general(w, x, (((1,), (1,)), ((), ()))).T,
+    "two axes": lambda w, x: jnp.tensordot(x.reshape(-1, 2, 2), w.reshape(5, 2, 2), axes=((1, 2), (1, 2))),
+}
+
+
+def test_a_weight_on_either_side_and_in_any_layout() -> None:
+    def added(function: Any) -> Any:
+        return lambda params, x: function(params["w"], x) + params["b"]
+
+    params = {name: {"w": normal(5, 4), "b": normal(5)} for name in LAYOUTS}
+    predict = side_by_side({name: added(function) for name, function in LAYOUTS.items()})
+    seen = check(predict, params, normal(ROWS, 4), set(LAYOUTS))
+    for layer, _ in seen.values():
+        assert (layer.shape, layer.axes) == ((5, 4), (0, 1))
 
 
 def test_examples_need_not_stay_the_first_axis() -> None:
@@ -166,35 +168,40 @@ def test_rows_of_examples_and_positions_are_taken_apart() -> None:
 
 
 DIMENSIONS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NCDHW", "OIDHW", "NCDHW")}
-CONVOLUTIONS = [
-    pytest.param(1, {}, id="1d"),
-    pytest.param(2, {"padding": "SAME"}, id="2d"),
-    pytest.param(3, {}, id="3d"),
-    pytest.param(2, {"window_strides": (2, 1), "padding": ((1, 0), (2, 1))}, id="strides"),
-    pytest.param(2, {"rhs_dilation": (2, 1)}, id="dilation"),
-    pytest.param(2, {"lhs_dilation": (2, 3), "padding": ((1, 1), (-1, 2))}, id="transposed"),
-    pytest.param(1, {"feature_group_count": 2}, id="groups"),
-    pytest.param(2, {"feature_group_count": 4, "window_strides": (1, 2)}, id="depthwise"),
-    pytest.param(3, {"feature_group_count": 2}, id="3d groups"),
-]
+CONVOLUTIONS: dict[int, dict[str, dict]] = {
+    1: {"plain": {}, "groups": {"feature_group_count": 2}},
+    2: {
+        "same": {"padding": "SAME"},
+        "strides": {"window_strides": (2, 1), "padding": ((1, 0), (2, 1))},
+        "dilation": {"rhs_dilation": (2, 1)},
+        "transposed": {"lhs_dilation": (2, 3), "padding": ((1, 1), (-1, 2))},
+        "depthwise": {"feature_group_count": 4, "window_strides": (1, 2)},
+    },
+    3: {"plain": {}, "groups": {"feature_group_count": 2, "rhs_dilation": (1, 2, 1)}},
+}
 
 
-@pytest.mark.parametrize(("spatial", "options"), CONVOLUTIONS)
-def test_convolutions_are_layers_of_patches(spatial: int, options: dict) -> None:
-    numbers, groups = DIMENSIONS[spatial], options.get("feature_group_count", 1)
-    sizes = {"N": ROWS, "C": 4, "O": 8, "I": 4 // groups}
+@pytest.mark.parametrize("spatial", CONVOLUTIONS)
+def test_convolutions_are_layers_of_patches(spatial: int) -> None:
+    numbers, functions, params = DIMENSIONS[spatial], {}, {}
+    for name, options in CONVOLUTIONS[spatial].items():
+        groups = options.get("feature_group_count", 1)
+        sizes = {"O": 8, "I": 4 // groups}
+        kernel = normal(*(sizes.get(letter, 2 + (letter == "W")) for letter in numbers[1]))
+        params[name] = {"kernel": kernel, "bias": normal(8)}
+        functions[name] = partial(convolution, numbers, options)
+    sizes = {"N": ROWS, "C": 4}
     x = normal(*(sizes.get(letter, 5) for letter in numbers[0]))
-    kernel = normal(*(sizes.get(letter, 2 + (letter == "W")) for letter in numbers[1]))
-    channels = [8 if letter == "C" else 1 for letter in numbers[2]]
+    seen = check(side_by_side(functions), params, x, set(functions))
+    for name, options in CONVOLUTIONS[spatial].items():
+        assert seen[name][0].groups == options.get("feature_group_count", 1)
+        assert seen[name][0].bias is not None
 
-    def predict(params: Any, x: Any) -> Any:
-        settings = {"window_strides": (1,) * spatial, "padding": "VALID"} | options
-        y = jax.lax.conv_general_dilated(x, params["kernel"], dimension_numbers=numbers, **settings)
-        return jnp.tanh(y + params["bias"].reshape(channels)).reshape(len(x), -1)[:, ::3]
 
-    seen = check(predict, {"kernel": kernel, "bias": normal(8)}, x, {"kernel"})
-    assert seen["kernel"][0].groups == groups
-    assert seen["kernel"][0].bias == 0
+def convolution(numbers: Any, options: dict, params: Any, x: Any) -> Any:
+    settings = {"window_strides": (1,) * (x.ndim - 2), "padding": "VALID"} | options
+    y = jax.lax.conv_general_dilated(x, params["kernel"], dimension_numbers=numbers, **settings)
+    return jnp.tanh(y + params["bias"].reshape([8 if letter == "C" else 1 for letter in numbers[2]]))
 
 
 def attention(params: Any, x: Any) -> Any:
@@ -228,23 +235,22 @@ def test_experts_side_by_side_are_groups() -> None:
 TOKENS = np.array([[1, 0, 6, 1], [2, 2, -1, 5], [0, 3, 4, 1]])
 
 
-@pytest.mark.parametrize(
-    "look_up",
-    [
-        lambda table, tokens: table[tokens],
-        lambda table, tokens: jnp.take(table, tokens, axis=0),
-        lambda table, tokens: jnp.take(table.T, tokens % 7, axis=1, mode="clip").transpose(1, 2, 0),
-        lambda table, tokens: jax.vmap(jax.vmap(lambda token: table[token]))(tokens),
-    ],
-)
-def test_a_lookup_is_a_layer_of_unit_vectors(look_up: Any) -> None:
-    def predict(params: Any, batch: Any) -> Any:
-        return jnp.tanh(look_up(params["table"], batch)) @ params["w"]
+LOOKUPS: dict[str, Any] = {
+    "indexed": lambda table, tokens: table[tokens],
+    "taken": lambda table, tokens: jnp.take(table, tokens, axis=0),
+    "columns": lambda table, tokens: jnp.take(table.T, tokens % 7, axis=1, mode="clip").transpose(1, 2, 0),
+    "one by one": lambda table, tokens: jax.vmap(jax.vmap(lambda token: table[token]))(tokens),
+}
 
-    seen = check(predict, {"table": normal(7, 4), "w": normal(4, 2)}, TOKENS, {"table", "w"})
-    table, indices = seen["table"]
-    assert table.one_hot
-    np.testing.assert_array_equal(indices, TOKENS % 7)
+
+def test_a_lookup_is_a_layer_of_unit_vectors() -> None:
+    functions = {
+        name: lambda table, x, f=function: jnp.tanh(f(table, x)) for name, function in LOOKUPS.items()
+    }
+    seen = check(side_by_side(functions), {name: normal(7, 4) for name in LOOKUPS}, TOKENS, set(LOOKUPS))
+    for table, indices in seen.values():
+        assert table.one_hot
+        np.testing.assert_array_equal(indices, TOKENS % 7)
 
 
 def test_numbers_that_fill_in_for_a_table_are_none_of_it() -> None:
@@ -284,15 +290,15 @@ BIASES: dict[str, tuple[Any, bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", BIASES)
-def test_a_bias_is_added_to_all_that_a_layer_gives_and_to_nothing_else(name: str) -> None:
-    add, is_bias = BIASES[name]
+def test_a_bias_is_added_to_all_that_a_layer_gives_and_to_nothing_else() -> None:
+    def added(add: Any) -> Any:
+        return lambda params, x: add(x @ params["kernel"], params["bias"], x)
 
-    def predict(params: Any, x: Any) -> Any:
-        return add(x @ params["kernel"], params["bias"], x)
-
-    seen = check(predict, layer(4, 4), normal(ROWS, 4), {"kernel"})
-    assert (seen["kernel"][0].bias is not None) == is_bias
+    predict = side_by_side({name: added(add) for name, (add, _) in BIASES.items()})
+    names = {name if is_bias else f"{name}/kernel": is_bias for name, (_, is_bias) in BIASES.items()}
+    seen = check(predict, dict.fromkeys(BIASES, layer(4, 4)), normal(ROWS, 4), set(names))
+    for name, is_bias in names.items():
+        assert (seen[name][0].bias is not None) == is_bias
 
 
 def test_a_bias_of_positions_is_none() -> None:
@@ -310,19 +316,22 @@ def test_a_weight_that_is_used_in_another_way_too_is_left_out() -> None:
     check(predict, MLP, (normal(ROWS, 4),), {"second"})
 
 
-@pytest.mark.parametrize(
-    "weight",
-    [
-        lambda w: w / jnp.linalg.norm(w),
-        lambda w: w[:, :3],
-        lambda w: w[::2],
-        lambda w: w @ w.T,
-        lambda w: jnp.where(w > 0, w, 0.0),
-    ],
-)
-def test_a_weight_that_is_computed_is_left_out(weight: Any) -> None:
-    w = normal(4, 4)
-    check(lambda w, x: x[:, : len(weight(w))] @ weight(w), w, normal(ROWS, 4), set())
+COMPUTED: dict[str, Any] = {
+    "normalised": lambda w: w / jnp.linalg.norm(w),
+    "columns": lambda w: w[:, :3],
+    "every other row": lambda w: w[::2],
+    "a product": lambda w: w @ w.T,
+    "masked": lambda w: jnp.where(w > 0, w, 0.0),
+    "rounded": lambda w: w.astype(int).astype(float),
+}
+
+
+def test_a_weight_that_is_computed_is_left_out() -> None:
+    def multiplied(weight: Any) -> Any:
+        return lambda w, x: x[:, : len(weight(w))] @ weight(w)
+
+    predict = side_by_side({name: multiplied(weight) for name, weight in COMPUTED.items()})
+    check(predict, {name: normal(4, 4) for name in COMPUTED}, normal(ROWS, 4), set())
 
 
 def test_parts_of_one_flat_array_are_layers() -> None:
