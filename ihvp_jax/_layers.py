@@ -108,6 +108,7 @@ def _opened(predict: Static, params: Params, batch: Batch) -> Any:
 
 @compiled
 def _pulled_back(back: Callable[[Vector], list[Vector]], cotangents: Vector) -> list[Vector]:
+    # Not in a loop: within one, XLA's compiler for the host makes slow convolutions.
     derivatives: list[Vector] = each(back, cotangents)
     return derivatives
 

@@ -83,7 +83,7 @@ def linear(equation: Any, operand: int, weight: View) -> Linear | None:
     Nor does it count where other numbers lie between those of the weight.
     """
     rule = _RULES.get(equation.primitive.name)
-    return rule(equation, operand, weight) if rule else None
+    return rule(equation, operand, weight) if rule and weight.array.size else None
 
 
 def _dot(equation: Any, operand: int, weight: View) -> Linear | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +121,7 @@ def blocks(params: Params) -> dict[str, slice]:
     """The part of the vector that each leaf is, by its path, as in ``"dense/kernel"``."""
     require_floating(params)
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in leaves]
+    names = ["/".join(map(_key, path)) or "params" for path, _ in leaves]
     if len(set(names)) < len(names):  # a key may hold a slash, or be a number or its text
         names = [jax.tree_util.keystr(path) for path, _ in leaves]
     stops = itertools.accumulate(jnp.size(leaf) for _, leaf in leaves)
@@ -128,6 +129,11 @@ def blocks(params: Params) -> dict[str, slice]:
         name: slice(stop - jnp.size(leaf), stop)
         for name, stop, (_, leaf) in zip(names, stops, leaves, strict=True)
     }
+
+
+def _key(key: Any) -> str:
+    """A part of a path: the key of a dict, the place in a sequence, the name of an attribute."""
+    return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
 
 
 def device_of(params: Params = None) -> str:

@@ -116,6 +116,7 @@ _LAYOUT: dict[str, Callable[[NDArray[np.int8], dict[str, Any]], NDArray[np.int8]
     "convert_element_type": _same,
     "copy": _same,
     "copy_p": _same,
+    "name": _same,
     "reshape": lambda array, params: array.reshape(params["new_sizes"]),
     "sharding_constraint": _same,
     "slice": _slice,
