@@ -118,10 +118,15 @@ def size(params: Params) -> int:
 
 
 def blocks(params: Params) -> dict[str, slice]:
-    """The part of the vector that each leaf is, by its path, as in ``"dense/kernel"``."""
+    """The part of the vector that each leaf is, by its path, as in ``"dense/kernel"``.
+
+    The attribute ``value``, in which all variables of Flax's nnx hold their array, is left out.
+    """
     require_floating(params)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     names = ["/".join(map(_key, path)) or "params" for path, _ in leaves]
+    if all(name.endswith("/value") for name in names):
+        names = [name.removesuffix("/value") for name in names]
     if len(set(names)) < len(names):  # a key may hold a slash, or be a number or its text
         names = [jax.tree_util.keystr(path) for path, _ in leaves]
     stops = itertools.accumulate(jnp.size(leaf) for _, leaf in leaves)

@@ -592,6 +592,12 @@ class Module:
     layers: list
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Variable:
+    value: Any
+
+
 def test_blocks_have_the_names_of_their_paths() -> None:
     params = {
         "dense": {"kernel": normal(2, 3), "bias": normal(3)},
@@ -605,4 +611,5 @@ def test_blocks_have_the_names_of_their_paths() -> None:
         "net/layers/1": slice(12, 16),
     }
     assert JaxBackend().blocks(normal(3)) == {"params": slice(0, 3)}
+    assert JaxBackend().blocks({"kernel": Variable(normal(3))}) == {"kernel": slice(0, 3)}
     assert len(JaxBackend().blocks({"a/b": normal(1), "a": {"b": normal(1)}})) == 2
