@@ -171,7 +171,7 @@ def run(
 
 def _computed(equation: Any, operands: list[Any]) -> list[Any]:
     bound = equation.primitive.get_bind_params(equation.params)
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # before JAX 0.9, or since
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair in older versions
     results = equation.primitive.bind(*functions, *operands, **params)
     return list(results) if equation.primitive.multiple_results else [results]
 
