@@ -227,9 +227,13 @@ class TanhMLP(PredictingProblem):
         return xp.tanh(batch[0] @ params["w1"] + params["b1"]) @ params["w2"] + params["b2"]
 
     def gradient(self, params: Mapping[str, NDArray[Any]], batch: Any) -> Arrays:
-        x, targets = batch
+        outer = self.output_gradient(self.predict(np, params, batch), batch[1])
+        return self.pulled_back(params, batch, outer)
+
+    def pulled_back(self, params: Mapping[str, NDArray[Any]], batch: Any, outer: NDArray[Any]) -> Arrays:
+        """The gradient of ``⟨outer, outputs⟩``."""
+        x = batch[0]
         hidden = np.tanh(x @ params["w1"] + params["b1"])
-        outer = self.output_gradient(hidden @ params["w2"] + params["b2"], targets)
         inner = (outer @ params["w2"].T) * (1 - hidden**2)
         return {
             "b1": inner.sum(axis=0),

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from ihvp.backend import Batch, Loss, Matvec, Params, Vector
+from ihvp.backend import Batch, Loss, Matvec, OpenModel, Params, Vector
 from ihvp_jax import _derivatives, _examples, _loop
-from ihvp_jax._parameters import device_of, require_floating
+from ihvp_jax._layers import CotangentLoss, Opened
+from ihvp_jax._parameters import blocks, device_of, require_floating
 from ihvp_jax._static import Static, hold_constants
 
 T = TypeVar("T")
@@ -130,6 +131,32 @@ class JaxBackend:
         return _refusing(
             params, _derivatives.gnvp, Static(predict), Static(loss), params, hold_constants(batch), v
         )
+
+    def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenModel:
+        """A forward pass of ``predict(params, batch)`` with the inputs of each layer, to be pulled back.
+
+        Layers are found in the model's trace, whatever library it is written with: products of an input with
+        a weight, convolutions, and lookups in a table. The weight is a leaf or a contiguous part of one, its
+        axes in any order. ``jit``, ``checkpoint`` and ``scan`` are looked through, and what a ``scan`` takes
+        from a leaf in each iteration is a layer each. Not seen is what is within other control flow or custom
+        derivatives, and a weight that is used in another way too.
+
+        Raises
+        ------
+        ihvp.errors.LossError
+            The model's outputs do not have the examples along their first axis.
+        ihvp.errors.UnequalBatches
+            The arrays of the batch differ in their first dimension.
+        """
+        return _refusing(params, Opened, Static(predict), params, hold_constants(batch))
+
+    def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
+        """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``; equal for equal models."""
+        return CotangentLoss(Static(predict))
+
+    def blocks(self, params: Params) -> dict[str, slice]:
+        """The part of the flat vector that each leaf is, by its path, as in ``"dense/kernel"``."""
+        return blocks(params)
 
 
 class _Linearized:

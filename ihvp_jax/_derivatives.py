@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from ihvp.backend import Batch, Params, Vector
-from ihvp.errors import LossIndependentOfParameters, LossNotScalar, UnequalBatches, WrongShape
-from ihvp_jax._each import each
+from ihvp.errors import LossIndependentOfParameters, LossNotScalar, WrongShape
+from ihvp_jax._each import each, each_example
 from ihvp_jax._modes import first_usable, forward, pull, reverse
 from ihvp_jax._parameters import found, is_floating, ravel, require_floating, size, unravel
 from ihvp_jax._static import Static, release_constants
@@ -89,20 +89,7 @@ def per_example_grads(loss: Static, params: Params, batch: Batch) -> Vector:
     An array without dimensions belongs to every example; a batch of nothing else is one example.
     """
     require_floating(params)
-    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim}
-    if not lengths:
-        return ravel(_gradient(loss, params, batch))[None]
-    if len(lengths) > 1:
-        raise UnequalBatches(
-            f"The arrays of the batch have {' and '.join(map(str, sorted(lengths)))} examples; expected the "
-            "same first dimension in all of them. Arrays shared by all examples belong into the loss."
-        )
-
-    def one(example: Batch) -> Params:
-        alone = jax.tree.map(lambda leaf, whole: leaf[None] if whole.ndim else leaf, example, batch)
-        return _gradient(loss, params, alone)
-
-    return ravel(each(one, batch), leading=1)
+    return ravel(each_example(partial(_gradient, loss, params), batch), leading=1)
 
 
 @compiled

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ihvp.backend import Batch, Params, Vector
 from ihvp_jax._derivatives import compiled, grad, real_scalar
-from ihvp_jax._each import each
+from ihvp_jax._each import each_example
 from ihvp_jax._modes import first_usable, pull, reverse
 from ihvp_jax._parameters import require_floating, unravel
 from ihvp_jax._static import Static, release_constants
@@ -97,10 +97,7 @@ def _losses(loss: Static, params: Params, batch: Batch) -> jax.Array:
     """The loss at every example, ``(B,)``; an example keeps a leading dimension of 1."""
 
     def one(example: Batch) -> jax.Array:
-        alone = jax.tree.map(lambda leaf, whole: leaf[None] if whole.ndim else leaf, example, batch)
-        return real_scalar(loss.value(params, release_constants(alone)))
+        return real_scalar(loss.value(params, release_constants(example)))
 
-    if not any(leaf.ndim for leaf in jax.tree.leaves(batch)):
-        return one(batch)[None]
-    losses: jax.Array = each(one, batch)
+    losses: jax.Array = each_example(one, batch)
     return losses

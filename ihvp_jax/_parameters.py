@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,30 @@ def unravel(vector: jax.Array, like: Params) -> Params:
 def size(params: Params) -> int:
     """The number P of parameters."""
     return sum(map(jnp.size, jax.tree.leaves(params)))
+
+
+def blocks(params: Params) -> dict[str, slice]:
+    """The part of the vector that each leaf is, by its path, as in ``"dense/kernel"``.
+
+    The attribute ``value``, in which all variables of Flax's nnx hold their array, is left out.
+    """
+    require_floating(params)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = ["/".join(map(_key, path)) or "params" for path, _ in leaves]
+    if all(name.endswith("/value") for name in names):
+        names = [name.removesuffix("/value") for name in names]
+    if len(set(names)) < len(names):  # a key may hold a slash, or be a number or its text
+        names = [jax.tree_util.keystr(path) for path, _ in leaves]
+    stops = itertools.accumulate(jnp.size(leaf) for _, leaf in leaves)
+    return {
+        name: slice(stop - jnp.size(leaf), stop)
+        for name, stop, (_, leaf) in zip(names, stops, leaves, strict=True)
+    }
+
+
+def _key(key: Any) -> str:
+    """A part of a path: the key of a dict, the place in a sequence, the name of an attribute."""
+    return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
 
 
 def device_of(params: Params = None) -> str:

@@ -44,6 +44,8 @@ def ihvp_backend() -> BackendPlugin:
                 "value",
                 "example_products",
                 "input_derivatives",
+                "layers",
+                "blocks",
             }
         ),
         dialect=_dialect,

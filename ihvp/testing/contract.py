@@ -6,11 +6,17 @@ from ihvp.testing.capabilities import CapabilityContract
 from ihvp.testing.derivatives import DerivativeContract
 from ihvp.testing.every_method import MethodContract
 from ihvp.testing.failures import FailureContract
+from ihvp.testing.layers import LayerContract
 from ihvp.testing.operators import OperatorContract
 
 
 class BackendContract(
-    CapabilityContract, DerivativeContract, FailureContract, MethodContract, OperatorContract
+    CapabilityContract,
+    DerivativeContract,
+    FailureContract,
+    LayerContract,
+    MethodContract,
+    OperatorContract,
 ):
     """Inherit, set ``name``, and pytest runs the contract on that registered backend.
 

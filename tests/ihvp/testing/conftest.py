@@ -13,6 +13,7 @@ from ihvp_autograd._backend import AutogradBackend, _real_scalar
 
 from ihvp._registry import registered
 from ihvp.backend import CAPABILITIES, Dialect
+from ihvp.layers import Layer
 from ihvp.testing import BackendContract
 from ihvp.testing.case import _functions
 
@@ -75,6 +76,16 @@ class Reference(AutogradBackend):
 
         return _each_array(by, batch, lambda array: array)
 
+    def open(self, predict, params, batch):
+        return OpenNetwork(self, predict, params, batch)
+
+    def cotangent_loss(self, predict):
+        return lambda params, batch: autograd.numpy.sum(predict(params, batch[0]) * batch[1][0])
+
+    def blocks(self, params):
+        stops = itertools.accumulate(leaf.size for leaf in params.values())
+        return {key: slice(stop - params[key].size, stop) for key, stop in zip(params, stops, strict=True)}
+
     def around(self, name, function):
         """Put ``function(original, functions, params, batch)`` in the place of a method."""
         original, losses = getattr(self, name), 2 if name == "gnvp" else 1
@@ -100,6 +111,59 @@ class Reference(AutogradBackend):
             return type(result)(map(change, result)) if isinstance(result, tuple) else change(result)
 
         self.around(name, method)
+
+
+class OpenNetwork:
+    """A model that is a partial of a function of ``xp``; its layers are the calls of ``matmul``."""
+
+    def __init__(self, backend, predict, params, batch):
+        self.backend, self.batch = backend, batch
+        names, self.layers, self.inputs = backend.blocks(params), [], []
+        params = {key: np.asarray(leaf) for key, leaf in params.items()}
+
+        def outputs(taps):
+            return predict.func(Tapped(predict.args[0], params, taps, seen), params, batch)
+
+        seen = []
+        self.array = outputs(itertools.repeat(0))
+        self.shapes = [self.array.shape]
+        taps = []
+        for key, x in list(seen):
+            (d_in, d_out), start = params[key].shape, names[key].start
+            self.layers.append(Layer(key, start, (d_in, d_out), (1, 0), d_in, d_out))
+            self.inputs.append(x[:, None, None])
+            taps.append(np.zeros((len(x), d_out)))
+        pulls = [
+            autograd.make_vjp(lambda tap, i=i: outputs([*taps[:i], tap, *taps[i + 1 :]]))(tap)[0]
+            for i, tap in enumerate(taps)
+        ]
+        self.pull_back = lambda cotangents: [
+            np.stack([pull(row.reshape(self.array.shape)) for row in cotangents])[:, :, None, None]
+            for pull in pulls
+        ]
+
+    def outputs(self):
+        return self.array.ravel()
+
+    def output_gradient(self, loss):
+        return self.backend.grad(loss, self.array, self.batch)
+
+    def output_hvp(self, loss, v):
+        return self.backend.hvp(loss, self.array, self.batch, v)
+
+
+class Tapped:
+    """``xp`` with a tap added to each product with a parameter, whose name and input it notes."""
+
+    def __init__(self, xp, params, taps, seen):
+        self.xp, self.params, self.taps, self.seen = xp, params, iter(taps), seen
+
+    def __getattr__(self, name):
+        return getattr(self.xp, name)
+
+    def matmul(self, x, w):
+        self.seen.append((next(key for key, leaf in self.params.items() if leaf is w), x))
+        return self.xp.matmul(x, w) + next(self.taps)
 
 
 class Linearised:
