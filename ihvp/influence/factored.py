@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import array_api_compat
 
 from ihvp.errors import NonFinite
@@ -12,13 +14,25 @@ from ihvp.influence.trained import TrainedModel
 from ihvp.kronecker import KFAC
 from ihvp.kronecker.blocks import KroneckerBlock
 from ihvp.kronecker.contraction import Contraction, Rotated
+from ihvp.kronecker.dual import DualInverse, dual_inverse
 from ihvp.objective import Objective
-from ihvp.solvers import ClosedForm
+from ihvp.operators import GaussNewton
+from ihvp.solvers import Auto, ClosedForm
 
 
-def contraction_of(model: TrainedModel, points: Points, training: Objective) -> Contraction | None:
+def contraction_of(
+    model: TrainedModel, points: Points, training: Objective
+) -> Contraction | DualInverse | None:
     """The products of gradients by layers, where everything asked for has a factored form; None elsewhere."""
-    if not isinstance(points, Unsolved) or not has_factored_form(model, training, points.question):
+    if not isinstance(points, Unsolved):
+        return None
+    inverse, losses = model.inverse, (training, points.question)
+    if isinstance(inverse.operator, GaussNewton) and isinstance(inverse.solver, Auto):
+        own = inverse.operator.objective
+        if not all(_is_composed(loss, own.predict) for loss in losses):
+            return None
+        return dual_inverse(inverse.operator, inverse.damping, inverse.solver.rtol)
+    if not has_factored_form(model, *losses):
         return None
     operator = model.inverse.operator
     assert isinstance(operator, KFAC)
@@ -32,20 +46,25 @@ def has_factored_form(model: TrainedModel, *losses: Objective) -> bool:
         isinstance(operator, KFAC)
         and isinstance(model.inverse.solver, ClosedForm)
         and all(isinstance(block, KroneckerBlock) for block in operator.blocks)
-        and all(loss.output_loss is not None and loss.predict is operator.predict for loss in losses)
+        and all(_is_composed(loss, operator.predict) for loss in losses)
         and operator.space.xp.finfo(operator.space.dtype).bits >= 32
         and not operator.is_singular(damping)
     )
 
 
+def _is_composed(loss: Objective, predict: object) -> bool:
+    """Whether it is a loss of the outputs of this model."""
+    return loss.output_loss is not None and loss.predict is predict
+
+
 def rotated(
-    contraction: Contraction, objective: Objective, block: Block, what: str, power: float
-) -> list[Rotated]:
+    contraction: Contraction | DualInverse, objective: Objective, block: Block, what: str, power: float
+) -> list[Any]:
     """The gradients of a block's examples in the factors' basis, layer by layer.
 
     Parameters
     ----------
-    contraction : Contraction
+    contraction : Contraction or DualInverse
     objective : Objective
     block : Block
     what : str

@@ -75,12 +75,13 @@ class Unsolved:
                 if held + block.count > rows:
                     yield first, _together(parts)
                     first, held, parts = block.first, 0, []
-                parts.append(self._part(block, store))
+                parts.append(self.solved(block, store))
                 held += block.count
                 advance(block.count)
         yield first, _together(parts)
 
-    def _part(self, block: Block, store: Store | None) -> Vector:
+    def solved(self, block: Block, store: Store | None) -> Vector:
+        """The inverse products of a block of points, ``(P, k)``: those of the store, or new ones."""
         kept = None if store is None else store.products(block.first, (block.count, self._inverse.space.size))
         if kept is None:
             columns = gradients(self.question, block, "test", power=0).T

@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ihvp.backend import Vector
 from ihvp.influence import fingerprint
 from ihvp.influence.blocks import counted_blocks, tile_columns
 from ihvp.influence.factored import contraction_of, rotated
@@ -15,6 +16,7 @@ from ihvp.influence.points import Points, Unsolved
 from ihvp.influence.store import Store
 from ihvp.influence.trained import TrainedModel
 from ihvp.kronecker.contraction import Contraction
+from ihvp.kronecker.dual import DualInverse
 from ihvp.objective import Objective
 from ihvp.progress import track
 
@@ -34,8 +36,7 @@ def tiles(
     contraction = contraction_of(model, points, training)
     if contraction is not None:
         assert isinstance(points, Unsolved)
-        points.residual = contraction.tolerance
-        yield from _contracted(contraction, model, points.question, training, progress, store)
+        yield from _contracted(contraction, model, points, training, progress, store)
         return
     with track("Influence", points.count * training.num_examples, progress) as advance:
         for row, x in points.blocks(model.rows, store):
@@ -47,21 +48,29 @@ def tiles(
 
 
 def _contracted(
-    contraction: Contraction,
+    contraction: Contraction | DualInverse,
     model: TrainedModel,
-    question: Objective,
+    points: Unsolved,
     training: Objective,
     progress: bool | None,
     store: Store | None,
 ) -> Iterator[Tile]:
     columns = tile_columns(training.num_params, training.num_examples)
+    question = points.question
     with track("Influence", question.num_examples * training.num_examples, progress) as advance:
         for asked in counted_blocks(question, model.rows):
             left = rotated(contraction, question, asked, "test", power=0)
+            x: Vector = None
+            if not contraction.solves(left):
+                x = points.solved(asked, store)
             for block in counted_blocks(training, columns):
                 if store is None or (asked.first, block.first, asked.count, block.count) not in store.done:
-                    right = rotated(contraction, training, block, "training", power=1)
-                    tile = contraction.products(left, right) / model.total
+                    if x is None:
+                        right = rotated(contraction, training, block, "training", power=1)
+                        tile = contraction.products(left, right) / model.total
+                        points.residual = max(points.residual, contraction.tolerance)
+                    else:
+                        tile = derivatives_along(training, block, x, "training").T / model.total
                     yield asked.first, block.first, tile.astype(model.dtype)
                 advance(block.count * asked.count)
 

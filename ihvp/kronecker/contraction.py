@@ -68,23 +68,16 @@ class Contraction:
         power : float
             Of the weights, as for :meth:`ihvp.Objective.batch_gradient_chunks`.
         """
-        backend = objective.backend
-        assert isinstance(backend, SupportsLayers)
-        assert objective.predict is not None
-        assert objective.output_loss is not None
-        objective.require_additive(batch, any_weights=power == 0)
-        model = backend.open(objective.predict, objective.params, batch)
-        gradients = model.pull_back(model.output_gradient(objective.output_loss)[None])
-        found = {
-            layer.name: (inputs, gradient[0])
-            for layer, inputs, gradient in zip(model.layers, model.inputs, gradients, strict=True)
-        }
-        factors = objective.part_factors(batch, power)
+        found, factors = example_gradients(objective, batch, power)
         rows = [_rotate(block, *found[block.name], factors) for block in self._blocks]
         for part in rows:
             if not all(map(algebra.all_finite, part if isinstance(part, tuple) else (part,))):
                 raise NonFinite("A gradient of the examples")
         return rows
+
+    def solves(self, left: Sequence[Rotated]) -> bool:
+        """Whether :meth:`products` has an answer: always, in closed form."""
+        return True
 
     def products(self, left: Sequence[Rotated], right: Sequence[Rotated]) -> NDArray[np.float64]:
         """``(n_left, n_right)``."""
@@ -95,6 +88,32 @@ class Contraction:
         """The products of each example with itself, ``(n,)``."""
         terms = [kernel.own_products(part) for kernel, part in zip(self._kernels, rows, strict=True)]
         return np.asarray(sum(algebra.to_numpy(term).astype(np.float64) for term in terms))
+
+
+def example_gradients(
+    objective: Objective, batch: Batch, power: float
+) -> tuple[dict[str, tuple[Vector, Vector]], NDArray[np.float64]]:
+    """What goes into each layer, the gradients by what comes out, and the factors of the examples, ``(B,)``.
+
+    Parameters
+    ----------
+    objective : Objective
+        With ``predict``: the loss.
+    batch : Batch
+    power : float
+        Of the weights, as for :meth:`ihvp.Objective.batch_gradient_chunks`.
+    """
+    backend = objective.backend
+    assert isinstance(backend, SupportsLayers)
+    predict, loss = objective.require_predict()
+    objective.require_additive(batch, any_weights=power == 0)
+    model = backend.open(predict, objective.params, batch)
+    gradients = model.pull_back(model.output_gradient(loss)[None])
+    found = {
+        layer.name: (inputs, gradient[0])
+        for layer, inputs, gradient in zip(model.layers, model.inputs, gradients, strict=True)
+    }
+    return found, objective.part_factors(batch, power)
 
 
 @dataclass

@@ -65,6 +65,9 @@ class Auto(Solver):
     Sleator, "Competitive snoopy caching", Algorithmica 3, 1988), and rests on what the system shows, not on a
     guess of its condition. Solves with one :func:`~ihvp.inverse` share the account.
 
+    :class:`~ihvp.Influence` with an ``ihvp.GaussNewton`` does without vectors of the parameters where it can:
+    it solves in the space of the examples' outputs, whose Gram matrix small factors of each layer make.
+
     ``Solution.method`` says what was chosen and why. Unlike the solvers it chooses from, it answers for
     indefinite matrices too: the solution is then a saddle point, and ``method`` says so.
 

@@ -367,6 +367,50 @@ def test_scores_of_weights_and_of_other_losses():
     np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore::ihvp.influence.NotAtOptimum")
+@pytest.mark.parametrize("damping", [0.1, 1e-4])
+def test_gauss_newton_in_the_space_of_the_outputs(monkeypatch, damping):
+    o = case("multilayer", batch_size=7)
+    test = o.batches.data[0][:4], labels()[:4]
+    influence = ihvp.Influence(o, damping, "auto", curvature=ihvp.GaussNewton(o))
+    dense = ihvp.GaussNewton(o).to_dense() + damping * torch.eye(o.num_params, dtype=torch.float64)
+    rows, asked = o.per_example_gradients(), o.on(test).per_example_gradients()
+    expected = (asked @ torch.linalg.solve(dense, rows.T) / COUNT).numpy()
+    found = influence.scores(test)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert found.residual <= 1e-5
+    # With too few rows it goes on by iterations.
+    monkeypatch.setattr("ihvp.kronecker.dual._MOST", 10)
+    np.testing.assert_allclose(influence.scores(test), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_what_is_said_of_residuals_bounds_them():
+    from ihvp.kronecker.dual import dual_inverse
+
+    o = case("multilayer")
+    operator, damping = ihvp.GaussNewton(o), 0.1
+    asked = o.on((o.batches.data[0][:6], labels()[:6]))
+    inverse = dual_inverse(operator, damping, rtol=0.5)
+    left = inverse.rotated(asked, asked.batches.data, 0)
+    assert inverse.solves(left)
+    assert inverse._count < 3 * COUNT
+    b = asked.per_example_gradients().T
+    kept = sum_of_outer(inverse, o.num_params)
+    x = (b - kept.T @ torch.as_tensor(inverse._solved[1])) / damping
+    residuals = torch.linalg.norm(b - operator @ x - damping * x, dim=0) / torch.linalg.norm(b, dim=0)
+    assert residuals.max() <= inverse.tolerance <= 0.5
+
+
+def sum_of_outer(inverse, size):
+    """The rows that are kept, ``(R, P)``."""
+    rows = torch.zeros(inverse._count, size, dtype=torch.float64)
+    for layer, (g, a) in zip(inverse._layers, inverse._kept, strict=True):
+        outer = (g[:, :, None] * a[:, None, :])[:, None]
+        for place, part in zip(layer.slices, layer.parts(outer), strict=True):
+            rows[:, place] = part.T
+    return rows
+
+
 def test_preconditioners_by_name_lead_to_the_same_answer():
     o = case("multilayer")
     gauss_newton, v = ihvp.GaussNewton(o), random(o.num_params, 4)
