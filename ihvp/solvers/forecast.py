@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,13 @@ _SECONDS, _ITERATIONS = 600.0, 1000
 # A forecast is made after so many iterations, and whenever their number has doubled. Forecasts are good to a
 # factor of about 3, early ones to less: the budget must be exceeded by these factors.
 _LOOKS = {25: 6.0, 50: 6.0, 100: 2.0}
+# From so many iterations on, a residual that stays, or falls ever more slowly, is taken to go on so; how many
+# iterations that makes is told to a factor of about 3 again.
+_SETTLED, _UNSURE = 100, 3.0
 # Where the residual does not fall yet, steps of Lanczos' method tell the condition, and the lowest Ritz value
 # still falls with the square of their number: the bound of Chebyshev is short by about this factor.
 _STEPS, _UNSEEN = 40, 4.0
+_TINY = np.finfo(float).tiny
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,10 @@ class Forecast:
 class Watch:
     """Looks at the course of a solve now and then, and says when it will not end within the budget.
 
-    The forecast extrapolates the pace of the residual over the later half of the iterations. While that does
-    not fall, it rests on the condition that a few Lanczos steps see, by the bound of Chebyshev on conjugate
-    gradients (Saad, "Iterative Methods for Sparse Linear Systems", 2003, section 6.11.3).
+    The forecast extrapolates the pace of the residual over the later half of the iterations, and its change
+    since the earlier half. While the residual does not fall, or slows down, the forecast rests on the condition
+    that a few Lanczos steps see, by the bound of Chebyshev on conjugate gradients (Saad, "Iterative Methods
+    for Sparse Linear Systems", 2003, section 6.11.3).
 
     Parameters
     ----------
@@ -83,25 +89,68 @@ class Watch:
         each = (time.perf_counter() - self._start) / done
         if each * _ITERATIONS < _SECONDS / 100:
             return None  # even a hundred times as many iterations are affordable
-        course = np.stack(rows[-(done // 2) :])
-        pending = course[-1] > self._targets
+        pending = rows[-1] > self._targets
         if not np.any(pending):
             return None
-        left = self._iterations_left(course[:, pending], self._targets[pending])
-        if left * each <= margin * _SECONDS or done + left <= margin * _ITERATIONS:
+        course, targets = np.log(np.maximum(np.stack(rows[-done:]), _TINY))[:, pending], self._targets[pending]
+
+        def affordable(left: float) -> bool:
+            return left * each <= margin * _SECONDS or done + left <= margin * _ITERATIONS
+
+        left = _left_at_steady_pace(course, targets)
+        if not left < math.inf:
+            # Conjugate gradients may begin so and be quick later.
+            left = self._by_condition(targets) if done >= _SETTLED else 0.0
+        elif affordable(left) and done >= _SETTLED:
+            left = _left_at_slowing_pace(course, targets) / _UNSURE
+            left = left if affordable(left) else min(left, self._by_condition(targets))
+        if affordable(left):
             return None
         total = self._since + done + left
         return Forecast(total, int(np.count_nonzero(pending)), total * each)
 
-    def _iterations_left(self, course: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
-        logs = np.log(np.maximum(course, np.finfo(float).tiny))
-        pace = np.polyfit(np.arange(len(logs)), logs, 1)[0]
-        missing = np.log(targets / course[-1])
-        falls = pace < 0
-        if np.all(falls):
-            return float(np.max(missing / pace))
-        ritz = ritz_range(self._system.apply, algebra.column(self._v, 0), _STEPS)
-        return _UNSEEN * iterations_of_cg(ritz, float(targets.min()))
+    def _by_condition(self, targets: NDArray[np.float64]) -> float:
+        return _UNSEEN * iterations_of_cg(self._ritz, float(targets.min()))
+
+    @cached_property
+    def _ritz(self) -> RitzRange:
+        return ritz_range(self._system.apply, algebra.column(self._v, 0), _STEPS)
+
+
+def _left_at_steady_pace(course: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
+    """The iterations until the slowest column is there, at the pace of the later half; infinite without any.
+
+    Parameters
+    ----------
+    course : ndarray (n, k)
+        The logarithms of the residuals after each iteration.
+    targets : ndarray (k,)
+    """
+    pace = _pace(course[len(course) - len(course) // 2 :])
+    if np.any(pace >= 0):
+        return math.inf
+    return float(np.max((np.log(targets) - course[-1]) / pace))
+
+
+def _left_at_slowing_pace(course: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
+    """The same if the pace goes on to change with the power of the iterations by which it changed so far.
+
+    So it does where eigenvalues reach across zero without a gap: no iteration of MINRES gets better than the
+    last by a factor.
+    """
+    n = len(course)
+    late, early = _pace(course[n - n // 2 :]), _pace(course[n // 4 : n - n // 2])
+    if np.any(late >= 0):
+        return math.inf
+    power = 1 - np.clip(np.log2(np.minimum(early, late) / late), 0.0, 0.99)
+    # ∫ c k^(power - 1) dk from n to the total is what is missing; the pace is that in the middle of the half.
+    missing = (np.log(targets) - course[-1]) * power / (late * (0.75 * n) ** (1 - power))
+    return float(np.max((n**power + missing) ** (1 / power))) - n
+
+
+def _pace(course: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean change of each column in an iteration."""
+    return np.polyfit(np.arange(len(course)), course, 1)[0]  # type: ignore[no-any-return]
 
 
 def iterations_of_cg(ritz: RitzRange, rtol: float, added: float = 0.0) -> float:

@@ -171,14 +171,10 @@ def _check_weights(subject: Subject, batch: Batch, weights: NDArray[np.float64],
 
 def _stops(weights: NDArray[np.float64], most: int) -> Iterator[int]:
     """Where to divide a batch: parts of about two and three fifths of what weighs anything."""
-    count, before = len(weights), np.cumsum(weights > 0)
-    inside = [size for size in range(1, count) if 0 < before[size - 1] < before[-1]]
-    near = sorted(inside, key=lambda size: abs(before[size - 1] - 0.4 * before[-1]))
-    found = 0
-    for size in near:
-        if found < most and math.gcd(size, count) == 1:
-            found += 1
-            yield size
+    sizes, before = np.arange(1, len(weights)), np.cumsum(weights > 0)
+    inside = (before[:-1] > 0) & (before[:-1] < before[-1]) & (np.gcd(sizes, len(weights)) == 1)
+    distance = np.abs(before[:-1] - 0.4 * before[-1])[inside]
+    yield from sizes[inside][np.argsort(distance, kind="stable")[:most]].tolist()
 
 
 def _rows_differ(batch: Batch) -> bool:

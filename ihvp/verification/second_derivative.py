@@ -46,6 +46,8 @@ _ROUNDING = 16.0
 # A step for which even half precision is not too coarse, and how many times closer to the difference over it
 # a product must be than the differences over short steps.
 _LONGEST, _CLOSER = 2**-6, 2.0
+# Entries at a time that a processor's cache holds with all that is made of them.
+_IN_CACHE = 2**14
 
 
 @dataclass(frozen=True)
@@ -289,22 +291,25 @@ def _direction(x: NDArray[np.floating], spread: float) -> NDArray[np.floating]:
 
     Parameters of very unlike sizes have curvature of very unlike lengths.
     """
-    sizes = np.abs(x)
-    zero = sizes <= np.finfo(x.dtype).tiny / np.finfo(x.dtype).eps
-    every = max(1, x.size >> 16)
-    sample = sizes[::every][~zero[::every]]
+    tiny = np.finfo(x.dtype).tiny / np.finfo(x.dtype).eps
+    sample = np.abs(x[:: max(1, x.size >> 16)])
+    sample = sample[sample > tiny]
     typical = np.median(sample) if sample.size else np.ones((), x.dtype)
-    with np.errstate(over="ignore"):
-        sizes = np.where(zero, typical, np.clip(typical, sizes / spread, sizes * spread))
-    # None is so small that an entry stays. The first one leads away from zero, so that −u has another sign.
-    factors: NDArray[np.floating] = np.random.default_rng(0).random(x.size, dtype=x.dtype)
-    factors -= 0.5
-    factors[0] = abs(factors[0])
-    factors += np.copysign(x.dtype.type(0.25), factors)
-    sizes *= factors
-    sizes *= 2
-    signed: NDArray[np.floating] = np.copysign(sizes, factors * x)
-    return signed
+    u, rng = np.empty_like(x), np.random.default_rng(0)
+    for start in range(0, x.size, _IN_CACHE):
+        part = x[start : start + _IN_CACHE]
+        sizes = np.abs(part)
+        with np.errstate(over="ignore"):
+            allowed = np.clip(typical, sizes / spread, sizes * spread)
+        allowed[sizes <= tiny] = typical
+        # None is so small that an entry stays. The first one leads away from zero, so that −u has another sign.
+        factors = rng.random(part.size, dtype=x.dtype)
+        factors -= 0.5
+        if start == 0:
+            factors[0] = abs(factors[0])
+        factors += np.copysign(x.dtype.type(0.25), factors)
+        np.copysign(2 * allowed * factors, factors * part, out=u[start : start + _IN_CACHE])
+    return u
 
 
 def _coarse_part(gradient: Vector, product: Vector, eps: float) -> float:
