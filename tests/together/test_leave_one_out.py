@@ -68,5 +68,5 @@ def test_a_newton_step_has_the_right_size(backend):
 
 
 def test_lissa_is_good_enough_for_a_ranking():
-    # A fifth of the default steps is enough; that its products may be those of any framework, test_lissa shows.
+    # A fifth of the default steps is enough. That the products may be of any framework, test_lissa shows.
     assert removals("numdiff", "LiSSA", recursion_depth=1000).pearson.value >= 0.98
