@@ -47,7 +47,7 @@ class DualInverse:
     its outputs: for a layer whose weights no places share an outer product :math:`g\,a^\top`. So
     :math:`J J^\top = \sum_\ell (G_\ell G_\ell^\top) \circ (A_\ell A_\ell^\top)` takes
     :math:`R^2 \sum_\ell (d_{in} + d_{out})` operations in place of :math:`R^2 P`, and so do products of rows
-    with gradients. Of a fitted classifier most rows are tiny. The largest R are kept, as many as the residuals
+    with gradients. Of a fitted classifier most rows are tiny. The largest R are kept, as many as residuals
     ask for.
 
     Residuals are those of the operator's own products: with random vectors s,

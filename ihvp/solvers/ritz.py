@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,6 +65,11 @@ def ritz_range(matvec: Callable[[Vector], Vector], start: Vector, steps: int = 2
         if beta <= np.finfo(np.float64).eps * size:
             break
         previous, current = current, following / beta
-    values, vectors = eigh_tridiagonal(diagonal, off_diagonal[:-1])
+    # LAPACK does not scale a tridiagonal matrix and may fail with numbers near the smallest: scaled exactly.
+    exponent = math.frexp(size)[1]
+    values, vectors = eigh_tridiagonal(
+        np.ldexp(diagonal, -exponent), np.ldexp(np.array(off_diagonal[:-1]), -exponent)
+    )
     errors = np.abs(off_diagonal[-1] * vectors[-1])
-    return RitzRange(float(values[0]), float(errors[0]), float(values[-1]), float(errors[-1]))
+    low, high = np.ldexp(values[[0, -1]], exponent)
+    return RitzRange(float(low), float(errors[0]), float(high), float(errors[-1]))

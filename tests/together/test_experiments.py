@@ -34,11 +34,11 @@ def test_the_claim_holds(name, backend, tmp_path):
 
 def test_removals_are_predicted(backend, model, tmp_path, monkeypatch):
     monkeypatch.setattr(loo, "Model", lambda: model)
-    monkeypatch.setattr(loo, "REMOVALS", 12)
+    monkeypatch.setattr(loo, "REMOVALS", 6)
     finding = experiments.run("loo", tmp_path, backend)
     assert finding.held, finding.found
     with finding.files[0].open() as file:
-        assert len(list(csv.DictReader(file))) == 12
+        assert len(list(csv.DictReader(file))) == 6
 
 
 def test_the_precision_is_that_of_the_backend(backend):

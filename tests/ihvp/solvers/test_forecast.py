@@ -32,6 +32,11 @@ class Diagonal(LinearOperator):
         return self.diagonal * v if v.ndim == 1 else self.diagonal[:, None] * v
 
 
+@pytest.fixture(autouse=True)
+def time_that_does_not_count():
+    """Here it counts."""
+
+
 @pytest.fixture
 def no_budget(monkeypatch):
     """Every solve is forecast after 100 iterations, and none is worth waiting for."""
