@@ -609,7 +609,7 @@ class StoreMismatch(IhvpError, ValueError):
         self.differing = dict(differing)
         listed = "; ".join(f"{name}: found {old}, expected {new}" for name, (old, new) in differing.items())
         super().__init__(
-            f"{folder} holds the scores of another run ({listed}). Pass another folder, or delete this one."
+            f"{folder} holds the results of another run ({listed}). Pass another folder, or delete this one."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,9 @@ from ihvp_torch._fallback import Memory
 from ihvp_torch._parameters import Call
 from ihvp_torch._tree import fill, named_leaves
 from ihvp_torch._vector import multiply
+
+# Rows of one example differ from a multiple of each other by less than this part of the rows.
+_APART = 0.05
 
 
 def floating(tree: Any) -> list[Tensor]:
@@ -51,7 +55,10 @@ class Use:
     output: GradientEdge
     arrange: Callable[[Tensor], Tensor]
     """Brings a derivative by the output into the form ``(rows, groups, d_out)``, as the inputs are."""
-    example_first: bool = True
+    weight: str
+    """The weight's own name."""
+    order: Tensor | None = None
+    """Where the rows of each example are, one example after another; None where they come so."""
 
 
 class OpenedModel:
@@ -79,11 +86,10 @@ class OpenedModel:
         self._like = torch.empty(0, dtype=dtype, device=leaves[0].device)
         self.shapes = [tuple(output.shape) for output in self._outputs]
         uses = _grouped(_uses(self._outputs, leaves, names))
-        self._uses = [group for group in uses if self._find_examples(group)]
+        self._uses = self._by_examples(uses)
         self.layers = [group[0].layer for group in self._uses]
         self.inputs = [
-            torch.cat([self._by_example(use.inputs(), use.example_first) for use in group], dim=1)
-            for group in self._uses
+            torch.cat([self._by_example(use.inputs(), use) for use in group], dim=1) for group in self._uses
         ]
 
     def outputs(self) -> Tensor:
@@ -94,9 +100,7 @@ class OpenedModel:
         return [
             torch.cat(
                 [
-                    torch.stack(
-                        [self._by_example(use.arrange(row), use.example_first) for row in next(pulled)]
-                    )
+                    torch.stack([self._by_example(use.arrange(row), use) for row in next(pulled)])
                     for use in group
                 ],
                 dim=2,
@@ -110,7 +114,7 @@ class OpenedModel:
 
     @recording
     def output_hvp(self, loss: Callable[[Any, Any], Any], v: Tensor) -> Tensor:
-        return multiply(curvature(self._loss(loss), loss, self._memory), v)
+        return multiply(curvature(self._loss(loss), loss, self._memory), v).to(self._like.dtype)
 
     def _loss(self, loss: Callable[[Any, Any], Any]) -> Function:
         floats = [output.detach() for output in self._outputs]
@@ -158,49 +162,98 @@ class OpenedModel:
             rows = [pull(row, False) for row in cotangents]
             return (torch.stack(parts) for parts in zip(*rows, strict=True))
 
-    def _find_examples(self, group: Sequence[Use]) -> bool:
-        """Find whether rows come example by example, or place by place, as in recurrent layers.
+    def _by_examples(self, groups: Sequence[Sequence[Use]]) -> list[Sequence[Use]]:
+        """The layers whose rows belong to one example each, with the order of their rows.
 
-        False where they belong to several examples, as those of a table of positions that all share.
+        Some come place by place, as in recurrent layers; a table of positions has rows that all examples
+        share. Every example's cotangents get a factor of its own, which each row then shows.
         """
-        count = self.shapes[0][0]
+        count = self.shapes[0][0] if self.shapes and self.shapes[0] else 1
         if count == 1:
-            return True
-        one = torch.cat([self._first_example(output) for output in self._outputs])
-        for use, pulled in zip(group, self._pull([group], one[None]), strict=True):
-            nonzero = use.arrange(pulled[0]).flatten(1).any(1)
-            if len(nonzero) % count:
-                return False
-            use.example_first = not nonzero.reshape(count, -1)[1:].any()
-            if not use.example_first and nonzero.reshape(-1, count)[:, 1:].any():
-                return False
-        return True
+            return list(groups)
+        # Half precision cannot tell factors from one another, but zeros from what it has.
+        base, least = {torch.float64: (1 << 20, 1), torch.float32: (1 << 10, 1)}.get(self._like.dtype, (2, 0))
+        digits = max(1, math.ceil(math.log(count, base) - 1e-9))
+        random = torch.Generator().manual_seed(0)
+        example = torch.cat([torch.arange(n).repeat_interleave(prod(rest)) for n, *rest in self.shapes])
+        factors = [torch.ones(len(example))]
+        factors += [least + example.div(base**j, rounding_mode="floor") % base for j in range(digits)]
+        cotangents = torch.stack(factors).double() * torch.randn(len(example), generator=random).double()
+        pulled = self._pull(groups, cotangents.to(self._like))
+        kept = []
+        for group in groups:
+            known = True
+            for use in group:
+                rows = torch.stack([use.arrange(part).flatten(1) for part in next(pulled)]).double()
+                owners = _owners(rows, base, least)
+                order = None if owners is None else _order(owners, count)
+                known = known and order is not None
+                use.order = order
+            if known:
+                kept.append(group)
+        return kept
 
-    def _first_example(self, output: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        cotangent = torch.zeros(output.shape, dtype=self._like.dtype)
-        cotangent[0] = torch.randn(output.shape[1:], dtype=torch.float64, generator=generator)
-        return cotangent.reshape(-1).to(output.device)
-
-    def _by_example(self, rows: Tensor, example_first: bool) -> Tensor:
+    def _by_example(self, rows: Tensor, use: Use) -> Tensor:
         """``(B, S, …)`` for ``(rows, …)``."""
-        count = self.shapes[0][0]
         rows = rows.detach().to(self._like.dtype) if rows.is_floating_point() else rows
-        if example_first:
-            return rows.reshape(count, -1, *rows.shape[1:])
-        return rows.reshape(-1, count, *rows.shape[1:]).transpose(0, 1)
+        if use.order is not None and len(use.order):
+            rows = rows[use.order]
+        return rows.reshape(self.shapes[0][0], -1, *rows.shape[1:])
+
+
+def _owners(pulled: Tensor, base: int, least: int) -> Tensor | None:
+    """Which example each row belongs to, −1 where it is zero; None where one belongs to several.
+
+    Parameters
+    ----------
+    pulled : Tensor
+        ``(1 + digits, rows, …)``: plain, and with a factor ``least`` + digit for each digit of the example.
+    base, least : int
+    """
+    plain, size = pulled[0], (pulled[0] ** 2).sum(1)
+    nonzero = size > 0
+    owners = torch.zeros(len(size), dtype=torch.long, device=size.device)
+    for j, scaled in enumerate(pulled[1:]):
+        ratio = torch.where(nonzero, (scaled * plain).sum(1) / size.where(nonzero, 1.0), least)
+        factor = ratio.round()
+        apart = (scaled - factor[:, None] * plain).norm(dim=1)
+        if (apart > _APART * size.sqrt()).any() or (factor < least).any() or (factor >= least + base).any():
+            return None
+        owners += (factor.long() - least) * base**j
+    return torch.where(nonzero, owners, -1)
+
+
+def _order(owners: Tensor, count: int) -> Tensor | None:
+    """The rows example by example; empty where they come so, None where examples have unlike many."""
+    rows = torch.arange(len(owners), device=owners.device)
+    if len(owners) % count:
+        return None
+    places, known = len(owners) // count, owners >= 0
+    if torch.equal(owners[known], (rows // places)[known]):
+        return rows[:0]
+    if torch.equal(owners[known], (rows % count)[known]):
+        return rows.reshape(places, count).T.reshape(-1)
+    missing = places - torch.bincount(owners[known], minlength=count)
+    if len(missing) > count or (missing < 0).any():
+        return None
+    filled = owners.clone()
+    # Rows without a derivative may count for any example that lacks some.
+    filled[~known] = torch.arange(count, device=owners.device).repeat_interleave(missing)
+    return torch.argsort(filled, stable=True)
 
 
 def _grouped(uses: Iterator[Use]) -> list[list[Use]]:
-    """The uses of each layer; names that two layers share get their weight's place."""
+    """The uses of each layer; names that two layers share are those of their weights."""
     found: defaultdict[Layer, list[Use]] = defaultdict(list)
     for use in uses:
         found[use.layer].append(use)
     names = [layer.name for layer in found]
+    own = [group[0].weight for group in found.values()]
     for layer, group in found.items():
         if names.count(layer.name) > 1:
+            name = group[0].weight
             for use in group:
-                use.layer = replace(layer, name=f"{layer.name}[{layer.start}]")
+                use.layer = replace(layer, name=name if own.count(name) == 1 else f"{name}[{layer.start}]")
     return list(found.values())
 
 
@@ -293,6 +346,12 @@ class _Weights:
             return None
         return start + picture.storage_offset(), picture, name
 
+    def name(self, edge: tuple[Node | None, int]) -> str:
+        """The name of a tensor that was found."""
+        found = self.find(edge)
+        assert found is not None
+        return found[2]
+
 
 class _Refused(Exception):
     pass
@@ -358,7 +417,7 @@ def _products(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iterator
         rows: Tensor = getattr(node, saved)
         return rows[:, None, :]
 
-    yield Use(layer, inputs, GradientEdge(node, 0), lambda g: g[:, None, :])
+    yield Use(layer, inputs, GradientEdge(node, 0), lambda g: g[:, None, :], weights.name(weight))
 
 
 def _convolutions(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iterator[Use]:
@@ -391,7 +450,7 @@ def _convolutions(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iter
     def arrange(g: Tensor) -> Tensor:
         return g.movedim(1, -1).reshape(-1, groups, layer.d_out)
 
-    yield Use(layer, patches, GradientEdge(node, 0), arrange)
+    yield Use(layer, patches, GradientEdge(node, 0), arrange, weights.name(weight))
 
 
 def _look_ups(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iterator[Use]:
@@ -406,6 +465,7 @@ def _look_ups(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iterator
             lambda: node._saved_indices.reshape(-1),
             GradientEdge(node, 0),
             lambda g: (g * counts[..., None]).reshape(-1, 1, layer.d_out),
+            weights.name(node.next_functions[0]),
         )
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.backend import Batch, SupportsLayers, Vector
+from ihvp.backend import Batch, Vector
 from ihvp.errors import NonFinite
 from ihvp.kronecker.blocks import KroneckerBlock
+from ihvp.kronecker.coverage import opened
 from ihvp.kronecker.factors import with_bias
 from ihvp.kronecker.structured import KFAC
 from ihvp.objective import Objective
@@ -103,11 +104,9 @@ def example_gradients(
     power : float
         Of the weights, as for :meth:`ihvp.Objective.batch_gradient_chunks`.
     """
-    backend = objective.backend
-    assert isinstance(backend, SupportsLayers)
     predict, loss = objective.require_predict()
     objective.require_additive(batch, any_weights=power == 0)
-    model = backend.open(predict, objective.params, batch)
+    model = opened(objective, predict, batch)
     gradients = model.pull_back(model.output_gradient(loss)[None])
     found = {
         layer.name: (inputs, gradient[0])

@@ -20,6 +20,7 @@ from ihvp.backend import (
     Vector,
 )
 from ihvp.data import Batches, Examples, as_data, count_examples, take_examples
+from ihvp.errors import InvalidOption
 from ihvp.kronecker.factors import with_bias
 from ihvp.layers import Layer
 from ihvp.objective import Objective
@@ -32,6 +33,27 @@ EXACT = 1024
 _NUMBERS = 1 << 22
 
 
+def opened(objective: Objective, predict: Callable[..., Any], batch: Batch) -> OpenModel:
+    """The model on a batch.
+
+    Raises
+    ------
+    InvalidOption
+        An array of the outputs does not have the examples along its first axis.
+    """
+    backend, count = objective.backend, count_examples(batch)
+    assert isinstance(backend, SupportsLayers)
+    model = backend.open(predict, objective.params, batch)
+    for shape in model.shapes:
+        if shape[:1] != (count,):
+            raise InvalidOption(
+                "predict",
+                predict,
+                f"outputs with the {count} examples along the first axis of each array; found shape {shape}",
+            )
+    return model
+
+
 def complete_layers(
     objective: Objective, predict: Callable[..., Any], batch: Batch
 ) -> tuple[set[str], dict[str, str]]:
@@ -42,9 +64,13 @@ def complete_layers(
     """
     backend = objective.backend
     assert isinstance(backend, SupportsLayers)
-    if count_examples(batch) > _EXAMPLES:
+    count = count_examples(batch)
+    if count > _EXAMPLES:
         batch = take_examples(batch, 0, _EXAMPLES)
-    model = backend.open(predict, objective.params, batch)
+    elif count == 1 and batch is not None:
+        # What all examples share cannot be told from what one has.
+        batch = Examples.of(Batches(as_data(batch))).rows(np.zeros(2, dtype=np.intp))
+    model = opened(objective, predict, batch)
     loss, random = backend.cotangent_loss(predict), np.random.default_rng(0)
     arrays = [random.standard_normal(shape) for shape in model.shapes]
     alone = [
@@ -53,7 +79,7 @@ def complete_layers(
     ]
     refused = _overlapping(model, objective.num_params)
     like = model.outputs()
-    for chosen, count in ((arrays, None), (alone, 1)):
+    for chosen, first in ((arrays, None), (alone, 1)):
         flat = np.concatenate([array.reshape(-1) for array in chosen])
         cotangent = array_api_compat.array_namespace(like).asarray(
             flat, dtype=like.dtype, device=array_api_compat.device(like)
@@ -62,7 +88,7 @@ def complete_layers(
         for layer, inputs, gradient in zip(
             model.layers, model.inputs, model.pull_back(cotangent[None]), strict=True
         ):
-            found = layer.parts(weight_gradient(layer, inputs[:count], gradient[0, :count]))
+            found = layer.parts(weight_gradient(layer, inputs[:first], gradient[0, :first]))
             size = max(float(algebra.norms(expected[part])) for part in layer.slices)
             difference = max(
                 float(algebra.norms(mine[:, 0] - expected[part]))

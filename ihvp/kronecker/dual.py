@@ -14,7 +14,7 @@ from ihvp import algebra
 from ihvp.backend import Batch, SupportsLayers, Vector
 from ihvp.data import count_examples
 from ihvp.kronecker.contraction import example_gradients
-from ihvp.kronecker.coverage import complete_layers
+from ihvp.kronecker.coverage import complete_layers, opened
 from ihvp.kronecker.factors import with_bias
 from ihvp.kronecker.outputs import cotangents
 from ihvp.layers import Layer
@@ -165,7 +165,7 @@ def dual_inverse(operator: GaussNewton, damping: float, rtol: float) -> DualInve
         return None
     batch, count = next(iter(objective.batches))
     complete, _ = complete_layers(objective, predict, batch)
-    model = backend.open(predict, objective.params, batch)
+    model = opened(objective, predict, batch)
     covered = sum(
         part.stop - part.start
         for layer, inputs in zip(model.layers, model.inputs, strict=True)
@@ -181,8 +181,7 @@ def dual_inverse(operator: GaussNewton, damping: float, rtol: float) -> DualInve
 
 def _rows_of(objective: Objective) -> tuple[list[Layer], Factors, NDArray[np.float64]]:
     """The rows of J, layer by layer, and the squares of their norms."""
-    backend, predict, loss = objective.backend, *objective.require_predict()
-    assert isinstance(backend, SupportsLayers)
+    predict, loss = objective.require_predict()
     total, mean = objective.mean_weight * objective.total_examples, objective.reduction == "mean"
     layers: list[Layer] = []
     parts: list[Factors] = []
@@ -191,7 +190,7 @@ def _rows_of(objective: Objective) -> tuple[list[Layer], Factors, NDArray[np.flo
         weight = float(weights.sum())
         if not weight:
             continue
-        model = backend.open(predict, objective.params, batch)
+        model = opened(objective, predict, batch)
         layers = list(model.layers)
         relative = weights / weight if mean else weights
         share = ((weight if mean else 1.0) / total) ** 0.5

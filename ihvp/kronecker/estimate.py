@@ -11,11 +11,12 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
+from ihvp.arguments import naming
 from ihvp.backend import Batch, OpenModel, SupportsLayers, SupportsReduce, Vector
 from ihvp.data import count_examples, take_examples
-from ihvp.errors import InvalidOption, MissingCapability
+from ihvp.errors import InvalidOption, LossFailed, MissingCapability
 from ihvp.kronecker.blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock, eigenvectors
-from ihvp.kronecker.coverage import EXACT, Remainder, complete_layers
+from ihvp.kronecker.coverage import EXACT, Remainder, complete_layers, opened
 from ihvp.kronecker.factors import Sharing, input_moment, output_moment, squared_gradients
 from ihvp.kronecker.outputs import FisherKind, cotangents
 from ihvp.layers import Layer
@@ -74,7 +75,8 @@ def estimate(objective: Objective, options: Options, corrected: bool) -> tuple[l
     corrected : bool
         Whether the eigenvalues are those of the curvature itself in the factors' basis (EK-FAC).
     """
-    return _Estimate(objective, options).blocks(corrected)
+    with naming(LossFailed, "The model"):
+        return _Estimate(objective, options).blocks(corrected)
 
 
 def require_layers(
@@ -200,7 +202,7 @@ class _Estimate:
         if not total:
             return None
         mean = objective.reduction == "mean"
-        model = self._backend.open(self._predict, objective.params, batch)
+        model = opened(objective, self._predict, batch)
         found = list(
             cotangents(
                 model,
@@ -241,7 +243,7 @@ class _Estimate:
     def _piece_size(self, batch: Batch) -> int:
         """How many examples keep what a piece holds within bounds."""
         one = take_examples(batch, 0, 1) if count_examples(batch) > 1 else batch
-        model = self._backend.open(self._predict, self._objective.params, one)
+        model = opened(self._objective, self._predict, one)
         views = self._options.num_samples
         if self._options.fisher != "mc":
             width = sum(prod(shape[1:]) for shape in model.shapes)

@@ -11,7 +11,7 @@ from ihvp import algebra
 from ihvp.arguments import check_instance, check_integer
 from ihvp.backend import Batch, Vector
 from ihvp.data import count_examples
-from ihvp.kronecker.coverage import cotangent_rows
+from ihvp.kronecker.coverage import cotangent_rows, opened
 from ihvp.kronecker.estimate import require_layers
 from ihvp.kronecker.outputs import cotangents
 from ihvp.objective import Objective
@@ -51,7 +51,7 @@ class Fisher(CurvatureOperator):
         check_integer("num_samples", num_samples, 1)
         check_integer("seed", seed, 0)
         super().__init__(objective)
-        self._backend, self._predict, self._loss = require_layers(objective)
+        _, self._predict, self._loss = require_layers(objective)
         self.num_samples, self.seed = num_samples, seed
 
     def batch_product(self, batch: Batch, v: Vector) -> Vector:
@@ -69,7 +69,7 @@ class Fisher(CurvatureOperator):
         objective = self.objective
         objective.require_additive(batch)
         weights = objective.weighting.of(batch, count_examples(batch))
-        model = self._backend.open(self._predict, objective.params, batch)
+        model = opened(objective, self._predict, batch)
         seen = zlib.crc32(np.ascontiguousarray(algebra.to_numpy(algebra.wide(model.outputs()))).tobytes())
         generator = np.random.default_rng([self.seed, seen])
         relative = weights / weights.sum() if objective.reduction == "mean" else weights

@@ -124,7 +124,9 @@ class _Dense(_Root):
         super().__init__(layout)
         matrices = algebra.to_numpy(algebra.wide(curvature))
         values, vectors = np.linalg.eigh((matrices + matrices.transpose(0, 2, 1)) / 2)
-        allowed = _ROUNDING * np.finfo(values.dtype).eps ** 0.5
+        allowed = (
+            _ROUNDING * float(array_api_compat.array_namespace(curvature).finfo(curvature.dtype).eps) ** 0.5
+        )
         if values.size and values.min() < -allowed * np.abs(values).max():
             raise _not_convex(float(values.min()))
         self._roots = _like(curvature, vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :])
@@ -179,7 +181,7 @@ class _Categorical(_Root):
 
     def draw(self, count: int, generator: np.random.Generator) -> Vector:
         xp = array_api_compat.array_namespace(self._p)
-        cumulative = np.cumsum(algebra.to_numpy(self._p).astype(np.float64), axis=-1)
+        cumulative = np.cumsum(algebra.to_numpy(algebra.wide(self._p)).astype(np.float64), axis=-1)
         found = []
         for _ in range(count):
             level = generator.random((len(cumulative), 1)) * cumulative[:, -1:]
@@ -251,7 +253,7 @@ def _signs(x: Vector, shape: tuple[int, ...], generator: np.random.Generator) ->
 
 def _not_convex(lowest: float) -> InvalidOption:
     return InvalidOption(
-        "fisher",
-        "exact",
-        f"'empirical' for a loss that is not convex in the outputs: the lowest curvature is {lowest:.1e}",
+        "loss",
+        "not convex in the outputs",
+        f"one that is, or fisher='empirical': the lowest curvature is {lowest:.1e}",
     )

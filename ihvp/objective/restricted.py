@@ -82,6 +82,9 @@ def restrict(backend: CurvatureBackend, params: Params, only: Only) -> Curvature
         A name that no parameter has, or none is left.
     """
     blocks = named_blocks(backend, params)
+    listed = isinstance(only, (list, tuple, set, frozenset)) and all(isinstance(name, str) for name in only)
+    if not (callable(only) or isinstance(only, str) or listed):
+        raise InvalidOption("only", only, "names, or a function of a name")
     if callable(only):
         chosen = {name for name in blocks if only(name)}
     else:
@@ -188,7 +191,7 @@ class _Capable(_Restricted):
         return self.inner.input_derivatives(loss, params, batch, self._whole(v))
 
     def open(self, predict: Callable[..., Any], params: Params, batch: Batch) -> Any:
-        """The layers all of whose parameters are meant, with their places in the shorter vector."""
+        """The layers whose weights are meant, with or without their biases, in the shorter vector."""
         model, starts, shift = self.inner.open(predict, params, batch), {}, 0
         for place, chosen in self._pieces:
             if chosen:
@@ -205,10 +208,9 @@ class _Capable(_Restricted):
 
         kept = []
         for number, layer in enumerate(model.layers):
-            places = [moved(part.start, part.stop - part.start) for part in layer.slices]
-            if None not in places:
-                bias = places[1] if layer.bias is not None else None
-                kept.append((number, replace(layer, start=places[0], bias=bias)))
+            weight, *bias = (moved(part.start, part.stop - part.start) for part in layer.slices)
+            if weight is not None:
+                kept.append((number, replace(layer, start=weight, bias=bias[0] if bias else None)))
         numbers = [number for number, _ in kept]
 
         def pull_back(cotangents: Vector) -> list[Vector]:

@@ -69,6 +69,29 @@ class Recurrent(nn.Module):
         return self.out(h)
 
 
+class FirstToken(nn.Module):
+    """Attention computes place by place; only rows of the first place have a derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.attend, self.out = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(self.attend(x, x, x, need_weights=False)[0][:, 0])
+
+
+class Sorted(nn.Module):
+    """Examples in another order inside, but for the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        order = torch.cat([torch.zeros(1, dtype=torch.long), 1 + x[1:, 0].argsort()])
+        return self.out(torch.tanh(self.inner(x[order]))[order.argsort()])
+
+
 class Shared(nn.Module):
     def __init__(self):
         super().__init__()
@@ -104,6 +127,14 @@ CASES = {
     ),
     "recurrent": lambda: (Recurrent(), random(COUNT, 4, 3)),
     "shared": lambda: (Shared(), random(COUNT, 6, 5)),
+    "first token": lambda: (FirstToken(), random(COUNT, 3, 4)),
+    "sorted": lambda: (Sorted(), random(COUNT, 5)),
+    "transformer": lambda: (
+        nn.Sequential(
+            nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True), nn.Flatten(), nn.Linear(12, 3)
+        ),
+        random(COUNT, 3, 4),
+    ),
 }
 
 
@@ -292,7 +323,7 @@ def test_split_damping_damps_the_factors():
         ihvp.EKFAC(o).split(damping)
 
 
-@pytest.mark.parametrize("name", ["multilayer", "convolution", "attention"])
+@pytest.mark.parametrize("name", ["multilayer", "convolution", "attention", "first token", "sorted"])
 @pytest.mark.parametrize("cls", [ihvp.KFAC, ihvp.EKFAC])
 @pytest.mark.filterwarnings("ignore::ihvp.influence.NotAtOptimum")
 def test_scores_by_factors_are_those_of_gradients(name, cls):
@@ -487,6 +518,45 @@ class Exotic(nn.Module):
         return torch.einsum("bi,kij,bj->bk", h, self.bilinear, h)
 
 
+def test_rows_that_all_examples_share_are_no_layer_in_batches_of_one_either():
+    whole, single = case("attention"), case("attention", batch_size=1)
+    for o in (whole, single):
+        assert "positions.weight: 20 parameters, exact block" in ihvp.EKFAC(o).report()
+    assert ihvp.EKFAC(single).trace() == pytest.approx(ihvp.EKFAC(whole).trace(), rel=1e-10)
+    assert ihvp.KFAC(single).trace() == pytest.approx(ihvp.KFAC(whole).trace(), rel=1e-10)
+
+
+def test_outputs_need_the_examples_along_the_first_axis():
+    o = ihvp.Objective(
+        lambda f, b: functional.cross_entropy(f, b[1].reshape(-1)),
+        nn.Linear(4, 3).double(),
+        (random(COUNT, 5, 4), torch.zeros(COUNT, 5, dtype=torch.long)),
+        predict=lambda net, b: net(b[0]).flatten(0, 1),
+    )
+    with pytest.raises(
+        InvalidOption, match=r"16 examples along the first axis of each array; found shape \(80"
+    ):
+        ihvp.KFAC(o)
+    with_value = objective(
+        nn.Linear(4, 3), random(COUNT, 4), labels(), lambda f, b: entropy(f["logits"], b)
+    ).on((random(COUNT, 4), labels()))
+    with_value.predict = lambda net, b: {"logits": net(b[0]), "loss": net(b[0]).mean()}
+    with pytest.raises(InvalidOption, match=r"found shape \(\)"):
+        ihvp.KFAC(with_value)
+
+
+def test_half_precision_and_autocast():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).bfloat16()
+    x, y = random(COUNT, 5).bfloat16(), labels()
+    o = ihvp.Objective(entropy, net, (x, y), predict=lambda net, batch: net(batch[0]), batch_size=7)
+    exact = case("multilayer")
+    for kind in ("exact", "mc", "empirical"):
+        assert ihvp.KFAC(o, fisher=kind).trace() == pytest.approx(
+            ihvp.KFAC(exact, fisher=kind).trace(), rel=0.5
+        )
+
+
 def test_no_parameter_is_dropped():
     o = objective(Exotic(), random(COUNT, 4), labels())
     operator = ihvp.EKFAC(o)
@@ -514,6 +584,10 @@ def test_only_some_parameters():
         torch.testing.assert_close(kind(o).to_dense(), kind(whole).to_dense()[24:, 24:])
     torch.testing.assert_close(ihvp.KFAC(o).to_dense(), ihvp.KFAC(whole).to_dense()[24:, 24:])
     torch.testing.assert_close(o.gradient(), whole.gradient()[24:])
+    alone = case("multilayer", only="0.weight")
+    assert "0: 20 parameters, factors 4 × 5" in ihvp.KFAC(alone).report()
+    with pytest.raises(InvalidOption, match="only is 3"):
+        case("multilayer", only=3)
     by_function = case("multilayer", only=lambda name: name.endswith("bias"))
     assert list(by_function.blocks) == ["0.bias", "2.bias"]
     with pytest.raises(InvalidOption, match=r"expected names among 0\.weight"):
