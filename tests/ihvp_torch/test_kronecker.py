@@ -537,10 +537,12 @@ def test_outputs_need_the_examples_along_the_first_axis():
         InvalidOption, match=r"16 examples along the first axis of each array; found shape \(80"
     ):
         ihvp.KFAC(o)
-    with_value = objective(
-        nn.Linear(4, 3), random(COUNT, 4), labels(), lambda f, b: entropy(f["logits"], b)
-    ).on((random(COUNT, 4), labels()))
-    with_value.predict = lambda net, b: {"logits": net(b[0]), "loss": net(b[0]).mean()}
+    with_value = ihvp.Objective(
+        lambda f, b: entropy(f["logits"], b),
+        nn.Linear(4, 3).double(),
+        (random(COUNT, 4), labels()),
+        predict=lambda net, b: {"logits": net(b[0]), "mean": net(b[0]).mean()},
+    )
     with pytest.raises(InvalidOption, match=r"found shape \(\)"):
         ihvp.KFAC(with_value)
 
