@@ -168,7 +168,9 @@ class OpenedModel:
         Some come place by place, as in recurrent layers; a table of positions has rows that all examples
         share. Every example's cotangents get a factor of its own, which each row then shows.
         """
-        count = self.shapes[0][0] if self.shapes and self.shapes[0] else 1
+        count = self.shapes[0][0] if self.shapes[0] else 0
+        if any(shape[:1] != (count,) for shape in self.shapes):
+            return []  # outputs without an axis of examples have no rows either
         if count == 1:
             return list(groups)
         # Half precision cannot tell factors from one another, but zeros from what it has.

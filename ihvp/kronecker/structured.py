@@ -166,8 +166,8 @@ class KFAC(BlockStructured):
     is exact for a linear layer, and for deep linear networks, with squared error.
 
     It costs one pass over the data; what follows is in closed form: products, solves for any damping,
-    :meth:`logdet`, :meth:`sample`. How good an approximation it is, no certificate tells: those of solves are
-    about K.
+    determinants, samples (:class:`~ihvp.kronecker.BlockStructured`). How good an approximation it is, no
+    certificate tells: those of solves are about K.
 
     Parameters
     ----------
