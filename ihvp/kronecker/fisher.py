@@ -44,6 +44,12 @@ class Fisher(CurvatureOperator):
         The objective has no ``predict``, or the loss is not convex in the outputs.
     MissingCapability
         The backend cannot open models.
+
+    Examples
+    --------
+    >>> import ihvp
+    >>> def fisher(model, data, predict, loss):
+    ...     return ihvp.Fisher(ihvp.Objective(loss, model, data, predict=predict), num_samples=4)
     """
 
     def __init__(self, objective: Objective, num_samples: int = 1, seed: int = 0) -> None:

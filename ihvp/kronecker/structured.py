@@ -193,6 +193,15 @@ class KFAC(BlockStructured):
     -----
     Parameters that no layer explains (scales of norms, layers in loops that a framework hides) have a block
     of their own where it is small, and the diagonal of the same matrix elsewhere; :meth:`report` names them.
+
+    Examples
+    --------
+    ``predict(params, batch)`` gives the outputs, and ``loss(outputs, batch)`` a scalar:
+
+    >>> import ihvp
+    >>> def solved(model, data, predict, loss, v):
+    ...     K = ihvp.KFAC(ihvp.Objective(loss, model, data, predict=predict))
+    ...     return ihvp.solve(K, v, damping=[1e-3, 1e-2, 1e-1])
     """
 
     _corrected = False
@@ -313,6 +322,12 @@ class EKFAC(KFAC):
     from it than :class:`KFAC`. It costs a second pass over the data.
 
     Parameters and errors are those of :class:`KFAC`.
+
+    Examples
+    --------
+    >>> import ihvp
+    >>> def influence(objective):
+    ...     return ihvp.Influence(objective, damping=0.01, curvature=ihvp.EKFAC(objective))
     """
 
     _corrected = True

@@ -394,7 +394,7 @@ def test_a_rank_above_p_is_refused():
 
 @pytest.mark.parametrize("preconditioner", ["jacobi", Nystrom, 3])
 def test_an_unknown_preconditioner_is_refused(preconditioner):
-    with pytest.raises(errors.InvalidOption, match=r"expected 'nystrom', an ihvp.Nystrom"):
+    with pytest.raises(errors.InvalidOption, match=r"expected 'nystrom', 'kfac', 'ekfac', an ihvp.Nystrom"):
         ihvp.CG(preconditioner=preconditioner)
 
 
