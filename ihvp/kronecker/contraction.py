@@ -14,7 +14,7 @@ from ihvp import algebra
 from ihvp.backend import Batch, Vector
 from ihvp.errors import NonFinite
 from ihvp.kronecker.blocks import KroneckerBlock
-from ihvp.kronecker.coverage import opened
+from ihvp.kronecker.coverage import opened, require_used
 from ihvp.kronecker.factors import with_bias
 from ihvp.kronecker.structured import KFAC
 from ihvp.objective import Objective
@@ -69,7 +69,8 @@ class Contraction:
         power : float
             Of the weights, as for :meth:`ihvp.Objective.batch_gradient_chunks`.
         """
-        found, factors = example_gradients(objective, batch, power)
+        names = [block.name for block in self._blocks]
+        found, factors = example_gradients(objective, batch, power, names)
         rows = [_rotate(block, *found[block.name], factors) for block in self._blocks]
         for part in rows:
             if not all(map(algebra.all_finite, part if isinstance(part, tuple) else (part,))):
@@ -92,7 +93,7 @@ class Contraction:
 
 
 def example_gradients(
-    objective: Objective, batch: Batch, power: float
+    objective: Objective, batch: Batch, power: float, names: Sequence[str]
 ) -> tuple[dict[str, tuple[Vector, Vector]], NDArray[np.float64]]:
     """What goes into each layer, the gradients by what comes out, and the factors of the examples, ``(B,)``.
 
@@ -103,6 +104,8 @@ def example_gradients(
     batch : Batch
     power : float
         Of the weights, as for :meth:`ihvp.Objective.batch_gradient_chunks`.
+    names : sequence of str
+        Of the layers that must be among them.
     """
     predict, loss = objective.require_predict()
     objective.require_additive(batch, any_weights=power == 0)
@@ -112,6 +115,7 @@ def example_gradients(
         layer.name: (inputs, gradient[0])
         for layer, inputs, gradient in zip(model.layers, model.inputs, gradients, strict=True)
     }
+    require_used(names, found, predict)
     return found, objective.part_factors(batch, power)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -52,6 +52,21 @@ def opened(objective: Objective, predict: Callable[..., Any], batch: Batch) -> O
                 f"outputs with the {count} examples along the first axis of each array; found shape {shape}",
             )
     return model
+
+
+def require_used(names: Iterable[str], found: Container[str], predict: Callable[..., Any]) -> None:
+    """Refuse a batch on which the model did not use some of its layers.
+
+    Raises
+    ------
+    InvalidOption
+    """
+    if missing := sorted(name for name in names if name not in found):
+        raise InvalidOption(
+            "predict",
+            predict,
+            f"a model with the same layers on every batch; one did not use {', '.join(missing)}",
+        )
 
 
 def complete_layers(

@@ -78,7 +78,8 @@ class DualInverse:
 
     def rotated(self, objective: Objective, batch: Batch, power: float) -> Factors:
         """The gradients of a batch's examples, weighed as :class:`~ihvp.Objective` rows are."""
-        found, factors = example_gradients(objective, batch, power)
+        names = [layer.name for layer in self._layers]
+        found, factors = example_gradients(objective, batch, power, names)
         return [_outer(*found[layer.name], layer, factors) for layer in self._layers]
 
     def products(self, left: Factors, right: Factors) -> NDArray[np.float64]:

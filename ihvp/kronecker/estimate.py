@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ihvp.arguments import naming
 from ihvp.backend import Batch, OpenModel, SupportsLayers, SupportsReduce, Vector
 from ihvp.data import count_examples, take_examples
-from ihvp.errors import InvalidOption, LossFailed, MissingCapability
+from ihvp.errors import LossFailed, MissingCapability
 from ihvp.kronecker.blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock, eigenvectors
-from ihvp.kronecker.coverage import EXACT, Remainder, complete_layers, opened
+from ihvp.kronecker.coverage import EXACT, Remainder, complete_layers, opened, require_used
 from ihvp.kronecker.factors import Sharing, input_moment, output_moment, squared_gradients
 from ihvp.kronecker.outputs import FisherKind, cotangents
 from ihvp.layers import Layer
@@ -231,13 +231,7 @@ class _Estimate:
             for layer, inputs in zip(model.layers, model.inputs, strict=True)
             if layer.name in self._complete
         }
-        missing = self._complete - set(found)
-        if missing:
-            raise InvalidOption(
-                "predict",
-                self._predict,
-                f"a model with the same layers on every batch; one did not use {', '.join(sorted(missing))}",
-            )
+        require_used(self._complete, found, self._predict)
         yield from found.values()
 
     def _piece_size(self, batch: Batch) -> int:

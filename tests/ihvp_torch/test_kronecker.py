@@ -547,7 +547,24 @@ def test_outputs_need_the_examples_along_the_first_axis():
         ihvp.KFAC(with_value)
 
 
-def test_half_precision_and_autocast():
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.extra, self.out = nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.extra(x)) if x.mean() < 5 else x)
+
+
+@pytest.mark.filterwarnings("ignore::ihvp.influence.NotAtOptimum")
+def test_a_layer_that_a_batch_does_not_use_is_named():
+    o = objective(Branching(), random(COUNT, 5), labels())
+    influence = ihvp.Influence(o, 0.1, curvature=ihvp.KFAC(o))
+    with pytest.raises(InvalidOption, match="one did not use extra"):
+        influence.scores((random(3, 5) + 10, labels(3)))
+
+
+def test_half_precision():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).bfloat16()
     x, y = random(COUNT, 5).bfloat16(), labels()
