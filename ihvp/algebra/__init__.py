@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from ihvp.algebra._arrays import (
     all_finite,
+    as_like,
     by_columns,
     column,
     columns,
@@ -52,6 +53,7 @@ from ihvp.algebra._vectors import (
 __all__ = [
     "add_product",
     "all_finite",
+    "as_like",
     "axpy",
     "by_columns",
     "coefficients",

@@ -33,6 +33,12 @@ def to_numpy(array: Any) -> NDArray[Any]:
     )
 
 
+def as_like(values: Any, like: Vector) -> Vector:
+    """``values`` as an array of the library, dtype and device of ``like``."""
+    xp = array_api_compat.array_namespace(like)
+    return xp.asarray(values, dtype=like.dtype, device=array_api_compat.device(like))
+
+
 def fused(*overwritten: int) -> Callable[[Function], Function]:
     """Decorates a function of arrays: where the first is JAX's, it is compiled as one.
 

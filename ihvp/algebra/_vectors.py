@@ -8,7 +8,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.algebra._arrays import fused, on_host, slices, summed, to_numpy, wide, wide_dtype
+from ihvp.algebra._arrays import as_like, fused, on_host, slices, summed, to_numpy, wide, wide_dtype
 from ihvp.backend import Vector
 
 
@@ -90,8 +90,7 @@ def coefficients(values: NDArray[np.float64], like: Vector) -> Any:
         return float(values.item())
     if array_api_compat.is_jax_array(like):
         return np.asarray(values, dtype=like.dtype)  # goes to the device with what it multiplies
-    xp = array_api_compat.array_namespace(like)
-    return xp.asarray(values, dtype=like.dtype, device=array_api_compat.device(like))
+    return as_like(values, like)
 
 
 @fused(0)

@@ -175,7 +175,7 @@ def eigenvectors(matrices: Vector, *, definite: bool = True) -> tuple[Vector, Ve
     if definite:
         values = np.maximum(values, 0.0)
     vectors = np.stack([vectors for _, vectors in found]).reshape(symmetric.shape)
-    return _like(matrices, values), _like(matrices, vectors)
+    return algebra.as_like(values, matrices), algebra.as_like(vectors, matrices)
 
 
 _KINDS: dict[str, type[Block]] = {"kronecker": KroneckerBlock, "dense": DenseBlock, "diagonal": DiagonalBlock}
@@ -229,8 +229,3 @@ def unpack(about: Sequence[dict[str, Any]], arrays: Mapping[str, Any], space: Ve
 def _transposed(matrices: Vector) -> Vector:
     xp = array_api_compat.array_namespace(matrices)
     return xp.matrix_transpose(matrices)
-
-
-def _like(x: Vector, values: Any) -> Vector:
-    xp = array_api_compat.array_namespace(x)
-    return xp.asarray(values, dtype=x.dtype, device=array_api_compat.device(x))

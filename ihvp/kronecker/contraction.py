@@ -168,15 +168,13 @@ def _low_rank(values: Vector, tolerance: float) -> _Terms | None:
     rank = max(1, int(np.count_nonzero(s > tolerance * matrix.max())))
     if 2 * rank * sum(matrix.shape) > matrix.size:
         return None
-    xp, device = array_api_compat.array_namespace(values), array_api_compat.device(values)
     left, right = u[:, :rank] * s[:rank] ** 0.5, vt[:rank].T * s[:rank] ** 0.5
-    return _Terms(*(xp.asarray(part, dtype=values.dtype, device=device) for part in (left, right)))
+    return _Terms(algebra.as_like(left, values), algebra.as_like(right, values))
 
 
 def _rotate(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: NDArray[np.float64]) -> Rotated:
     xp, layer = array_api_compat.array_namespace(gradient), block.layer
-    scale = xp.asarray(factors, dtype=gradient.dtype, device=array_api_compat.device(gradient))
-    gradient = gradient * scale[:, None, None, None]
+    gradient = gradient * algebra.as_like(factors, gradient)[:, None, None, None]
     if layer.groups == 1 and gradient.shape[1] == 1 and block.q_in is not None:
         return gradient[:, 0, 0, :] @ block.q_out[0], with_bias(layer, inputs)[:, 0, 0, :] @ block.q_in[0]
     if layer.one_hot:

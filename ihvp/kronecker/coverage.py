@@ -96,9 +96,7 @@ def complete_layers(
     like = model.outputs()
     for chosen, first in ((arrays, None), (alone, 1)):
         flat = np.concatenate([array.reshape(-1) for array in chosen])
-        cotangent = array_api_compat.array_namespace(like).asarray(
-            flat, dtype=like.dtype, device=array_api_compat.device(like)
-        )
+        cotangent = algebra.as_like(flat, like)
         expected = backend.grad(loss, objective.params, (batch, split_outputs(model, cotangent)))
         for layer, inputs, gradient in zip(
             model.layers, model.inputs, model.pull_back(cotangent[None]), strict=True

@@ -12,7 +12,6 @@ from scipy.stats import chi2
 
 from ihvp import algebra
 from ihvp.backend import Batch, SupportsLayers, Vector
-from ihvp.data import count_examples
 from ihvp.kronecker.contraction import example_gradients
 from ihvp.kronecker.coverage import complete_layers, opened
 from ihvp.kronecker.factors import with_bias
@@ -139,9 +138,7 @@ class DualInverse:
         x_along = (along - kept_along @ y) / self._damping
         x_curved = (curved - kept_curved @ y) / self._damping
         residuals = ((along - self._damping * x_along - x_curved) ** 2).sum(axis=0)
-        sizes = sum(
-            algebra.to_numpy((g**2).sum(axis=1) * (a**2).sum(axis=1)).astype(np.float64) for g, a in left
-        )
+        sizes = _squares(left)
         least = chi2.ppf(_RISK / residuals.size, _PROBES)
         with np.errstate(divide="ignore", invalid="ignore"):
             relative = np.where(residuals > 0, np.sqrt(residuals / least / sizes), 0.0)
@@ -183,24 +180,23 @@ def dual_inverse(operator: GaussNewton, damping: float, rtol: float) -> DualInve
 def _rows_of(objective: Objective) -> tuple[list[Layer], Factors, NDArray[np.float64]]:
     """The rows of J, layer by layer, and the squares of their norms."""
     predict, loss = objective.require_predict()
-    total, mean = objective.mean_weight * objective.total_examples, objective.reduction == "mean"
+    total = objective.mean_weight * objective.total_examples
     layers: list[Layer] = []
     parts: list[Factors] = []
     for batch, count in objective.batches:
         weights = objective.weighting.of(batch, count)
-        weight = float(weights.sum())
-        if not weight:
+        if not weights.any():
             continue
         model = opened(objective, predict, batch)
         layers = list(model.layers)
-        relative = weights / weight if mean else weights
-        share = ((weight if mean else 1.0) / total) ** 0.5
+        relative, unit = objective.relative_weights(weights)
+        share = np.full(count, (unit / total) ** 0.5)
         for vectors in cotangents(model, loss, relative, "exact", 1, np.random.default_rng(0)):
             pulled = model.pull_back(vectors)
             for view in range(vectors.shape[0]):
                 parts.append(
                     [
-                        _outer(inputs, gradient[view], layer, np.full(count_examples(batch), share))
+                        _outer(inputs, gradient[view], layer, share)
                         for layer, inputs, gradient in zip(model.layers, model.inputs, pulled, strict=True)
                     ]
                 )
@@ -209,15 +205,19 @@ def _rows_of(objective: Objective) -> tuple[list[Layer], Factors, NDArray[np.flo
         (xp.concat([g for g, _ in layer], axis=0), xp.concat([a for _, a in layer], axis=0))
         for layer in zip(*parts, strict=True)
     ]
-    norms = sum(algebra.to_numpy((g**2).sum(axis=1) * (a**2).sum(axis=1)).astype(np.float64) for g, a in rows)
-    return layers, rows, np.asarray(norms)
+    return layers, rows, _squares(rows)
+
+
+def _squares(rows: Factors) -> NDArray[np.float64]:
+    """The squares of the norms of the rows."""
+    terms = (algebra.to_numpy((g**2).sum(axis=1) * (a**2).sum(axis=1)) for g, a in rows)
+    return np.asarray(sum(term.astype(np.float64) for term in terms))
 
 
 def _outer(
     inputs: Vector, gradient: Vector, layer: Layer, factors: NDArray[np.float64]
 ) -> tuple[Vector, Vector]:
-    xp, device = array_api_compat.array_namespace(gradient), array_api_compat.device(gradient)
-    scale = xp.asarray(factors, dtype=gradient.dtype, device=device)
+    scale = algebra.as_like(factors, gradient)
     return gradient[:, 0, 0, :] * scale[:, None], with_bias(layer, inputs)[:, 0, 0, :]
 
 

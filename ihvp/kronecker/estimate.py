@@ -198,21 +198,11 @@ class _Estimate:
     def _open(self, batch: Batch, generator: np.random.Generator) -> Piece | None:
         objective, options = self._objective, self._options
         weights = objective.weighting.of(batch, count_examples(batch))
-        total = float(weights.sum())
-        if not total:
+        if not weights.any():
             return None
-        mean = objective.reduction == "mean"
+        relative, unit = objective.relative_weights(weights)
         model = opened(objective, self._predict, batch)
-        found = list(
-            cotangents(
-                model,
-                self._loss,
-                weights / total if mean else weights,
-                options.fisher,
-                options.num_samples,
-                generator,
-            )
-        )
+        found = list(cotangents(model, self._loss, relative, options.fisher, options.num_samples, generator))
         names = [layer.name for layer in model.layers]
         gradients = [
             {
@@ -222,8 +212,7 @@ class _Estimate:
             }
             for vectors in found
         ]
-        share = (total if mean else 1.0) / self._weight
-        return Piece(batch, model, weights, share, found, gradients)
+        return Piece(batch, model, weights, unit / self._weight, found, gradients)
 
     def _seen(self, model: OpenModel) -> Iterator[tuple[Layer, Vector]]:
         found = {

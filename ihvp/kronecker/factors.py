@@ -48,14 +48,14 @@ def input_moment(
     if layer.one_hot:
         places = algebra.to_numpy(inputs)
         shares = np.repeat(weights / places.shape[1], places.shape[1])
-        return _like(like, np.bincount(places.ravel(), shares, minlength=layer.d_in))
+        return algebra.as_like(np.bincount(places.ravel(), shares, minlength=layer.d_in), like)
     xp, a = array_api_compat.array_namespace(inputs), with_bias(layer, inputs)
     if sharing == "reduce":
         a = xp.mean(a, axis=1, keepdims=True)
     share = weights / a.shape[1]
     if share.min() == share.max():
         return _moment(a, a) * float(share[0])
-    return _moment(a, a * _like(a, share)[:, None, None, None])
+    return _moment(a, a * algebra.as_like(share, a)[:, None, None, None])
 
 
 def output_moment(gradients: Vector, sharing: Sharing) -> Vector:
@@ -122,7 +122,7 @@ def _squares_of_rows(layer: Layer, indices: NDArray[Any], g: Vector) -> Vector:
     sums = np.add.reduceat(rows[order], starts, axis=0).reshape(len(distinct), -1, layer.d_out)
     total = np.zeros((layer.d_in, layer.d_out), sums.dtype)
     np.add.at(total, distinct % layer.d_in, (sums**2).sum(axis=1))
-    return _like(g, total.T[None])
+    return algebra.as_like(total.T[None], g)
 
 
 def _moment(x: Vector, y: Vector) -> Vector:
@@ -132,8 +132,3 @@ def _moment(x: Vector, y: Vector) -> Vector:
         return (xp.reshape(x, (-1, x.shape[-1])).T @ xp.reshape(y, (-1, x.shape[-1])))[None]
     x, y = (xp.reshape(xp.permute_dims(z, (2, 0, 1, 3)), (z.shape[2], -1, z.shape[-1])) for z in (x, y))
     return xp.matrix_transpose(x) @ y
-
-
-def _like(x: Vector, values: NDArray[Any]) -> Vector:
-    xp = array_api_compat.array_namespace(x)
-    return xp.asarray(values, dtype=x.dtype, device=array_api_compat.device(x))

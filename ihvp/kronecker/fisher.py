@@ -78,7 +78,7 @@ class Fisher(CurvatureOperator):
         model = opened(objective, self._predict, batch)
         seen = zlib.crc32(np.ascontiguousarray(algebra.to_numpy(algebra.wide(model.outputs()))).tobytes())
         generator = np.random.default_rng([self.seed, seen])
-        relative = weights / weights.sum() if objective.reduction == "mean" else weights
+        relative, _ = objective.relative_weights(weights)
         total: Vector = None
         for vectors in cotangents(model, self._loss, relative, "mc", self.num_samples, generator):
             for rows in cotangent_rows(objective, self._predict, batch, model, vectors):

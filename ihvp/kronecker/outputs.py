@@ -62,7 +62,7 @@ def cotangents(
     if fisher == "empirical":
         factors = np.divide(1.0, relative**0.5, out=np.zeros_like(relative), where=relative > 0)
         gradient = layout.rows(model.output_gradient(loss)[:, None])[..., 0]
-        yield layout.flat((gradient * _like(outputs, factors)[:, None])[..., None])
+        yield layout.flat((gradient * algebra.as_like(factors, outputs)[:, None])[..., None])
         return
     root = _root(model, loss, outputs, layout)
     if fisher == "mc":
@@ -129,7 +129,7 @@ class _Dense(_Root):
         )
         if values.size and values.min() < -allowed * np.abs(values).max():
             raise _not_convex(float(values.min()))
-        self._roots = _like(curvature, vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :])
+        self._roots = algebra.as_like(vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :], curvature)
 
     def columns(self, start: int, stop: int) -> Vector:
         return self.layout.flat(self._roots[:, :, start:stop])
@@ -189,7 +189,7 @@ class _Categorical(_Root):
             units = np.zeros(cumulative.shape)
             units[np.arange(len(labels)), labels] = 1.0
             # Places of one example are drawn alone, so that their products have the mean zero.
-            root = xp.sqrt(self._weights / count)[:, None] * (_like(self._p, units) - self._p)
+            root = xp.sqrt(self._weights / count)[:, None] * (algebra.as_like(units, self._p) - self._p)
             found.append(xp.reshape(root, (1, -1)))
         return xp.concat(found, axis=0)
 
@@ -198,7 +198,7 @@ def _root(model: OpenModel, loss: Callable[[Any, Batch], Any], outputs: Vector, 
     """The root in the simplest form that two random products agree with."""
     xp = array_api_compat.array_namespace(outputs)
     generator = np.random.default_rng(0)
-    probe = _like(outputs, generator.standard_normal((outputs.shape[0], 2)))
+    probe = algebra.as_like(generator.standard_normal((outputs.shape[0], 2)), outputs)
     products = model.output_hvp(loss, probe)
     size = float(algebra.norms(products).max())
     if not np.isfinite(size):
@@ -241,14 +241,9 @@ def _root(model: OpenModel, loss: Callable[[Any, Batch], Any], outputs: Vector, 
     return _Dense(layout, matrices)
 
 
-def _like(x: Vector, values: NDArray[Any]) -> Vector:
-    xp = array_api_compat.array_namespace(x)
-    return xp.asarray(values, dtype=x.dtype, device=array_api_compat.device(x))
-
-
 def _signs(x: Vector, shape: tuple[int, ...], generator: np.random.Generator) -> Vector:
     """Random signs over √count, the last axis."""
-    return _like(x, (2.0 * generator.integers(0, 2, shape) - 1.0) / shape[-1] ** 0.5)
+    return algebra.as_like((2.0 * generator.integers(0, 2, shape) - 1.0) / shape[-1] ** 0.5, x)
 
 
 def _not_convex(lowest: float) -> InvalidOption:

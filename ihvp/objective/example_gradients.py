@@ -57,6 +57,11 @@ class ExampleGradients(WeightedMean):
         weights = self.weighting.of(batch, count_examples(batch))
         return scale_rows(quantities, self._row_factors(weights, 1.0))
 
+    def relative_weights(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+        """The factor of each example's own loss in that of its batch, ``(B,)``, and what the batch counts."""
+        unit = float(weights.sum()) if self.reduction == "mean" else 1.0
+        return weights / unit, unit
+
     def part_factors(self, batch: Batch, power: float) -> NDArray[np.float64]:
         """By what the part of each example in its batch's gradient is multiplied to be its row, ``(B,)``.
 
