@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
 from ihvp.backend import Vector
 from ihvp.influence import fingerprint
-from ihvp.influence.blocks import counted_blocks, tile_columns
+from ihvp.influence.blocks import Block, counted_blocks, tile_columns
 from ihvp.influence.factored import contraction_of, rotated
 from ihvp.influence.gradients import derivatives_along
 from ihvp.influence.points import Points, Unsolved
@@ -22,6 +23,8 @@ from ihvp.progress import track
 
 Tile = tuple[int, int, NDArray[Any]]
 """The number of the first test point, that of the first training example, and their scores ``(k, b)``."""
+Products = Callable[[Block], NDArray[Any]]
+"""``∇C_i · x_j`` of some test points j and the training examples i of a block."""
 
 
 def tiles(
@@ -33,46 +36,42 @@ def tiles(
 ) -> Iterator[Tile]:
     """``1/N ∇C_i · x_j`` of all training examples and test points; of a store, the tiles that it lacks."""
     columns = tile_columns(training.num_params, training.num_examples)
-    contraction = contraction_of(model, points, training)
-    if contraction is not None:
-        assert isinstance(points, Unsolved)
-        yield from _contracted(contraction, model, points, training, progress, store)
-        return
     with track("Influence", points.count * training.num_examples, progress) as advance:
-        for row, x in points.blocks(model.rows, store):
+        for row, count, products in _queries(model, points, training, store):
             for block in counted_blocks(training, columns):
-                if store is None or (row, block.first, x.shape[1], block.count) not in store.done:
-                    tile = derivatives_along(training, block, x, "training").T / model.total
-                    yield row, block.first, tile.astype(model.dtype)
-                advance(block.count * x.shape[1])
+                if store is None or (row, block.first, count, block.count) not in store.done:
+                    yield row, block.first, (products(block) / model.total).astype(model.dtype)
+                advance(block.count * count)
+
+
+def _queries(
+    model: TrainedModel, points: Points, training: Objective, store: Store | None
+) -> Iterator[tuple[int, int, Products]]:
+    """The number of a block's first test point, how many it has, and what gives their products ``(k, b)``."""
+    contraction = contraction_of(model, points, training)
+    if contraction is None:
+        for row, x in points.blocks(model.rows, store):
+            yield row, x.shape[1], partial(_along, training, x)
+        return
+    assert isinstance(points, Unsolved)
+    for asked in counted_blocks(points.question, model.rows):
+        left = rotated(contraction, points.question, asked, "test", power=0)
+        if contraction.solves(left):
+            points.residual = max(points.residual, contraction.tolerance)
+            products: Products = partial(_contracted, contraction, training, left)
+        else:
+            products = partial(_along, training, points.solved(asked, store))
+        yield asked.first, asked.count, products
+
+
+def _along(training: Objective, x: Vector, block: Block) -> NDArray[Any]:
+    return derivatives_along(training, block, x, "training").T
 
 
 def _contracted(
-    contraction: Contraction | DualInverse,
-    model: TrainedModel,
-    points: Unsolved,
-    training: Objective,
-    progress: bool | None,
-    store: Store | None,
-) -> Iterator[Tile]:
-    columns = tile_columns(training.num_params, training.num_examples)
-    question = points.question
-    with track("Influence", question.num_examples * training.num_examples, progress) as advance:
-        for asked in counted_blocks(question, model.rows):
-            left = rotated(contraction, question, asked, "test", power=0)
-            x: Vector = None
-            if not contraction.solves(left):
-                x = points.solved(asked, store)
-            for block in counted_blocks(training, columns):
-                if store is None or (asked.first, block.first, asked.count, block.count) not in store.done:
-                    if x is None:
-                        right = rotated(contraction, training, block, "training", power=1)
-                        tile = contraction.products(left, right) / model.total
-                        points.residual = max(points.residual, contraction.tolerance)
-                    else:
-                        tile = derivatives_along(training, block, x, "training").T / model.total
-                    yield asked.first, block.first, tile.astype(model.dtype)
-                advance(block.count * asked.count)
+    contraction: Contraction | DualInverse, training: Objective, left: list[Any], block: Block
+) -> NDArray[Any]:
+    return contraction.products(left, rotated(contraction, training, block, "training", power=1))
 
 
 def terms(model: TrainedModel, points: Points, training: Objective) -> dict[str, str]:
