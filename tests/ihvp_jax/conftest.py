@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import jax
 import numpy as np
@@ -11,9 +13,16 @@ import pytest
 from ihvp_jax._backend import JaxBackend
 
 
+@pytest.fixture
+def enable_x64() -> Callable[[bool], AbstractContextManager[None]]:
+    """``jax.enable_x64``, which the lowest version of JAX that is declared has in another place."""
+    found = getattr(jax, "enable_x64", None)
+    return found or importlib.import_module("jax.experimental").enable_x64
+
+
 @pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    with jax.enable_x64(True):
+def double_precision(enable_x64: Callable[[bool], AbstractContextManager[None]]) -> Iterator[None]:
+    with enable_x64(True):
         yield
 
 

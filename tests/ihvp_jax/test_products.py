@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import jax
 import jax.numpy as jnp
@@ -93,8 +94,10 @@ def test_toy_product_is_right_to_the_dtypes_epsilon(backend: JaxBackend, dtype: 
     assert np.abs(relative).max() <= 8 * float(jnp.finfo(dtype).eps)
 
 
-def test_float32_products_need_no_x64(backend: JaxBackend) -> None:
-    with jax.enable_x64(False):
+def test_float32_products_need_no_x64(
+    backend: JaxBackend, enable_x64: Callable[[bool], AbstractContextManager[None]]
+) -> None:
+    with enable_x64(False):
         product = backend.hvp(toy, jnp.array([1.0, 1 / 3]), None, jnp.ones(2))
         assert product.dtype == jnp.float32
         np.testing.assert_allclose(product, [20 / 9, 28 / 3], rtol=1e-6)
