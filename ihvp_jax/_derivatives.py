@@ -21,7 +21,7 @@ from ihvp_jax._each import each, each_example
 from ihvp_jax._modes import first_usable, forward, pull, reverse
 from ihvp_jax._parameters import found, is_floating, ravel, require_floating, size, unravel
 from ihvp_jax._static import Static, release_constants
-from ihvp_jax._zeros import without_zeros
+from ihvp_jax._zeros import depends, linearized, without_zeros
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -70,7 +70,7 @@ def linearize(loss: Static, params: Params, batch: Batch) -> Any:
     return without_zeros(
         lambda: first_usable(
             params,
-            lambda: jax.linearize(gradient, params)[1],
+            lambda: linearized(gradient, params),
             lambda: jax.tree_util.Partial(pull, jax.vjp(gradient, params)[1]),
         )
     )
@@ -106,7 +106,7 @@ def gnvp(predict: Static, loss: Static, params: Params, batch: Batch, v: Vector)
     pullback = jax.tree_util.Partial(pull, jax.vjp(model, params)[1])
     push = first_usable(
         params,
-        lambda: jax.linearize(model, params)[1],
+        lambda: linearized(model, params),
         # The pullback is linear in its cotangent: its own pullback is J, at whatever point it is taken.
         lambda: jax.tree_util.Partial(reverse, pullback, outputs),
     )
@@ -123,7 +123,7 @@ def _gradient(loss: Static, params: Params, batch: Batch) -> Params:
     value, pullback = jax.vjp(scalar, params)
     one = jnp.ones_like(value)
     # Every path from the loss to the parameters carries the cotangent; none does if they are unconnected.
-    if not _uses_argument(pullback, one):
+    if not any(depends(pullback, one)):
         raise LossIndependentOfParameters("no differentiable path leads from them to its value")
     return pull(pullback, one)
 
@@ -198,13 +198,3 @@ def real_scalar(value: Any) -> jax.Array:
     if not is_floating(value) or jnp.shape(value) != ():
         raise LossNotScalar(found(value))
     return jnp.asarray(value)
-
-
-def _uses_argument(function: Callable[[Any], Any], argument: Any) -> bool:
-    """Whether any result of ``function`` is computed from its argument."""
-    jaxpr = jax.make_jaxpr(function)(argument).jaxpr
-    reached = set(map(id, jaxpr.invars))
-    for equation in jaxpr.eqns:
-        if any(id(variable) in reached for variable in equation.invars):
-            reached.update(map(id, equation.outvars))
-    return any(id(variable) in reached for variable in jaxpr.outvars)

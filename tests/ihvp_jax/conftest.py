@@ -16,8 +16,8 @@ from ihvp_jax._backend import JaxBackend
 @pytest.fixture
 def enable_x64() -> Callable[[bool], AbstractContextManager[None]]:
     """``jax.enable_x64``, which the lowest version of JAX that is declared has in another place."""
-    found = getattr(jax, "enable_x64", None)
-    return found or importlib.import_module("jax.experimental").enable_x64
+    home = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+    return home.enable_x64
 
 
 @pytest.fixture(autouse=True)

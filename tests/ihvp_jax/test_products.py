@@ -273,3 +273,17 @@ def test_gnvp_falls_back_where_the_model_has_a_custom_vjp(backend: JaxBackend) -
         lambda w, batch: cube(w), lambda outputs, batch: jnp.sum(cube(outputs)), jnp.array(w), (), np.eye(2)
     )
     np.testing.assert_allclose(product, np.diag((3 * w**2) ** 2 * 6 * w**3), rtol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["hvp", "linearize"])
+def test_leaves_with_a_constant_gradient_have_rows_of_zeros(backend: JaxBackend, kind: str) -> None:
+    def loss(params: dict, batch: None) -> jax.Array:
+        return 2 * jnp.sum(params["linear"]) + jnp.sum(params["cubic"] ** 3)
+
+    params = {"cubic": jnp.array([1.0, 2.0]), "linear": jnp.ones(2), "unused": jnp.ones(1)}
+    columns = jnp.eye(5)
+    if kind == "hvp":
+        product = backend.hvp(loss, params, None, columns)
+    else:
+        product = backend.linearize(loss, params, None)(columns)
+    np.testing.assert_array_equal(product, np.diag([6.0, 12.0, 0, 0, 0]))
