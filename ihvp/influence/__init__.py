@@ -1,5 +1,6 @@
 """Influence functions: which training examples are behind a prediction (Koh and Liang, ICML 2017)."""
 
+from ihvp.influence.curvature import IndefiniteHessian
 from ihvp.influence.detection import DetectionCurve, detection_curve
 from ihvp.influence.influence import Influence
 from ihvp.influence.leave_one_out import Correlation, LeaveOneOut, leave_one_out
@@ -12,6 +13,7 @@ from ihvp.influence.top_k import TopK
 __all__ = [
     "Correlation",
     "DetectionCurve",
+    "IndefiniteHessian",
     "Influence",
     "InverseProducts",
     "LeaveOneOut",

@@ -12,7 +12,7 @@ from ihvp.operators import Hessian
 from ihvp.solvers.solve import Inverse
 
 # Gauss–Newton matrices have zeros, but nothing below: this part of what an indefinite Hessian needs will do.
-_PART = 1e-2
+PART = 1e-2
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def advising(objective: Objective, inverse: Inverse) -> Iterator[None]:
     except (IndefiniteCurvature, Unaffordable) as error:
         calls = f"ihvp.Influence(objective, damping={error.suggested_damping:.2g})"
         if isinstance(inverse.operator, Hessian) and isinstance(objective.backend, SupportsGaussNewton):
-            damping = max(inverse.damping, _PART * error.suggested_damping)
+            damping = max(inverse.damping, PART * error.suggested_damping)
             known = "" if objective.predict else " with an objective that has predict=…"
             calls += (
                 f"; or ihvp.Influence(objective, damping={damping:.1g}, "

@@ -26,6 +26,7 @@ from ihvp.objective import Objective
 from ihvp.objective.restricted import parts_of
 from ihvp.operators import Hessian, LinearOperator
 from ihvp.solvers import Solver, inverse
+from ihvp.solvers.solve import Inverse
 
 
 class Influence:
@@ -52,7 +53,8 @@ class Influence:
         What goes away with an example, where that is not the whole loss: the loss without the regulariser.
     curvature : LinearOperator, optional
         In place of the Hessian of C: an ``ihvp.GaussNewton``, an ``ihvp.LowRank``, the Hessian over a part
-        of the data.
+        of the data. Where neither this nor a solver is named, and the Hessian of an objective with
+        ``predict`` proves indefinite in a few Lanczos steps, it is its Gauss–Newton matrix.
     version : str, optional
         Of what the results depend on and the library cannot see: the code of packages, files, settings of
         other modules. What was kept with ``out=`` or as inverse products under another is refused.
@@ -61,6 +63,8 @@ class Influence:
     -----
     NotAtOptimum
         The gradient of C is not small, at the first call.
+    IndefiniteHessian
+        The Gauss–Newton matrix takes the place of the Hessian, at the first call.
 
     Notes
     -----
@@ -102,8 +106,18 @@ class Influence:
                 f"a LinearOperator on the {objective.num_params:,} parameters, of their dtype and device",
             )
         self.objective, self.train_loss = objective, train_loss
-        self.inverse = inverse(operator, damping, solver)
-        self._model = TrainedModel(objective, self.inverse, train_loss, version)
+        self._model = TrainedModel(
+            objective,
+            inverse(operator, damping, solver),
+            train_loss,
+            version,
+            chosen=curvature is not None or solver is not None,
+        )
+
+    @property
+    def inverse(self) -> Inverse:
+        """``(H + λI)⁻¹``."""
+        return self._model.inverse
 
     def scores(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ihvp.errors import InvalidOption
 from ihvp.influence import fingerprint
 from ihvp.influence.blocks import rows_at_once
 from ihvp.influence.checks import check_loss, check_order, check_structure, check_values
+from ihvp.influence.curvature import definite_inverse
 from ihvp.influence.optimum import warn_unless_optimal
 from ihvp.influence.points import Points, Solved, Unsolved
 from ihvp.influence.products import InverseProducts
@@ -31,6 +33,8 @@ class TrainedModel:
         What goes away with an example, where that is not the whole loss.
     version : str, optional
         What the caller says of what no fingerprint sees.
+    chosen : bool
+        Whether the caller chose the curvature or the solver.
     """
 
     def __init__(
@@ -39,11 +43,19 @@ class TrainedModel:
         inverse: Inverse,
         train_loss: Callable[..., Any] | None,
         version: str | None = None,
+        *,
+        chosen: bool = True,
     ) -> None:
-        self.objective, self.inverse = objective, inverse
+        self.objective = objective
+        self._inverse, self._chosen = inverse, chosen
         self._train_loss, self._version = train_loss, version
         self._removable: Objective | None = None
         self._data_checked = self._optimum_checked = False
+
+    @cached_property
+    def inverse(self) -> Inverse:
+        """``(H + λI)⁻¹``, of a matrix that serves where the caller chose none."""
+        return self._inverse if self._chosen else definite_inverse(self.objective, self._inverse)
 
     @property
     def total(self) -> int:

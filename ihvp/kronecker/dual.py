@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_solve, cholesky
+from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
 from scipy.stats import chi2
 
 from ihvp import algebra
@@ -26,14 +28,61 @@ Factors: TypeAlias = "list[tuple[Vector, Vector]]"
 # Rows whose Gram matrix is formed and factorised at most (0.6 GB in float32).
 _MOST = 12_000
 # The first attempt leaves out rows whose squares add up to so many times the damping; the next ones what the
-# residual, about proportional to it, asks for, and some more.
-_LEFT_OUT, _SAFETY = 12.0, 0.7
+# residual, which falls a little more slowly, asks for, and some more.
+_LEFT_OUT, _SAFETY = 12.0, 0.6
 # All rows together hold at most so many numbers (1 GB in float32).
 _NUMBERS = 1 << 28
 # Rows of the Gram matrix that are formed at once.
 _BLOCK = 1024
 # Random vectors that residuals are measured with, and the chance that any of them is larger than it is said.
-_PROBES, _RISK = 24, 1e-3
+_PROBES, _RISK = 32, 1e-3
+
+
+@dataclass
+class _Rows:
+    """Rows of J, whose outer products share what goes into a layer with others of their example.
+
+    Attributes
+    ----------
+    layers : list of Layer
+    factors : Factors
+        For each layer the derivatives by what comes out of it, ``(R, d_out)``, and what goes into it, of
+        each example, ``(N, d_in)``.
+    example : ndarray (R,)
+        Which example's they are.
+    """
+
+    layers: list[Layer]
+    factors: Factors
+    example: NDArray[np.intp]
+
+    def take(self, numbers: NDArray[np.intp]) -> _Rows:
+        """The rows of these numbers."""
+        factors = [(algebra.take(g, numbers, 0), a) for g, a in self.factors]
+        return _Rows(self.layers, factors, self.example[numbers])
+
+    def outer(self, part: slice) -> Factors:
+        """Some rows, with what goes in beside each."""
+        example = self.example[part]
+        return [(g[part, :], algebra.take(a, example, 0)) for g, a in self.factors]
+
+    def products(self, right: Factors, stop: int | None = None) -> NDArray[np.floating]:
+        """``Σ_l (G Hᵀ) ∘ (A Bᵀ)`` of the first rows and other vectors, ``(stop, n)``."""
+        left = [(g[:stop, :], a) for g, a in self.factors]
+        return _products(left, right, self.example[:stop])
+
+    def squares(self) -> NDArray[np.float64]:
+        """Of their norms."""
+        terms = (
+            algebra.to_numpy((g**2).sum(axis=1)).astype(np.float64)
+            * algebra.to_numpy((a**2).sum(axis=1))[self.example]
+            for g, a in self.factors
+        )
+        return np.asarray(sum(terms))
+
+    def along(self, vectors: Vector) -> NDArray[np.float64]:
+        """``(k, R)``: their products with vectors ``(P, k)``."""
+        return _along(self.layers, self.factors, vectors, self.example)
 
 
 class DualInverse:
@@ -65,92 +114,110 @@ class DualInverse:
     def __init__(self, operator: GaussNewton, damping: float, rtol: float) -> None:
         self._operator, self._damping, self._rtol = operator, damping, rtol
         self.tolerance = 0.0
-        self._layers, self._rows, norms = _rows_of(operator.objective)
-        self._order = np.argsort(-norms)
-        # What is left out, after so many rows.
-        self._rest = np.append(np.cumsum(norms[self._order][::-1])[::-1], 0.0)
+        rows = _rows_of(operator.objective)
+        squares = rows.squares()
+        order = np.argsort(-squares)
+        # The largest come first; what is left out, after so many rows.
+        self._rows = rows.take(order)
+        self._rest = np.append(np.cumsum(squares[order][::-1])[::-1], 0.0)
         self._count = self._rows_for(_LEFT_OUT * damping)
-        self._kept: Factors = []
-        self._cholesky: NDArray[np.floating] | None = None
+        self._factor = _GrowingCholesky(self._rows, damping)
         self._solved: tuple[object, NDArray[np.floating]] | None = None
-        self._probes: tuple[Vector, Vector] | None = None
 
     def rotated(self, objective: Objective, batch: Batch, power: float) -> Factors:
         """The gradients of a batch's examples, weighed as :class:`~ihvp.Objective` rows are."""
-        names = [layer.name for layer in self._layers]
-        found, factors = example_gradients(objective, batch, power, names)
-        return [_outer(*found[layer.name], layer, factors) for layer in self._layers]
+        layers = self._rows.layers
+        found, factors = example_gradients(objective, batch, power, [layer.name for layer in layers])
+        return [_outer(*found[layer.name], layer, factors) for layer in layers]
 
     def products(self, left: Factors, right: Factors) -> NDArray[np.float64]:
         """``left (JᵀJ + λI)⁻¹ rightᵀ``, ``(n_left, n_right)``, of vectors for which :meth:`solves` holds."""
         assert self._solved is not None
         assert self._solved[0] is left
-        corrected = _products(left, right) - self._solved[1].T @ _products(self._kept, right)
+        y = self._solved[1]
+        corrected = _products(left, right) - y.T @ self._rows.products(right, len(y))
         return np.asarray(corrected, dtype=np.float64) / self._damping
 
     def solves(self, left: Factors) -> bool:
         """Whether the inverse products of these vectors reach the tolerance, with rows that memory allows."""
         if self._solved is not None and self._solved[0] is left:
             return True
-        most = min(len(self._order), _MOST)
+        most = min(len(self._rest) - 1, _MOST)
         while True:
-            y = self._coefficients(left)
+            y = self._factor.solve(self._rows.products(left, self._count))
             residual = np.inf if y is None else self._residual(left, y)
             if y is not None and residual <= self._rtol:
                 self._solved = left, y
                 self.tolerance = max(self.tolerance, residual)
                 return True
             rest = self._rest[self._count] * min(_SAFETY * self._rtol / residual, 0.5)
-            if self._count == most or self._rest[most] > rest:
+            if y is None or self._count == most or self._rest[most] > rest:
                 return False
-            self._count, self._cholesky = self._rows_for(rest), None
+            self._count = self._rows_for(rest)
 
     def _rows_for(self, rest: float) -> int:
         """So many rows that no more than this is left out, if memory allows."""
-        return min(int(np.argmax(self._rest <= rest)), len(self._order), _MOST)
+        return min(int(np.argmax(self._rest <= rest)), _MOST)
 
-    def _coefficients(self, left: Factors) -> NDArray[np.floating] | None:
-        if self._cholesky is None:
-            numbers = self._order[: self._count]
-            self._kept = [(algebra.take(g, numbers, 0), algebra.take(a, numbers, 0)) for g, a in self._rows]
-            gram = _gram(self._kept)
-            gram[np.diag_indices_from(gram)] += self._damping
-            try:
-                self._cholesky = cholesky(gram, lower=True, overwrite_a=True, check_finite=False)
-            except LinAlgError:  # rounding is larger than the damping
-                return None
-        y: NDArray[np.floating] = cho_solve(
-            (self._cholesky, True), _products(self._kept, left), check_finite=False
-        )
-        return y
+    @cached_property
+    def _probes(self) -> tuple[Vector, Vector, NDArray[np.float64], NDArray[np.float64]]:
+        """Random vectors, the operator's products with them, and those of all rows with both."""
+        space = self._operator.space
+        probes = space.asarray(np.random.default_rng(0).standard_normal((_PROBES, space.size))).T
+        images = self._operator.apply(probes)
+        return probes, images, self._rows.along(probes), self._rows.along(images)
 
     def _residual(self, left: Factors, y: NDArray[np.floating]) -> float:
         """The largest relative residual, an upper bound but for the risk."""
-        if self._probes is None:
-            space = self._operator.space
-            draws = np.random.default_rng(0).standard_normal((_PROBES, space.size))
-            probes = space.asarray(draws).T
-            self._probes = probes, self._operator.apply(probes)
-        probes, images = self._probes
-        along, curved = (self._along(left, vectors) for vectors in (probes, images))
-        kept_along, kept_curved = (self._along(self._kept, vectors) for vectors in (probes, images))
+        probes, images, rows_along, rows_curved = self._probes
+        along, curved = (_along(self._rows.layers, left, vectors) for vectors in (probes, images))
         # λ x = b − Jᵀ y.
-        x_along = (along - kept_along @ y) / self._damping
-        x_curved = (curved - kept_curved @ y) / self._damping
+        x_along = (along - rows_along[:, : len(y)] @ y) / self._damping
+        x_curved = (curved - rows_curved[:, : len(y)] @ y) / self._damping
         residuals = ((along - self._damping * x_along - x_curved) ** 2).sum(axis=0)
-        sizes = _squares(left)
+        sizes = sum(algebra.to_numpy((g**2).sum(axis=1) * (a**2).sum(axis=1)) for g, a in left)
         least = chi2.ppf(_RISK / residuals.size, _PROBES)
         with np.errstate(divide="ignore", invalid="ignore"):
             relative = np.where(residuals > 0, np.sqrt(residuals / least / sizes), 0.0)
         return float(relative.max())
 
-    def _along(self, factors: Factors, vectors: Vector) -> NDArray[np.float64]:
-        """``(k, n)``: the products with vectors ``(P, k)``."""
-        total = np.zeros((vectors.shape[1], len(factors[0][0])))
-        for layer, (g, a) in zip(self._layers, factors, strict=True):
-            for row, matrix in zip(total, layer.read(vectors)[:, 0], strict=True):
-                row += algebra.to_numpy(((g @ matrix) * a).sum(axis=1))
-        return total
+
+class _GrowingCholesky:
+    """``J Jᵀ + λI = Uᵀ U`` of the first rows, to which others are added at no price but their own."""
+
+    def __init__(self, rows: _Rows, damping: float) -> None:
+        self._rows, self._damping = rows, damping
+        dtype = algebra.to_numpy(rows.factors[0][0][:0, :]).dtype
+        self._upper: NDArray[np.floating] | None = np.zeros((0, 0), dtype, order="F")
+
+    def solve(self, right: NDArray[np.floating]) -> NDArray[np.floating] | None:
+        """For as many rows as ``right`` has; None where rounding is larger than the damping."""
+        if self._upper is not None and len(self._upper) < len(right):
+            self._upper = self._grown(self._upper, len(right))
+        if self._upper is None:
+            return None
+        y: NDArray[np.floating] = cho_solve((self._upper, False), right, check_finite=False)
+        return y
+
+    def _grown(self, upper: NDArray[np.floating], count: int) -> NDArray[np.floating] | None:
+        known = len(upper)
+        grown = np.zeros((count, count), upper.dtype, order="F")
+        grown[:known, :known] = upper
+        # The entries below the diagonal are not all formed.
+        for start in range(known, count, _BLOCK):
+            stop = min(start + _BLOCK, count)
+            grown[:stop, start:stop] = self._rows.products(self._rows.outer(slice(start, stop)), stop)
+        corner = grown[known:, known:]
+        corner[np.diag_indices_from(corner)] += self._damping
+        if known:
+            side = solve_triangular(upper, grown[:known, known:], trans="T", check_finite=False)
+            grown[:known, known:] = side
+            corner -= side.T @ side
+        try:
+            grown[known:, known:] = cholesky(corner, overwrite_a=True, check_finite=False)
+        except LinAlgError:
+            return None
+        return grown
 
 
 def dual_inverse(operator: GaussNewton, damping: float, rtol: float) -> DualInverse | None:
@@ -177,12 +244,15 @@ def dual_inverse(operator: GaussNewton, damping: float, rtol: float) -> DualInve
     return DualInverse(operator, damping, rtol)
 
 
-def _rows_of(objective: Objective) -> tuple[list[Layer], Factors, NDArray[np.float64]]:
-    """The rows of J, layer by layer, and the squares of their norms."""
+def _rows_of(objective: Objective) -> _Rows:
+    """The rows of J."""
     predict, loss = objective.require_predict()
     total = objective.mean_weight * objective.total_examples
     layers: list[Layer] = []
-    parts: list[Factors] = []
+    inputs: list[list[Vector]] = []
+    gradients: list[list[Vector]] = []
+    examples: list[NDArray[np.intp]] = []
+    first = 0
     for batch, count in objective.batches:
         weights = objective.weighting.of(batch, count)
         if not weights.any():
@@ -190,52 +260,52 @@ def _rows_of(objective: Objective) -> tuple[list[Layer], Factors, NDArray[np.flo
         model = opened(objective, predict, batch)
         layers = list(model.layers)
         relative, unit = objective.relative_weights(weights)
-        share = np.full(count, (unit / total) ** 0.5)
+        scale = (unit / total) ** 0.5
+        inputs.append([_flat_inputs(a, layer) for layer, a in zip(layers, model.inputs, strict=True)])
         for vectors in cotangents(model, loss, relative, "exact", 1, np.random.default_rng(0)):
             pulled = model.pull_back(vectors)
             for view in range(vectors.shape[0]):
-                parts.append(
-                    [
-                        _outer(inputs, gradient[view], layer, share)
-                        for layer, inputs, gradient in zip(model.layers, model.inputs, pulled, strict=True)
-                    ]
-                )
-    xp = array_api_compat.array_namespace(parts[0][0][0])
-    rows = [
-        (xp.concat([g for g, _ in layer], axis=0), xp.concat([a for _, a in layer], axis=0))
-        for layer in zip(*parts, strict=True)
-    ]
-    return layers, rows, _squares(rows)
-
-
-def _squares(rows: Factors) -> NDArray[np.float64]:
-    """The squares of the norms of the rows."""
-    terms = (algebra.to_numpy((g**2).sum(axis=1) * (a**2).sum(axis=1)) for g, a in rows)
-    return np.asarray(sum(term.astype(np.float64) for term in terms))
+                gradients.append([gradient[view][:, 0, 0, :] * scale for gradient in pulled])
+                examples.append(np.arange(first, first + count))
+        first += count
+    xp = array_api_compat.array_namespace(inputs[0][0])
+    joined = (
+        [xp.concat(list(parts), axis=0) for parts in zip(*side, strict=True)] for side in (gradients, inputs)
+    )
+    return _Rows(layers, list(zip(*joined, strict=True)), np.concatenate(examples))
 
 
 def _outer(
     inputs: Vector, gradient: Vector, layer: Layer, factors: NDArray[np.float64]
 ) -> tuple[Vector, Vector]:
     scale = algebra.as_like(factors, gradient)
-    return gradient[:, 0, 0, :] * scale[:, None], with_bias(layer, inputs)[:, 0, 0, :]
+    return gradient[:, 0, 0, :] * scale[:, None], _flat_inputs(inputs, layer)
 
 
-def _gram(rows: Factors) -> NDArray[np.floating]:
-    """``Σ_l (G Gᵀ) ∘ (A Aᵀ)``, of which the entries above the diagonal are not all formed."""
-    count = len(rows[0][0])
-    gram = np.zeros((count, count), algebra.to_numpy(rows[0][0]).dtype)
-    for start in range(0, count, _BLOCK):
-        stop = min(start + _BLOCK, count)
-        block = [(g[start:stop, :], a[start:stop, :]) for g, a in rows]
-        gram[start:stop, :stop] = _products(block, [(g[:stop, :], a[:stop, :]) for g, a in rows])
-    return gram
+def _flat_inputs(inputs: Vector, layer: Layer) -> Vector:
+    """``(n, d_in)`` of a layer that is used at one place, with a one for its bias."""
+    return with_bias(layer, inputs)[:, 0, 0, :]
 
 
-def _products(left: Factors, right: Factors) -> NDArray[np.floating]:
-    """``Σ_l (G Gᵀ) ∘ (A Aᵀ)``, ``(n_left, n_right)``."""
+def _products(left: Factors, right: Factors, example: NDArray[np.intp] | None = None) -> NDArray[np.floating]:
+    """``Σ_l (G Hᵀ) ∘ (A Bᵀ)``, ``(n_left, n_right)``; A has a row for each example, where these are given."""
     total: Vector = None
     for (g, a), (h, b) in zip(left, right, strict=True):
-        term = (g @ h.T) * (a @ b.T)
+        inputs = a @ b.T
+        term = (g @ h.T) * (inputs if example is None else algebra.take(inputs, example, 0))
         total = term if total is None else total + term
     return np.array(algebra.to_numpy(total))
+
+
+def _along(
+    layers: list[Layer], factors: Factors, vectors: Vector, example: NDArray[np.intp] | None = None
+) -> NDArray[np.float64]:
+    """``(k, n)``: the products of outer products with vectors ``(P, k)``."""
+    total = np.zeros((vectors.shape[1], len(factors[0][0])))
+    for layer, (g, a) in zip(layers, factors, strict=True):
+        for row, matrix in zip(total, layer.read(vectors)[:, 0], strict=True):
+            outputs = a @ matrix.T
+            if example is not None:
+                outputs = algebra.take(outputs, example, 0)
+            row += algebra.to_numpy((g * outputs).sum(axis=1))
+    return total

@@ -20,6 +20,7 @@ from ihvp.solvers.cg import CG
 from ihvp.solvers.closed_form import ClosedForm, SupportsClosedForm
 from ihvp.solvers.direct import Direct, Factorisation, require_matrix
 from ihvp.solvers.minres import MinimalResidual
+from ihvp.solvers.nystrom import Nystrom, Sketch
 from ihvp.solvers.refinement import Refinement
 from ihvp.solvers.tolerances import check_tolerances, iteration_limit
 
@@ -30,6 +31,14 @@ _TINY = 32
 _PROBE = 256
 
 
+# The directions that solves share are made conjugate to one another by 8 P operations for each pair. They may
+# be so many that this takes this part of a product's own work, and are not worth it below so many.
+_SHARE, _FEWEST = 0.2, 16
+
+# A block of so many columns gains from shared directions itself. Half precision keeps none conjugate.
+_BLOCK, _COARSE = 4, 1e-4
+
+
 @dataclass
 class Plan:
     """What is known of a system, and what was spent on it so far.
@@ -38,19 +47,44 @@ class Plan:
     ----------
     system : Shifted
         ``A + λI``.
+    work : float
+        A product with one vector, in operations at the device's pace; NaN before it is measured.
     price : float
         What solving with the matrix itself would cost, in products with one vector; infinite where it does
-        not fit in memory, NaN before it is measured.
+        not fit in memory.
     spent : int
         Products that iterative methods have taken.
+    sketch : Sketch or None
+        The directions of earlier solves, where these pay.
     factorisation : Factorisation or None
         Of the matrix, once that was worth its price.
     """
 
     system: Shifted
-    price: float = np.nan
+    work: float = np.nan
+    price: float = np.inf
     spent: int = 0
+    sketch: Sketch | None = field(default=None, repr=False)
     factorisation: Factorisation | None = field(default=None, repr=False)
+
+    def measure(self, v: Vector) -> None:
+        """Find out what a product costs, and from that what the matrix would."""
+        space = self.system.space
+        self.work, self.spent = _work(self.system, v), 2
+        try:
+            require_matrix(self.system)
+        except TooLarge:
+            return
+        self.price = space.size + space.size**3 / 3 / self.work
+
+    def shared(self, v: Vector) -> Sketch | None:
+        """The directions that solves share, from the first block or second vector on, if they pay."""
+        space = self.system.space
+        rank = int(min(_SHARE * self.work / (8 * space.size), Nystrom().most(space)))
+        gains = self.spent > 2 or (v.ndim == 2 and v.shape[1] >= _BLOCK)
+        if self.sketch is None and gains and rank >= _FEWEST and space.eps < _COARSE:
+            self.sketch = Nystrom(rank=rank).sketch(self.system)
+        return self.sketch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +97,9 @@ class Auto(Solver):
     operations. Then the matrix is formed after all, if it fits in memory. So the choice costs about twice
     what the better one would have at most (as in renting or buying skis: Karlin, Manasse, Rudolph and
     Sleator, "Competitive snoopy caching", Algorithmica 3, 1988), and rests on what the system shows, not on a
-    guess of its condition. Solves with one :func:`~ihvp.inverse` share the account.
+    guess of its condition. Solves with one :func:`~ihvp.inverse` share the account, and the directions that
+    earlier ones have taken, as :class:`~ihvp.Nystrom` does, as far as these cost little beside the products
+    that they save.
 
     :class:`~ihvp.Influence` with an ``ihvp.GaussNewton`` does without vectors of the parameters where it can:
     it solves in the space of the examples' outputs, whose Gram matrix small factors of each layer make.
@@ -104,8 +140,8 @@ class Auto(Solver):
             return self._direct(plan, v, x0, monitor, 0, "the matrix is factorised already")
         if operator.space.size <= _TINY:
             return self._direct(plan, v, x0, monitor, 0, f"P = {operator.space.size} is tiny")
-        if np.isnan(plan.price):
-            plan.price, plan.spent = _price_of_matrix(plan.system, v)
+        if np.isnan(plan.work):
+            plan.measure(v)
         return self._iterate(plan, v, x0, monitor)
 
     def _iterate(self, plan: Plan, v: Vector, x0: Vector | None, monitor: Monitor) -> Solution:
@@ -114,16 +150,22 @@ class Auto(Solver):
         )
         columns = 1 if v.ndim == 1 else v.shape[1]
         limit = iteration_limit(None, v)
-        within = limit
-        if np.isfinite(plan.price):
-            within = min(limit, max(int((plan.price - plan.spent) / columns), 0))
-        cg = CG(rtol=self.rtol, atol=self.atol)
-        cg.iterate(course, within)
+
+        def within() -> int:
+            if np.isinf(plan.price):
+                return limit
+            left = (plan.price - plan.spent - course.operator.products) / columns
+            return min(limit, course.log.iterations + max(int(left), 0))
+
+        cg = CG(rtol=self.rtol, atol=self.atol, preconditioner=plan.shared(v))
+        cg.iterate(course, within())
         method, why = "CG", "every direction it met has positive curvature"
+        if plan.sketch is not None and plan.sketch.rank:
+            why += f", {plan.sketch.rank} of them kept for other solves"
         if course.direction is not None:
             course.direction = None
             course.reopen("indefinite")
-            course.run(MinimalResidual, within)
+            course.run(MinimalResidual, within())
             method, why = "MINRES", "the matrix is indefinite, which CG found"
         solution = course.solution()
         plan.spent += solution.matvecs
@@ -147,19 +189,14 @@ class Auto(Solver):
         return dataclasses.replace(solution, matvecs=solution.matvecs + spent, method=f"Direct: {why}")
 
 
-def _price_of_matrix(system: Shifted, v: Vector) -> tuple[float, int]:
-    """What solving with the matrix costs, in products with one vector, and those that asking took."""
-    try:
-        require_matrix(system)
-    except TooLarge:
-        return np.inf, 0
+def _work(system: Shifted, v: Vector) -> float:
+    """What a product with one vector takes, in operations of products of matrices in the same time."""
     space = system.space
     vector = algebra.column(v, 0)
     seconds = _seconds(lambda: system.apply(vector))
     side = min(space.size, _PROBE)
     block = space.xp.ones((side, side), dtype=space.dtype, device=space.device)
-    operations = 2 * side**3 / _seconds(lambda: block @ block)
-    return space.size + space.size**3 / 3 / operations / seconds, 2
+    return 2 * side**3 / _seconds(lambda: block @ block) * seconds
 
 
 def _seconds(compute: Callable[[], Vector]) -> float:

@@ -99,12 +99,19 @@ class Nystrom:
 
     def sketch(self, system: Shifted) -> Sketch:
         """The sketch of ``A + λI`` as far as no right-hand side is needed for it."""
-        sketch = Sketch(self._most(system.space), grows=self.test_matrix == "residuals")
+        sketch = Sketch(self.most(system.space), grows=self.test_matrix == "residuals")
         if self.test_matrix == "gaussian":
             self._fill(sketch, system)
         return sketch
 
-    def _most(self, space: VectorSpace) -> int:
+    def most(self, space: VectorSpace) -> int:
+        """The rank not to exceed.
+
+        Raises
+        ------
+        InvalidOption, TooLarge
+            The rank that was asked for is above P, or does not fit in memory.
+        """
         if self.rank is None:
             held = _DEFAULT_BYTES // (_VECTORS * space.size * space.itemsize)
             return max(1, min(space.size, _DEFAULT_RANK, held))

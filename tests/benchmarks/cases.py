@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.benchmarks import (
     blocks,
+    choices,
     eigenpairs,
     influence,
     lissa,
@@ -23,6 +24,7 @@ _MODULES = (
     premises,
     blocks,
     solves,
+    choices,
     lissa,
     eigenpairs,
     per_example,

@@ -435,9 +435,10 @@ def test_what_is_said_of_residuals_bounds_them():
 def sum_of_outer(inverse, size):
     """The rows that are kept, ``(R, P)``."""
     rows = torch.zeros(inverse._count, size, dtype=torch.float64)
-    for layer, (g, a) in zip(inverse._layers, inverse._kept, strict=True):
-        outer = (g[:, :, None] * a[:, None, :])[:, None]
-        for place, part in zip(layer.slices, layer.parts(outer), strict=True):
+    outer = inverse._rows.outer(slice(0, inverse._count))
+    for layer, (g, a) in zip(inverse._rows.layers, outer, strict=True):
+        matrices = (g[:, :, None] * a[:, None, :])[:, None]
+        for place, part in zip(layer.slices, layer.parts(matrices), strict=True):
             rows[:, place] = part.T
     return rows
 

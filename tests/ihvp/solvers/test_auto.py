@@ -19,7 +19,11 @@ SPECTRA = {
 @pytest.fixture(autouse=True)
 def factorisation_is_free(monkeypatch):
     """Costs are counted in products, so that no test depends on the speed of the machine."""
-    monkeypatch.setattr(module, "_price_of_matrix", lambda system, v: (float(system.space.size), 2))
+    monkeypatch.setattr(module, "_work", lambda system, v: np.inf)
+
+
+def refuse(operator):
+    raise TooLarge("a matrix", 2, 1, "")
 
 
 def products(matrix, v, solver):
@@ -70,11 +74,6 @@ def test_a_closed_form_is_taken():
 
 
 def test_a_matrix_that_does_not_fit_is_not_formed(rng, make_symmetric, monkeypatch):
-    monkeypatch.undo()
-
-    def refuse(operator):
-        raise TooLarge("a matrix", 2, 1, "")
-
     monkeypatch.setattr(module, "require_matrix", refuse)
     matrix, _ = make_symmetric(rng, SPECTRA["clustered"])
     solution = ihvp.solve(ihvp.Dense(matrix), rng.normal(size=300), solver="auto")
@@ -107,3 +106,28 @@ def test_an_explicit_solver_is_named_too(toy_hessian):
 def test_another_word_is_refused(toy_hessian):
     with pytest.raises(InvalidOption, match="auto"):
         ihvp.solve(ihvp.Dense(toy_hessian), np.ones(2), solver="fast")
+
+
+def test_solves_of_one_inverse_share_their_directions(rng, make_symmetric, monkeypatch):
+    monkeypatch.setattr(module, "require_matrix", refuse)
+    matrix, _ = make_symmetric(rng, np.geomspace(1, 1e-6, 300))
+    inverse = ihvp.inverse(ihvp.Dense(matrix), damping=1e-3, solver="auto")
+    taken = []
+    for columns in (None, None, 8, 8, 8):
+        v = rng.normal(size=300 if columns is None else (300, columns))
+        solution = inverse.solve(v)
+        residual = v - matrix @ solution.x - 1e-3 * solution.x
+        assert np.all(np.linalg.norm(residual, axis=0) <= 1.001e-5 * np.linalg.norm(v, axis=0))
+        taken.append(solution.matvecs / (columns or 1))
+    assert taken[-1] < 0.2 * taken[0]
+    assert "kept for other solves" in solution.method
+
+
+def test_directions_that_cost_more_than_products_are_not_kept(rng, make_symmetric, monkeypatch):
+    monkeypatch.setattr(module, "_work", lambda system, v: 8.0 * 300 * 15 / 0.2)
+    matrix, _ = make_symmetric(rng, SPECTRA["easy"])
+    solution = ihvp.solve(ihvp.Dense(matrix), rng.normal(size=(300, 8)), solver="auto")
+    assert (
+        solution.method
+        == "CG: every direction it met has positive curvature, and the matrix would cost 350 products"
+    )

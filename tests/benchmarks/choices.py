@@ -1,0 +1,132 @@
+"""What each way to solve with a Gauss–Newton matrix takes on six problems, beside ``solver="auto"``.
+
+64 right-hand sides, the gradients of as many test digits, in two blocks of 32 with one ``ihvp.inverse``;
+damping 0.01, relative residuals ≤ 0.01. The networks have the form 64-256-256-10 where nothing else is said.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import ihvp
+from tests.benchmarks.rows import Case, Row, seconds
+from tests.benchmarks.timing import in_turns, once
+
+_TRAINING, _QUERIES, _WIDTH, _DAMPING, _RTOL = 1500, 64, 32, 0.01, 1e-2
+
+
+def measure(device: str) -> list[Row]:
+    """Times in turns, and the products of each way."""
+    return [row for what, make in _PROBLEMS.items() for row in _rows(what, *make())]
+
+
+def _rows(what: str, objective: ihvp.Objective, test: tuple[Tensor, Tensor]) -> list[Row]:
+    operator = ihvp.GaussNewton(objective)
+    queries = objective.on(test).per_example_gradients().T
+    products: dict[str, int] = {}
+
+    def solve(name: str, solver: ihvp.Solver) -> None:
+        inverse = ihvp.inverse(operator, _DAMPING, solver)
+        parts = range(0, _QUERIES, _WIDTH)
+        products[name] = sum(inverse.solve(queries[:, part : part + _WIDTH]).matvecs for part in parts)
+
+    solvers: dict[str, ihvp.Solver] = {
+        "auto": ihvp.Auto(rtol=_RTOL),
+        "CG": ihvp.CG(rtol=_RTOL),
+        "Nyström": ihvp.CG(rtol=_RTOL, preconditioner="nystrom"),
+        "K-FAC": ihvp.CG(rtol=_RTOL, preconditioner="kfac"),
+        "EK-FAC": ihvp.CG(rtol=_RTOL, preconditioner="ekfac"),
+    }
+    if objective.num_params <= 1000:
+        solvers["the matrix"] = ihvp.Direct(rtol=_RTOL)
+    ways = {name: functools.partial(solve, name, solver) for name, solver in solvers.items()}
+    # These take so many products more than the others that one time is enough.
+    slow = {name: once(ways.pop(name)) for name in ("K-FAC", "EK-FAC")}
+    times = in_turns(ways, budget=5.0)
+    found = {name: times[name] for name in ways} | slow
+    best = times.fastest(*(name for name in ways if name != "auto"))
+
+    def described(name: str) -> str:
+        return f"{seconds(found[name])}, {products[name]} products"
+
+    return [
+        Row(
+            what=f"64 inverse products, {what}, P = {objective.num_params:,}",
+            ours=described("auto"),
+            peer=name,
+            beside=described(name),
+            value=found["auto"] / found[name] if name in slow else times.ratio("auto", name),
+            high=1.1 if name == best else None,
+        )
+        for name in solvers
+        if name != "auto"
+    ]
+
+
+def _problem(
+    make: Callable[[], nn.Module],
+    *,
+    epochs: int = 30,
+    decay: float = 1e-3,
+    rate: float = 0.05,
+    spread: float = 0,
+) -> tuple[ihvp.Objective, tuple[Tensor, Tensor]]:
+    digits = load_digits()
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(digits.target))
+    # Pixels of scales that differ by so many powers of ten.
+    scales = 10 ** rng.uniform(-spread / 2, spread / 2, 64)
+    x = torch.tensor(digits.data / 16 * scales, dtype=torch.float32)[order]
+    y = torch.tensor(digits.target)[order]
+    torch.manual_seed(0)
+    net = make()
+    optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=decay)
+    for _ in range(epochs):
+        for rows in torch.randperm(_TRAINING).split(50):
+            optimizer.zero_grad()
+            cross_entropy(net(x[rows]), y[rows]).backward()
+            optimizer.step()
+    objective = ihvp.Objective(
+        lambda outputs, batch: cross_entropy(outputs, batch[1]),
+        net,
+        (x[:_TRAINING], y[:_TRAINING]),
+        predict=lambda net, batch: net(batch[0]),
+    )
+    queries = slice(_TRAINING, _TRAINING + _QUERIES)
+    return objective, (x[queries], y[queries])
+
+
+def _dense() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+
+
+def _convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+
+
+_PROBLEMS: dict[str, Callable[[], tuple[ihvp.Objective, tuple[Tensor, Tensor]]]] = {
+    "a fitted network": functools.partial(_problem, _dense),
+    "a barely trained one": functools.partial(_problem, _dense, epochs=1),
+    "ten times the weight decay": functools.partial(_problem, _dense, decay=1e-2),
+    "a convolutional network": functools.partial(_problem, _convolutional),
+    "softmax regression": functools.partial(_problem, functools.partial(nn.Linear, 64, 10)),
+    "pixels of other scales": functools.partial(_problem, _dense, rate=0.005, spread=3),
+}
+
+CASE = Case("choices", {"torch": measure})
