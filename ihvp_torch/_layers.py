@@ -62,7 +62,7 @@ class Use:
 
 
 class _Inputs(Sequence[Tensor]):
-    """What goes into each layer, made when it is asked for: the patches of an image are many times its size."""
+    """What goes into each layer, made when it is asked for: patches are many times the size of an image."""
 
     def __init__(self, uses: Sequence[Sequence[Use]], arrange: Callable[[Tensor, Use], Tensor]) -> None:
         self._uses, self._arrange = uses, arrange

@@ -191,7 +191,7 @@ def _rows_of(objective: Objective) -> tuple[list[Layer], Factors, NDArray[np.flo
         layers = list(model.layers)
         relative, unit = objective.relative_weights(weights)
         share = np.full(count, (unit / total) ** 0.5)
-        for vectors in cotangents(model, loss, relative, "exact", 1, np.random.default_rng(0)):
+        for vectors in cotangents(model, loss, relative, "exact"):
             pulled = model.pull_back(vectors)
             for view in range(vectors.shape[0]):
                 parts.append(

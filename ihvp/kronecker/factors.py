@@ -27,6 +27,13 @@ def with_bias(layer: Layer, inputs: Vector) -> Vector:
     return xp.concat([inputs, ones], axis=-1)
 
 
+def moment_shapes(layer: Layer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of a layer's moments of inputs and of outputs."""
+    d_in = layer.d_in + (layer.bias is not None)
+    outputs = (layer.groups, layer.d_out, layer.d_out)
+    return (d_in,) if layer.one_hot else (layer.groups, d_in, d_in), outputs
+
+
 def input_moment(
     layer: Layer, inputs: Vector, weights: NDArray[np.float64], sharing: Sharing, like: Vector
 ) -> Vector:
