@@ -29,6 +29,12 @@ from ihvp.objective import Objective
 _EXAMPLES = 16
 # A parameter without a layer has a block of its own up to this size, and its diagonal beyond.
 EXACT = 1024
+# Rounding in half precision is up to such a part of a gradient.
+_HALF_PRECISION = 0.05
+_ELSEWHERE = "its weights reach the outputs on another way, too"
+_ROUNDED = (
+    "it computes in less precision than its weights have, or they reach the outputs on another way, too"
+)
 # Gradients of single examples hold at most so many numbers at once, unless one cotangent takes more.
 _NUMBERS = 1 << 22
 
@@ -107,7 +113,8 @@ def complete_layers(
                 for part, mine in zip(layer.slices, found, strict=True)
             )
             if not difference <= objective.space.eps**0.5 * size:
-                refused.setdefault(layer.name, "its weights reach the outputs on another way, too")
+                rounded = difference <= _HALF_PRECISION * size
+                refused.setdefault(layer.name, _ROUNDED if rounded else _ELSEWHERE)
     refused |= _overlapping(model, objective.num_params)
     return {layer.name: layer for layer in model.layers if layer.name not in refused}, refused
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from ihvp import algebra
 from ihvp.arguments import naming
 from ihvp.backend import Batch, OpenModel, SupportsLayers, SupportsReduce, Vector
 from ihvp.data import count_examples, take_examples
-from ihvp.errors import LossFailed, MissingCapability
+from ihvp.errors import IhvpError, LossFailed, LossNotAdditive, MissingCapability
 from ihvp.kronecker.blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock, eigenvectors
 from ihvp.kronecker.coverage import EXACT, Remainder, complete_layers, opened, require_used
 from ihvp.kronecker.factors import (
@@ -114,9 +115,10 @@ class _Estimate:
         objective.verify()
         weighing = (batch for batch, count in objective.batches if objective.weighting.total(batch, count))
         first = next(weighing, None)
-        if first is None:  # those of another process may weigh something
+        if first is not None:
+            objective.require_additive(first)
+        else:  # the examples of another process may weigh something
             first = next(iter(objective.batches))[0]
-        objective.require_additive(first)
         self._weight = objective.mean_weight * objective.total_examples
         complete, self._refused = complete_layers(objective, self._predict, first)
         self._layers = self._seen_by_all(complete)
@@ -244,7 +246,17 @@ class _Estimate:
     def _piece_size(self, batch: Batch) -> int:
         """How many examples keep what a piece holds within bounds."""
         one = take_examples(batch, 0, 1) if count_examples(batch) > 1 else batch
-        model = opened(self._objective, self._predict, one)
+        try:
+            model = opened(self._objective, self._predict, one)
+        except IhvpError:
+            raise
+        except Exception as error:  # what batch norm raises is torch's own
+            raise LossNotAdditive(
+                math.nan,
+                "mean",
+                f"One example alone fails with {type(error).__name__}: {error}. Where that is batch norm in "
+                "training, call model.eval() (torch) or pass training=False (Keras).",
+            ) from error
         views = self._options.num_samples
         if self._options.fisher != "mc":
             width = sum(prod(shape[1:]) for shape in model.shapes)

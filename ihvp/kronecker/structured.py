@@ -12,9 +12,8 @@ import numpy as np
 
 from ihvp.arguments import check_choice, check_instance, check_integer, check_number, check_seed
 from ihvp.backend import Vector
-from ihvp.digest import array_bytes, as_numpy, digest
 from ihvp.errors import InvalidOption
-from ihvp.fingerprint import of_objective
+from ihvp.fingerprint import of_array, of_objective
 from ihvp.kronecker.blocks import Block
 from ihvp.kronecker.estimate import Options, estimate
 from ihvp.kronecker.factors import Sharing
@@ -293,8 +292,7 @@ class KFAC(BlockStructured):
 
     @classmethod
     def _fingerprint(cls, objective: Objective) -> dict[str, str]:
-        values = as_numpy(objective.backend.flatten(objective.params))
-        return {"operator": cls.__name__, "parameters": digest(array_bytes(values)).hex()}
+        return {"operator": cls.__name__, "parameters": of_array(objective.backend.flatten(objective.params))}
 
     def split(self, damping: float) -> BlockStructured:
         r"""The matrix whose factors are damped one by one, in place of their product.
