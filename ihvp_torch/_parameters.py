@@ -188,8 +188,8 @@ def slots(module: nn.Module) -> Slots:
             prefix = f"{path}." if path else ""
             if getattr(part, "max_norm", None) is not None:
                 raise ParameterError(
-                    f"The embedding {path or 'itself'} has max_norm={part.max_norm}, by which every forward pass "
-                    "changes its weights; expected parameters that stay. Set max_norm=None for the trained module."
+                    f"{path or 'The module'} has max_norm={part.max_norm}: every forward pass changes its "
+                    "weights; expected parameters that stay. Set max_norm=None on the trained module."
                 )
             for kind, holder in ((found.parameters, part._parameters), (found.buffers, part._buffers)):
                 # Most parts have none of one kind or of both.

@@ -33,9 +33,9 @@ from ihvp.kronecker.outputs import FisherKind, cotangents
 from ihvp.layers import Layer
 from ihvp.objective import Objective
 
-# The layers' inputs and pulled-back gradients of a piece of a batch hold about so many numbers (64 MiB in
-# float32).
-_NUMBERS = 1 << 24
+# The layers' inputs and pulled-back gradients of a piece of a batch hold about so many numbers (32 MiB and
+# 512 MiB in float32): devices need much work at once.
+_HOST_NUMBERS, _DEVICE_NUMBERS = 1 << 23, 1 << 27
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,8 @@ class _Estimate:
             prod(inputs.shape[1:]) + views * inputs.shape[1] * layer.groups * layer.d_out
             for layer, inputs in zip(model.layers, model.inputs, strict=True)
         )
-        return max(1, _NUMBERS // max(numbers, 1))
+        most = _HOST_NUMBERS if self._objective.backend.device == "cpu" else _DEVICE_NUMBERS
+        return max(1, most // max(numbers, 1))
 
     def _seen_by_all(self, layers: dict[str, Layer]) -> dict[str, Layer]:
         """The layers that every process found complete."""

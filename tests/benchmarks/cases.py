@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.benchmarks import (
     blocks,
     eigenpairs,
+    factors,
     influence,
     lissa,
     memory,
@@ -28,6 +29,7 @@ _MODULES = (
     per_example,
     influence,
     structured,
+    factors,
     outside,
     scaling,
     memory,
