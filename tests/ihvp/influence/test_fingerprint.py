@@ -403,7 +403,7 @@ def test_a_setter_that_the_loss_does_not_call_hides_nothing():
 
 
 def test_arrays_are_read_once(monkeypatch):
-    from ihvp.influence import contents
+    from ihvp import contents
 
     read = []
     original = contents.array_bytes
