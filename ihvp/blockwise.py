@@ -128,7 +128,8 @@ class _Block(LinearOperator):
 
     def _dense(self) -> DenseBlock:
         if self._formed is None:
-            pairs = eigenvectors(self.to_dense(), definite=False)
+            dense = self.to_dense()
+            pairs = eigenvectors(dense, dense, definite=False)
             self._formed = DenseBlock("block", slice(0, self.space.size), *pairs)
         return self._formed
 

@@ -54,11 +54,28 @@ class Use:
     inputs: Callable[[], Tensor]
     output: GradientEdge
     arrange: Callable[[Tensor], Tensor]
-    """Brings a derivative by the output into the form ``(rows, groups, d_out)``, as the inputs are."""
+    """Brings derivatives by the output ``(V, …)`` into the form ``(V, rows, groups, d_out)``."""
     weight: str
     """The weight's own name."""
     order: Tensor | None = None
     """Where the rows of each example are, one example after another; None where they come so."""
+
+
+class _Inputs(Sequence[Tensor]):
+    """What goes into each layer, made when it is asked for: patches are many times the size of an image."""
+
+    def __init__(self, uses: Sequence[Sequence[Use]], arrange: Callable[[Tensor, Use], Tensor]) -> None:
+        self._uses, self._arrange = uses, arrange
+
+    def __len__(self) -> int:
+        return len(self._uses)
+
+    def __getitem__(self, index: Any) -> Any:
+        return _side_by_side([self._arrange(use.inputs()[None], use)[0] for use in self._uses[index]], 1)
+
+
+def _side_by_side(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 class OpenedModel:
@@ -85,26 +102,27 @@ class OpenedModel:
         dtype = functools.reduce(torch.promote_types, [leaf.dtype for leaf in leaves])
         self._like = torch.empty(0, dtype=dtype, device=leaves[0].device)
         self.shapes = [tuple(output.shape) for output in self._outputs]
-        uses = _grouped(_uses(self._outputs, leaves, names))
-        self._uses = self._by_examples(uses)
-        self.layers = [group[0].layer for group in self._uses]
-        self.inputs = [
-            torch.cat([self._by_example(use.inputs(), use) for use in group], dim=1) for group in self._uses
-        ]
+        self._uses: Sequence[Sequence[Use]] = _grouped(_uses(self._outputs, leaves, names))
+        self._arranged = False
+
+    @property
+    def layers(self) -> list[Layer]:
+        return [group[0].layer for group in self._known()]
+
+    @property
+    def inputs(self) -> Sequence[Tensor]:
+        return _Inputs(self._known(), self._by_example)
 
     def outputs(self) -> Tensor:
         return torch.cat([output.detach().reshape(-1).to(self._like.dtype) for output in self._outputs])
 
     def pull_back(self, cotangents: Tensor) -> list[Tensor]:
-        pulled = self._pull(self._uses, cotangents)
+        if not self._arranged and (pulled := self._as_usual(cotangents)) is not None:
+            self._arranged = True
+        else:
+            pulled = self._pull(self._known(), cotangents)
         return [
-            torch.cat(
-                [
-                    torch.stack([self._by_example(use.arrange(row), use) for row in next(pulled)])
-                    for use in group
-                ],
-                dim=2,
-            )
+            _side_by_side([self._by_example(use.arrange(next(pulled)), use) for use in group], 2)
             for group in self._uses
         ]
 
@@ -162,14 +180,59 @@ class OpenedModel:
             rows = [pull(row, False) for row in cotangents]
             return (torch.stack(parts) for parts in zip(*rows, strict=True))
 
+    def _known(self) -> Sequence[Sequence[Use]]:
+        if not self._arranged:
+            self._uses, self._arranged = self._by_examples(self._uses), True
+        return self._uses
+
+    def _as_usual(self, cotangents: Tensor) -> Iterator[Tensor] | None:
+        """The derivatives, if the rows of all layers come example by example or place by place.
+
+        That takes one cotangent more: a sum of the others in which each example has a factor of its own.
+        """
+        count = self._count()
+        apart = {torch.float64: 1e-6, torch.float32: 1e-3}.get(self._like.dtype)
+        if count < 2 or apart is None:
+            return None
+        random = torch.Generator().manual_seed(0)
+        factors = (1 + torch.rand(count, generator=random, dtype=torch.float64)).to(self._like)
+        signs = (2 * torch.randint(2, (len(cotangents),), generator=random) - 1).to(self._like)
+        scaled = (signs @ cotangents)[None] * factors[self._examples()]
+        found = list(self._pull(self._uses, torch.cat([cotangents, scaled])))
+        for use, parts in zip(itertools.chain.from_iterable(self._uses), found, strict=True):
+            plain = use.arrange(torch.tensordot(signs.to(parts), parts[:-1], 1)[None])[0].flatten(1)
+            if len(plain) % count:
+                return None
+            usual = plain.reshape(count, -1, plain.shape[1]), factors[:, None, None]
+            by_place = plain.reshape(-1, count, plain.shape[1]), factors[None, :, None]
+            allowed = apart * plain.norm(dim=1)
+            for order, (rows, expected) in ((None, usual), (_by_places(len(plain), count), by_place)):
+                difference = use.arrange(parts[-1:]).reshape(rows.shape) - expected.to(rows) * rows
+                if (difference.norm(dim=2).reshape(-1) <= allowed).all():
+                    use.order = order
+                    break
+            else:
+                return None
+        return (parts[:-1] for parts in found)
+
+    def _count(self) -> int:
+        """How many examples there are; 0 where the outputs have no axis of them."""
+        count = self.shapes[0][0] if self.shapes[0] else 0
+        return count if all(shape[:1] == (count,) for shape in self.shapes) else 0
+
+    def _examples(self) -> Tensor:
+        """The example that each output belongs to."""
+        parts = [torch.arange(n).repeat_interleave(prod(rest)) for n, *rest in self.shapes]
+        return torch.cat(parts).to(self._like.device)
+
     def _by_examples(self, groups: Sequence[Sequence[Use]]) -> list[Sequence[Use]]:
         """The layers whose rows belong to one example each, with the order of their rows.
 
         Some come place by place, as in recurrent layers; a table of positions has rows that all examples
         share. Every example's cotangents get a factor of its own, which each row then shows.
         """
-        count = self.shapes[0][0] if self.shapes[0] else 0
-        if any(shape[:1] != (count,) for shape in self.shapes):
+        count = self._count()
+        if count == 0:
             return []  # outputs without an axis of examples have no rows either
         if count == 1:
             return list(groups)
@@ -177,7 +240,7 @@ class OpenedModel:
         base, least = {torch.float64: (1 << 20, 1), torch.float32: (1 << 10, 1)}.get(self._like.dtype, (2, 0))
         digits = max(1, math.ceil(math.log(count, base) - 1e-9))
         random = torch.Generator().manual_seed(0)
-        example = torch.cat([torch.arange(n).repeat_interleave(prod(rest)) for n, *rest in self.shapes])
+        example = self._examples().cpu()
         factors = [torch.ones(len(example))]
         factors += [least + example.div(base**j, rounding_mode="floor") % base for j in range(digits)]
         cotangents = torch.stack(factors).double() * torch.randn(len(example), generator=random).double()
@@ -186,7 +249,7 @@ class OpenedModel:
         for group in groups:
             known = True
             for use in group:
-                rows = torch.stack([use.arrange(part).flatten(1) for part in next(pulled)]).double()
+                rows = use.arrange(next(pulled)).flatten(2).double()
                 owners = _owners(rows, base, least)
                 order = None if owners is None else _order(owners, count)
                 known = known and order is not None
@@ -196,11 +259,11 @@ class OpenedModel:
         return kept
 
     def _by_example(self, rows: Tensor, use: Use) -> Tensor:
-        """``(B, S, …)`` for ``(rows, …)``."""
+        """``(V, B, S, …)`` for ``(V, rows, …)``."""
         rows = rows.detach().to(self._like.dtype) if rows.is_floating_point() else rows
         if use.order is not None and len(use.order):
-            rows = rows[use.order]
-        return rows.reshape(self.shapes[0][0], -1, *rows.shape[1:])
+            rows = rows[:, use.order.to(rows.device)]
+        return rows.reshape(len(rows), self.shapes[0][0], -1, *rows.shape[2:])
 
 
 def _owners(pulled: Tensor, base: int, least: int) -> Tensor | None:
@@ -225,6 +288,11 @@ def _owners(pulled: Tensor, base: int, least: int) -> Tensor | None:
     return torch.where(nonzero, owners, -1)
 
 
+def _by_places(rows: int, count: int) -> Tensor:
+    """The order of rows that come place by place."""
+    return torch.arange(rows).reshape(-1, count).T.reshape(-1)
+
+
 def _order(owners: Tensor, count: int) -> Tensor | None:
     """The rows example by example; empty where they come so, None where examples have unlike many."""
     rows = torch.arange(len(owners), device=owners.device)
@@ -234,7 +302,7 @@ def _order(owners: Tensor, count: int) -> Tensor | None:
     if torch.equal(owners[known], (rows // places)[known]):
         return rows[:0]
     if torch.equal(owners[known], (rows % count)[known]):
-        return rows.reshape(places, count).T.reshape(-1)
+        return _by_places(len(owners), count)
     missing = places - torch.bincount(owners[known], minlength=count)
     if len(missing) > count or (missing < 0).any():
         return None
@@ -379,13 +447,9 @@ def _layer(
     groups = more.get("groups", 1)
     picture = matrix(picture)
     rows, columns = picture.shape[0], prod(picture.shape[1:])
-    strides = tuple(picture.stride())
-    order = sorted(range(picture.ndim), key=lambda axis: (-strides[axis], axis))
+    order = sorted(range(picture.ndim), key=lambda axis: (-picture.stride(axis), axis))
     shape = tuple(picture.shape[axis] for axis in order)
-    if (
-        torch.empty(shape, device="meta").stride() != tuple(strides[axis] for axis in order)
-        and prod(shape) > 1
-    ):
+    if not picture.permute(order).is_contiguous():
         return None
     axes = tuple(order.index(axis) for axis in range(picture.ndim))
     offset, path = None, name.rpartition(".")
@@ -419,7 +483,7 @@ def _products(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iterator
         rows: Tensor = getattr(node, saved)
         return rows[:, None, :]
 
-    yield Use(layer, inputs, GradientEdge(node, 0), lambda g: g[:, None, :], weights.name(weight))
+    yield Use(layer, inputs, GradientEdge(node, 0), lambda g: g[..., None, :], weights.name(weight))
 
 
 def _convolutions(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iterator[Use]:
@@ -428,10 +492,11 @@ def _convolutions(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iter
     groups = node._saved_groups
     _, weight, bias = node.next_functions
     bias = bias if bias[0] is not None else None
-    layer = _layer(weights, weight, bias, lambda picture: picture, groups=groups)
+    # Channels last: patches are then copied by the run, not number by number.
+    layer = _layer(weights, weight, bias, lambda picture: picture.movedim(1, -1), groups=groups)
     if layer is None:
         return
-    kernel = tuple(layer.shape[axis] for axis in layer.axes)[2:]
+    kernel = tuple(layer.shape[axis] for axis in layer.axes)[1:-1]
     dims = len(kernel)
 
     def spread(values: Sequence[int]) -> list[int]:
@@ -442,15 +507,15 @@ def _convolutions(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iter
     def patches() -> Tensor:
         x = node._saved_input
         x = torch.nn.functional.pad(x, [n for p in reversed(padding) for n in (p, p)])
+        x = x.movedim(1, -1).contiguous().unflatten(-1, (groups, -1))
         for axis in range(dims):
             width = (kernel[axis] - 1) * dilation[axis] + 1
-            x = x.unfold(2 + axis, width, stride[axis])[..., :: dilation[axis]]
-        # (B, channels, places…, kernel…) to rows of places.
-        x = x.movedim(1, 1 + dims)
-        return x.reshape(prod(x.shape[: 1 + dims]), groups, layer.d_in)
+            x = x.unfold(1 + axis, width, stride[axis])[..., :: dilation[axis]]
+        # (B, places…, groups, channels, kernel…) to rows of places.
+        return x.movedim(2 + dims, -1).reshape(-1, groups, layer.d_in)
 
     def arrange(g: Tensor) -> Tensor:
-        return g.movedim(1, -1).reshape(-1, groups, layer.d_out)
+        return g.movedim(2, -1).reshape(len(g), -1, groups, layer.d_out)
 
     yield Use(layer, patches, GradientEdge(node, 0), arrange, weights.name(weight))
 
@@ -466,7 +531,7 @@ def _look_ups(node: Any, weights: _Weights, biases: dict[Node, Any]) -> Iterator
             layer,
             lambda: node._saved_indices.reshape(-1),
             GradientEdge(node, 0),
-            lambda g: (g * counts[..., None]).reshape(-1, 1, layer.d_out),
+            lambda g: (g * counts[..., None]).reshape(len(g), -1, 1, layer.d_out),
             weights.name(node.next_functions[0]),
         )
 

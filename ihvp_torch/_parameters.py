@@ -186,6 +186,11 @@ def slots(module: nn.Module) -> Slots:
         found.in_place = is_bound_in_place(found.parts)
         for path, part in parts.items():
             prefix = f"{path}." if path else ""
+            if getattr(part, "max_norm", None) is not None:
+                raise ParameterError(
+                    f"{path or 'The module'} has max_norm={part.max_norm}: every forward pass changes its "
+                    "weights; expected parameters that stay. Set max_norm=None on the trained module."
+                )
             for kind, holder in ((found.parameters, part._parameters), (found.buffers, part._buffers)):
                 # Most parts have none of one kind or of both.
                 if holder:

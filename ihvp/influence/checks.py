@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ihvp import fingerprint
 from ihvp.backend import GradientFunction
 from ihvp.data import Batches, as_data, describe_structure
 from ihvp.errors import InvalidOption, NonFinite, OrderChanges, UnequalBatches, describe
-from ihvp.influence import fingerprint
 from ihvp.influence.blocks import counted_blocks, rows_at_once
 from ihvp.influence.gradients import loss_on
 from ihvp.objective import Objective

@@ -8,9 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp import algebra
+from ihvp import algebra, fingerprint
 from ihvp.backend import Vector
-from ihvp.influence import fingerprint
 from ihvp.influence.advice import advising
 from ihvp.influence.blocks import Block, counted_blocks, evenly, rows_at_once
 from ihvp.influence.gradients import gradients

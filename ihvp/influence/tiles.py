@@ -8,8 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ihvp import fingerprint
 from ihvp.backend import Vector
-from ihvp.influence import fingerprint
 from ihvp.influence.blocks import Block, counted_blocks, tile_columns
 from ihvp.influence.factored import contraction_of, rotated
 from ihvp.influence.gradients import derivatives_along

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ihvp import fingerprint
 from ihvp.errors import InvalidOption
-from ihvp.influence import fingerprint
 from ihvp.influence.blocks import rows_at_once
 from ihvp.influence.checks import check_loss, check_order, check_structure, check_values
 from ihvp.influence.curvature import definite_inverse

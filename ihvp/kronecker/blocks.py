@@ -160,8 +160,10 @@ class DiagonalBlock(Block):
         return self.function(white, of)
 
 
-def eigenvectors(matrices: Vector, *, definite: bool = True) -> tuple[Vector, Vector]:
+def eigenvectors(matrices: Vector, like: Vector, *, definite: bool = True) -> tuple[Vector, Vector]:
     """Eigenvalues ``(…, n)`` and eigenvectors ``(…, n, n)``; of a ``definite`` matrix none is below 0.
+
+    They have the dtype and the device of ``like``.
 
     Computed in at least double the digits of half precision, by LAPACK's drivers with workspaces that are
     counted in integers: some frameworks count them in float32, which fails from 2,896 rows on.
@@ -175,7 +177,7 @@ def eigenvectors(matrices: Vector, *, definite: bool = True) -> tuple[Vector, Ve
     if definite:
         values = np.maximum(values, 0.0)
     vectors = np.stack([vectors for _, vectors in found]).reshape(symmetric.shape)
-    return algebra.as_like(values, matrices), algebra.as_like(vectors, matrices)
+    return algebra.as_like(values, like), algebra.as_like(vectors, like)
 
 
 _KINDS: dict[str, type[Block]] = {"kronecker": KroneckerBlock, "dense": DenseBlock, "diagonal": DiagonalBlock}

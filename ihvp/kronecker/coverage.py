@@ -29,6 +29,12 @@ from ihvp.objective import Objective
 _EXAMPLES = 16
 # A parameter without a layer has a block of its own up to this size, and its diagonal beyond.
 EXACT = 1024
+# Rounding in half precision is up to such a part of a gradient.
+_HALF_PRECISION = 0.05
+_ELSEWHERE = "its weights reach the outputs on another way, too"
+_ROUNDED = (
+    "it computes in less precision than its weights have, or they reach the outputs on another way, too"
+)
 # Gradients of single examples hold at most so many numbers at once, unless one cotangent takes more.
 _NUMBERS = 1 << 22
 
@@ -71,8 +77,8 @@ def require_used(names: Iterable[str], found: Container[str], predict: Callable[
 
 def complete_layers(
     objective: Objective, predict: Callable[..., Any], batch: Batch
-) -> tuple[set[str], dict[str, str]]:
-    """The names of layers whose weights reach the outputs only through them, and why others do not count.
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The layers whose weights reach the outputs only through them, by name, and why others do not count.
 
     ``Σ_s g aᵀ`` is compared with the derivative by the weights, for random cotangents of the outputs of all
     examples, and of the first one's alone, which shows whether rows belong to their examples.
@@ -92,15 +98,14 @@ def complete_layers(
         np.where(np.arange(len(array)).reshape(-1, *[1] * (array.ndim - 1)) == 0, array, 0)
         for array in arrays
     ]
-    refused = _overlapping(model, objective.num_params)
+    refused: dict[str, str] = {}
     like = model.outputs()
     for chosen, first in ((arrays, None), (alone, 1)):
         flat = np.concatenate([array.reshape(-1) for array in chosen])
         cotangent = algebra.as_like(flat, like)
         expected = backend.grad(loss, objective.params, (batch, split_outputs(model, cotangent)))
-        for layer, inputs, gradient in zip(
-            model.layers, model.inputs, model.pull_back(cotangent[None]), strict=True
-        ):
+        pulled = model.pull_back(cotangent[None])
+        for layer, inputs, gradient in zip(model.layers, model.inputs, pulled, strict=True):
             found = layer.parts(weight_gradient(layer, inputs[:first], gradient[0, :first]))
             size = max(float(algebra.norms(expected[part])) for part in layer.slices)
             difference = max(
@@ -108,8 +113,10 @@ def complete_layers(
                 for part, mine in zip(layer.slices, found, strict=True)
             )
             if not difference <= objective.space.eps**0.5 * size:
-                refused.setdefault(layer.name, "its weights reach the outputs on another way, too")
-    return {layer.name for layer in model.layers} - set(refused), refused
+                rounded = difference <= _HALF_PRECISION * size
+                refused.setdefault(layer.name, _ROUNDED if rounded else _ELSEWHERE)
+    refused |= _overlapping(model, objective.num_params)
+    return {layer.name: layer for layer in model.layers if layer.name not in refused}, refused
 
 
 def _overlapping(model: OpenModel, size: int) -> dict[str, str]:
@@ -163,18 +170,24 @@ class Remainder:
             for part in layer.slices:
                 free[part] = False
         self.places = _named(objective, free)
-        self.sums: dict[str, Vector] = {}
 
-    def add(self, batch: Batch, model: OpenModel, cotangents: Vector, share: float) -> None:
-        """Take a batch's cotangents ``(V, F)`` into account."""
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of what is summed for each: a matrix, or its diagonal."""
+        sizes = {name: place.stop - place.start for name, place in self.places.items()}
+        return {name: (size, size) if size <= EXACT else (size,) for name, size in sizes.items()}
+
+    def add(
+        self, batch: Batch, model: OpenModel, cotangents: Vector, share: float, sums: dict[str, Vector]
+    ) -> None:
+        """Add the part of a batch's cotangents ``(V, F)`` to the sums."""
         if not self.places:
             return
         for rows in cotangent_rows(self._objective, self._predict, batch, model, cotangents):
             for name, place in self.places.items():
                 part = rows[:, place]
                 size = place.stop - place.start
-                term = share * (part.T @ part if size <= EXACT else (part**2).sum(axis=0))
-                self.sums[name] = term if name not in self.sums else self.sums[name] + term
+                sums[name] += share * (part.T @ part if size <= EXACT else (part**2).sum(axis=0))
 
 
 def cotangent_rows(

@@ -258,15 +258,15 @@ def _rows_of(objective: Objective) -> _Rows:
         if not weights.any():
             continue
         model = opened(objective, predict, batch)
-        layers = list(model.layers)
         relative, unit = objective.relative_weights(weights)
         scale = (unit / total) ** 0.5
-        inputs.append([_flat_inputs(a, layer) for layer, a in zip(layers, model.inputs, strict=True)])
-        for vectors in cotangents(model, loss, relative, "exact", 1, np.random.default_rng(0)):
+        for vectors in cotangents(model, loss, relative, "exact"):
             pulled = model.pull_back(vectors)
             for view in range(vectors.shape[0]):
                 gradients.append([gradient[view][:, 0, 0, :] * scale for gradient in pulled])
                 examples.append(np.arange(first, first + count))
+        layers = list(model.layers)
+        inputs.append([_flat_inputs(a, layer) for layer, a in zip(layers, model.inputs, strict=True)])
         first += count
     xp = array_api_compat.array_namespace(inputs[0][0])
     joined = (

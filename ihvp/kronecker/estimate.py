@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
 
@@ -11,20 +14,28 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
+from ihvp import algebra
 from ihvp.arguments import naming
 from ihvp.backend import Batch, OpenModel, SupportsLayers, SupportsReduce, Vector
 from ihvp.data import count_examples, take_examples
-from ihvp.errors import LossFailed, MissingCapability
+from ihvp.errors import IhvpError, LossFailed, LossNotAdditive, MissingCapability
 from ihvp.kronecker.blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock, eigenvectors
 from ihvp.kronecker.coverage import EXACT, Remainder, complete_layers, opened, require_used
-from ihvp.kronecker.factors import Sharing, input_moment, output_moment, squared_gradients
+from ihvp.kronecker.factors import (
+    Sharing,
+    input_moment,
+    moment_shapes,
+    output_moment,
+    squared_gradients,
+)
+from ihvp.kronecker.file import FactorFile, Sums
 from ihvp.kronecker.outputs import FisherKind, cotangents
 from ihvp.layers import Layer
 from ihvp.objective import Objective
 
-# The layers' inputs and pulled-back gradients of a piece of a batch hold about so many numbers (512 MiB in
-# float32).
-_NUMBERS = 1 << 27
+# The layers' inputs and pulled-back gradients of a piece of a batch hold about so many numbers (32 MiB and
+# 512 MiB in float32): devices need much work at once.
+_HOST_NUMBERS, _DEVICE_NUMBERS = 1 << 23, 1 << 27
 
 
 @dataclass(frozen=True)
@@ -56,16 +67,9 @@ class Piece(NamedTuple):
     gradients: list[Any]
 
 
-@dataclass
-class Sums:
-    """The moments of each layer by its name, and what the other parameters need."""
-
-    layers: dict[str, Layer] = field(default_factory=dict)
-    inputs: dict[str, Vector] = field(default_factory=dict)
-    outputs: dict[str, Vector] = field(default_factory=dict)
-
-
-def estimate(objective: Objective, options: Options, corrected: bool) -> tuple[list[Block], dict[str, str]]:
+def estimate(
+    objective: Objective, options: Options, corrected: bool, file: FactorFile | None = None
+) -> tuple[list[Block], dict[str, str]]:
     """The blocks, one for each layer and each parameter without one, and why layers were left out.
 
     Parameters
@@ -74,9 +78,11 @@ def estimate(objective: Objective, options: Options, corrected: bool) -> tuple[l
     options : Options
     corrected : bool
         Whether the eigenvalues are those of the curvature itself in the factors' basis (EK-FAC).
+    file : FactorFile, optional
+        Where sums are kept, for a run that goes on after an interruption.
     """
     with naming(LossFailed, "The model"):
-        return _Estimate(objective, options).blocks(corrected)
+        return _Estimate(objective, options, file).blocks(corrected)
 
 
 def require_layers(
@@ -103,30 +109,39 @@ def require_layers(
 
 
 class _Estimate:
-    def __init__(self, objective: Objective, options: Options) -> None:
-        self._objective, self._options = objective, options
+    def __init__(self, objective: Objective, options: Options, file: FactorFile | None) -> None:
+        self._objective, self._options, self._file = objective, options, file
         self._backend, self._predict, self._loss = require_layers(objective)
         objective.verify()
-        first = next(batch for batch, count in objective.batches if objective.weighting.total(batch, count))
-        objective.require_additive(first)
+        weighing = (batch for batch, count in objective.batches if objective.weighting.total(batch, count))
+        first = next(weighing, None)
+        if first is not None:
+            objective.require_additive(first)
+        else:  # the examples of another process may weigh something
+            first = next(iter(objective.batches))[0]
         self._weight = objective.mean_weight * objective.total_examples
-        self._complete, self._refused = complete_layers(objective, self._predict, first)
+        complete, self._refused = complete_layers(objective, self._predict, first)
+        self._layers = self._seen_by_all(complete)
         self._rows = self._piece_size(first)
-        self._held: list[Piece] | None = []
+        self._remainder = Remainder(objective, self._predict, list(self._layers.values()))
+        self._held: Piece | None = None
 
     def blocks(self, corrected: bool) -> tuple[list[Block], dict[str, str]]:
-        sums, remainder = self._moments()
+        like = self._objective.space.zeros(1)
+        sums = self._pass(1, self._add_moments, self._empty())
         inputs = {
-            name: (None, moment[None]) if sums.layers[name].one_hot else eigenvectors(moment)[::-1]
-            for name, moment in sums.inputs.items()
+            name: (None, algebra.as_like(moment[None], like))
+            if self._layers[name].one_hot
+            else eigenvectors(moment, like)[::-1]
+            for name, moment in sums["inputs"].items()
         }
-        outputs = {name: eigenvectors(moment)[::-1] for name, moment in sums.outputs.items()}
+        outputs = {name: eigenvectors(moment, like)[::-1] for name, moment in sums["outputs"].items()}
+        values = {name: outputs[name][1][:, :, None] * inputs[name][1][:, None, :] for name in self._layers}
         if corrected:
-            values = self._corrected({name: (inputs[name][0], outputs[name][0]) for name in sums.layers})
-        else:
-            values = {
-                name: outputs[name][1][:, :, None] * inputs[name][1][:, None, :] for name in sums.layers
-            }
+            sums["values"] = {name: self._zeros(value.shape) for name, value in values.items()}
+            bases = {name: (inputs[name][0], outputs[name][0]) for name in self._layers}
+            sums = self._pass(2, partial(self._add_squares, bases), sums)
+            values = {name: algebra.as_like(value, like) for name, value in sums["values"].items()}
         found: list[Block] = [
             KroneckerBlock(
                 layer,
@@ -135,98 +150,113 @@ class _Estimate:
                 values[name],
                 None if corrected else (inputs[name][1], outputs[name][1]),
             )
-            for name, layer in sums.layers.items()
+            for name, layer in self._layers.items()
         ]
-        for name, total in self._reduced(remainder.sums).items():
-            place = remainder.places[name]
+        for name, total in sums["rest"].items():
+            place = self._remainder.places[name]
             if place.stop - place.start <= EXACT:
-                found.append(DenseBlock(name, place, *eigenvectors(total)))
+                found.append(DenseBlock(name, place, *eigenvectors(total, like)))
             else:
-                found.append(DiagonalBlock(name, place, total))
+                found.append(DiagonalBlock(name, place, algebra.as_like(total, like)))
         return found, self._refused
 
-    def _moments(self) -> tuple[Sums, Remainder]:
-        sums, sharing = Sums(), self._options.sharing
-        remainder: Remainder | None = None
-        for piece in self._pieces():
-            for layer, inputs in self._seen(piece.model):
-                sums.layers[layer.name] = layer
-                moment = input_moment(
-                    layer, inputs, piece.weights / self._weight, sharing, self._objective.space.zeros(1)[:0]
-                )
-                _add(sums.inputs, layer.name, moment)
-            if remainder is None:
-                remainder = Remainder(self._objective, self._predict, list(sums.layers.values()))
-            for vectors, gradients in zip(piece.cotangents, piece.gradients, strict=True):
-                for name, gradient in gradients.items():
-                    _add(sums.outputs, name, piece.share * output_moment(gradient, sharing))
-                remainder.add(piece.batch, piece.model, vectors, piece.share)
-        assert remainder is not None  # some example weighs something
-        sums.inputs, sums.outputs = self._reduced(sums.inputs), self._reduced(sums.outputs)
-        return sums, remainder
+    def _empty(self) -> Sums:
+        moments = {name: moment_shapes(layer) for name, layer in self._layers.items()}
+        return {
+            "inputs": {name: self._zeros(shape) for name, (shape, _) in moments.items()},
+            "outputs": {name: self._zeros(shape) for name, (_, shape) in moments.items()},
+            "rest": {name: self._zeros(shape) for name, shape in self._remainder.shapes.items()},
+        }
 
-    def _corrected(self, bases: dict[str, tuple[Any, Vector]]) -> dict[str, Vector]:
-        values: dict[str, Vector] = {}
-        for piece in self._pieces():
-            for layer, inputs in self._seen(piece.model):
-                for gradients in piece.gradients:
-                    squares = squared_gradients(layer, inputs, gradients[layer.name], *bases[layer.name])
-                    _add(values, layer.name, piece.share * squares)
-        return self._reduced(values)
+    def _zeros(self, shape: tuple[int, ...]) -> Vector:
+        space = self._objective.space
+        return space.xp.zeros(shape, dtype=algebra.wide_dtype(space.zeros(1)), device=space.device)
 
-    def _pieces(self) -> Iterator[Piece]:
-        """The data, opened; kept for a second pass where it is one piece."""
-        if self._held:
-            yield from self._held
+    def _pass(self, number: int, add: Callable[[Piece, Sums], None], sums: Sums) -> Sums:
+        """What the pieces of the data add to the sums, over all processes; after those that a file holds."""
+        done = 0 if self._file is None else self._file.resume(number, sums)
+        for piece in self._pieces(done):
+            done += 1
+            add(piece, sums)
+            del piece  # before the next one is opened
+            if self._file is not None:
+                self._file.keep(number, done, sums)
+        added = sums if number == 1 else ("values",)
+        return {kind: self._reduced(terms) if kind in added else terms for kind, terms in sums.items()}
+
+    def _add_moments(self, piece: Piece, sums: Sums) -> None:
+        sharing, like = self._options.sharing, self._objective.space.zeros(1)[:0]
+        for layer, inputs in self._seen(piece.model):
+            sums["inputs"][layer.name] += input_moment(
+                layer, inputs, piece.weights / self._weight, sharing, like
+            )
+        for vectors, gradients in zip(piece.cotangents, piece.gradients, strict=True):
+            for name, gradient in gradients.items():
+                sums["outputs"][name] += piece.share * output_moment(gradient, sharing)
+            self._remainder.add(piece.batch, piece.model, vectors, piece.share, sums["rest"])
+
+    def _add_squares(self, bases: dict[str, tuple[Any, Vector]], piece: Piece, sums: Sums) -> None:
+        for layer, inputs in self._seen(piece.model):
+            for gradients in piece.gradients:
+                squares = squared_gradients(layer, inputs, gradients[layer.name], *bases[layer.name])
+                sums["values"][layer.name] += piece.share * squares
+
+    def _pieces(self, done: int) -> Iterator[Piece]:
+        """The data but for the first pieces, opened; kept for a second pass where it is one piece."""
+        if self._held is not None:
+            yield self._held
             return
-        objective, generator = self._objective, np.random.default_rng(self._options.seed)
-        number = 0
+        objective = self._objective
         for batch, count in objective.batches:
-            for start in range(0, count, self._rows):
-                part = (
-                    batch
-                    if count <= self._rows
-                    else take_examples(batch, start, min(start + self._rows, count))
-                )
-                piece = self._open(part, generator)
-                if piece is None:
+            # Pieces of nearly one size, and not a small one at the end.
+            bounds = np.linspace(0, count, -(-count // self._rows) + 1, dtype=int).tolist()
+            for start, stop in pairwise(bounds):
+                part = batch if len(bounds) == 2 else take_examples(batch, start, stop)
+                if not objective.weighting.total(part, stop - start):
                     continue
-                number += 1
-                self._held = [piece] if number == 1 and self._held is not None else None
-                yield piece
+                if done:
+                    done -= 1
+                elif stop - start == objective.num_examples:
+                    self._held = self._open(part)
+                    yield self._held
+                else:
+                    yield self._open(part)
 
-    def _open(self, batch: Batch, generator: np.random.Generator) -> Piece | None:
+    def _open(self, batch: Batch) -> Piece:
         objective, options = self._objective, self._options
         weights = objective.weighting.of(batch, count_examples(batch))
-        if not weights.any():
-            return None
         relative, unit = objective.relative_weights(weights)
         model = opened(objective, self._predict, batch)
-        found = list(cotangents(model, self._loss, relative, options.fisher, options.num_samples, generator))
-        names = [layer.name for layer in model.layers]
-        gradients = [
-            {
-                name: gradient
-                for name, gradient in zip(names, model.pull_back(vectors), strict=True)
-                if name in self._complete
-            }
-            for vectors in found
-        ]
+        kind = options.fisher, options.num_samples, options.seed
+        found = list(cotangents(model, self._loss, relative, *kind))
+        gradients = []
+        for vectors in found:
+            # Before the layers are asked for: derivatives may tell a backend how their rows are arranged.
+            pulled = model.pull_back(vectors)
+            named = zip((layer.name for layer in model.layers), pulled, strict=True)
+            gradients.append({name: gradient for name, gradient in named if name in self._layers})
         return Piece(batch, model, weights, unit / self._weight, found, gradients)
 
     def _seen(self, model: OpenModel) -> Iterator[tuple[Layer, Vector]]:
-        found = {
-            layer.name: (layer, inputs)
-            for layer, inputs in zip(model.layers, model.inputs, strict=True)
-            if layer.name in self._complete
-        }
-        require_used(self._complete, found, self._predict)
-        yield from found.values()
+        require_used(self._layers, [layer.name for layer in model.layers], self._predict)
+        for layer, inputs in zip(model.layers, model.inputs, strict=True):
+            if layer.name in self._layers:
+                yield layer, inputs
 
     def _piece_size(self, batch: Batch) -> int:
         """How many examples keep what a piece holds within bounds."""
         one = take_examples(batch, 0, 1) if count_examples(batch) > 1 else batch
-        model = opened(self._objective, self._predict, one)
+        try:
+            model = opened(self._objective, self._predict, one)
+        except IhvpError:
+            raise
+        except Exception as error:  # what batch norm raises is torch's own
+            raise LossNotAdditive(
+                math.nan,
+                "mean",
+                f"One example alone fails with {type(error).__name__}: {error}. Where that is batch norm in "
+                "training, call model.eval() (torch) or pass training=False (Keras).",
+            ) from error
         views = self._options.num_samples
         if self._options.fisher != "mc":
             width = sum(prod(shape[1:]) for shape in model.shapes)
@@ -235,7 +265,22 @@ class _Estimate:
             prod(inputs.shape[1:]) + views * inputs.shape[1] * layer.groups * layer.d_out
             for layer, inputs in zip(model.layers, model.inputs, strict=True)
         )
-        return max(1, _NUMBERS // max(numbers, 1))
+        most = _HOST_NUMBERS if self._objective.backend.device == "cpu" else _DEVICE_NUMBERS
+        return max(1, most // max(numbers, 1))
+
+    def _seen_by_all(self, layers: dict[str, Layer]) -> dict[str, Layer]:
+        """The layers that every process found complete."""
+        objective = self._objective
+        processes = objective.num_processes
+        if processes == 1:
+            return layers
+        flags = np.zeros(objective.num_params)
+        flags[[layer.start for layer in layers.values()]] = 1.0
+        counts = algebra.to_numpy(self._reduced({"": objective.space.asarray(flags)})[""])
+        for layer in layers.values():
+            if counts[layer.start] < processes:
+                self._refused[layer.name] = "another process did not see it whole"
+        return {name: layer for name, layer in layers.items() if name not in self._refused}
 
     def _reduced(self, sums: dict[str, Vector]) -> dict[str, Vector]:
         backend = self._backend
@@ -246,7 +291,3 @@ class _Estimate:
             xp = array_api_compat.array_namespace(value)
             reduced[name] = xp.reshape(backend.reduce(xp.reshape(value, (-1,))), value.shape)
         return reduced
-
-
-def _add(sums: dict[str, Vector], name: str, term: Vector) -> None:
-    sums[name] = sums[name] + term if name in sums else term

@@ -27,6 +27,13 @@ def with_bias(layer: Layer, inputs: Vector) -> Vector:
     return xp.concat([inputs, ones], axis=-1)
 
 
+def moment_shapes(layer: Layer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of a layer's moments of inputs and of outputs."""
+    d_in = layer.d_in + (layer.bias is not None)
+    outputs = (layer.groups, layer.d_out, layer.d_out)
+    return (d_in,) if layer.one_hot else (layer.groups, d_in, d_in), outputs
+
+
 def input_moment(
     layer: Layer, inputs: Vector, weights: NDArray[np.float64], sharing: Sharing, like: Vector
 ) -> Vector:
@@ -93,11 +100,14 @@ def squared_gradients(layer: Layer, inputs: Vector, gradients: Vector, q_in: Vec
     views, count, places = gradients.shape[:3]
     # (groups, V, B, S, d_out)
     g = xp.permute_dims(gradients, (3, 0, 1, 2, 4))
-    g = xp.reshape(xp.reshape(g, (layer.groups, -1, layer.d_out)) @ q_out, g.shape)
+    g = _rotated(g, q_out)
     if layer.one_hot:
         return _squares_of_rows(layer, algebra.to_numpy(inputs), g)
     a = xp.permute_dims(with_bias(layer, inputs), (2, 0, 1, 3))
-    a = xp.reshape(xp.reshape(a, (layer.groups, -1, a.shape[-1])) @ q_in, a.shape)
+    # A gradient has d_out rows to be rotated; its inputs are more where many places share weights.
+    afterwards = places > views * layer.d_out
+    if not afterwards:
+        a = _rotated(a, q_in)
     if places == 1:
         squares = xp.sum(g[:, :, :, 0, :] ** 2, axis=1)
         return xp.matrix_transpose(squares) @ a[:, :, 0, :] ** 2
@@ -106,9 +116,17 @@ def squared_gradients(layer: Layer, inputs: Vector, gradients: Vector, q_in: Vec
     for start in range(0, count, rows):
         part = slice(start, start + rows)
         single = xp.matrix_transpose(g[:, :, part]) @ a[:, None, part]
+        if afterwards:
+            single = _rotated(single, q_in)
         term = xp.sum(single**2, axis=(1, 2))
         total = term if total is None else total + term
     return total
+
+
+def _rotated(rows: Vector, q: Vector) -> Vector:
+    """``(groups, …, d)`` times ``(groups, d, d)``."""
+    xp = array_api_compat.array_namespace(rows)
+    return xp.reshape(xp.reshape(rows, (rows.shape[0], -1, rows.shape[-1])) @ q, rows.shape)
 
 
 def _squares_of_rows(layer: Layer, indices: NDArray[Any], g: Vector) -> Vector:

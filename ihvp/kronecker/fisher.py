@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
-
-import numpy as np
 
 from ihvp import algebra
 from ihvp.arguments import check_instance, check_integer
@@ -76,11 +73,9 @@ class Fisher(CurvatureOperator):
         objective.require_additive(batch)
         weights = objective.weighting.of(batch, count_examples(batch))
         model = opened(objective, self._predict, batch)
-        seen = zlib.crc32(np.ascontiguousarray(algebra.to_numpy(algebra.wide(model.outputs()))).tobytes())
-        generator = np.random.default_rng([self.seed, seen])
         relative, _ = objective.relative_weights(weights)
         total: Vector = None
-        for vectors in cotangents(model, self._loss, relative, "mc", self.num_samples, generator):
+        for vectors in cotangents(model, self._loss, relative, "mc", self.num_samples, self.seed):
             for rows in cotangent_rows(objective, self._predict, batch, model, vectors):
                 part = term(rows)
                 total = part if total is None else algebra.axpy(total, 1.0, part)

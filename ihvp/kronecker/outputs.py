@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any, Literal, TypeAlias
@@ -27,8 +28,8 @@ def cotangents(
     loss: Callable[[Any, Batch], Any],
     relative: NDArray[np.float64],
     fisher: FisherKind,
-    num_samples: int,
-    generator: np.random.Generator,
+    num_samples: int = 1,
+    seed: int = 0,
 ) -> Iterator[Vector]:
     r"""Vectors c with :math:`\sum_v c_v c_v^\top` the curvature of the loss of a batch in its outputs.
 
@@ -44,8 +45,8 @@ def cotangents(
     relative : ndarray (B,)
         The factor with which each example's own loss enters that of the batch.
     fisher : {"exact", "mc", "empirical"}
-    num_samples : int
-    generator : numpy.random.Generator
+    num_samples, seed : int
+        What is drawn depends on the seed and the outputs, not on what was drawn before.
 
     Yields
     ------
@@ -66,7 +67,8 @@ def cotangents(
         return
     root = _root(model, loss, outputs, layout)
     if fisher == "mc":
-        yield root.draw(num_samples, generator)
+        seen = zlib.crc32(np.ascontiguousarray(algebra.to_numpy(algebra.wide(outputs))).tobytes())
+        yield root.draw(num_samples, np.random.default_rng([seed, seen]))
         return
     at_once = max(1, _NUMBERS // outputs.shape[0])
     for start in range(0, layout.width, at_once):

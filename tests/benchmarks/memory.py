@@ -36,9 +36,9 @@ def _many_solves(framework: str) -> Row:
     at_first = 0
     for done in range(_SOLVES):
         if done == _SETTLED:
-            at_first = _resident()
+            at_first = resident()
         ihvp.solve(ihvp.Hessian(objective), v, damping=0.1, solver=ihvp.CG(rtol=1e-2))
-    growth = _resident() - at_first
+    growth = resident() - at_first
     return Row(
         what=f"growth over {_SOLVES:,} solves after the first {_SETTLED}, digits {problem.name}",
         ours=f"{growth / 2**20:.1f} MiB",
@@ -57,9 +57,9 @@ def _dropped_operators(framework: str) -> Row:
     at_first = 0
     for done in range(_OPERATORS):
         if done == _OPERATORS // 10:
-            at_first = _resident()
+            at_first = resident()
         ihvp.Hessian(objective) @ v
-    growth = _resident() - at_first
+    growth = resident() - at_first
     return Row(
         what=f"growth over {_OPERATORS} dropped operators after the first tenth, digits {problem.name}",
         ours=f"{growth / 2**20:.1f} MiB",
@@ -82,7 +82,7 @@ def peak_of(call: Callable[[], Any]) -> int:
 def _peak(framework: str, size: int) -> Row:
     """CG on a quadratic with four distinct curvatures, which takes four products."""
     objective, v = _QUADRATICS[framework](size)
-    before = _resident()
+    before = resident()
     solutions: list[ihvp.Solution] = []
     peak = peak_of(
         lambda: solutions.append(ihvp.solve(ihvp.Hessian(objective), v(), solver=ihvp.CG(rtol=1e-4)))
@@ -143,7 +143,8 @@ def _numdiff(size: int) -> tuple[ihvp.Objective, Callable[[], Any]]:
     return objective, lambda: np.ones(size, dtype=np.float32)
 
 
-def _resident() -> int:
+def resident() -> int:
+    """The bytes that the process holds."""
     gc.collect()
     return _status("VmRSS")
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import ihvp
+from ihvp import fingerprint
 from ihvp._problems import TanhMLP
 from ihvp._registry import usable_plugin
 from ihvp.errors import DataError, NonFinite, OrderChanges
 from ihvp.experiments.digits import Problem, load, probabilities
-from ihvp.influence import blocks, fingerprint
+from ihvp.influence import blocks
 from ihvp.influence.store import Store
 
 EXACT = ("torch", "tf", "jax")

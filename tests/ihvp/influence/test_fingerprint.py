@@ -19,7 +19,7 @@ import pytest
 
 import ihvp
 from ihvp.data import Batches
-from ihvp.influence.fingerprint import of_array, of_batch, of_data, of_function, of_objective, of_operator
+from ihvp.fingerprint import of_array, of_batch, of_data, of_function, of_objective, of_operator
 
 X, Y = np.arange(24.0).reshape(8, 3), np.arange(8)
 DECAY = 0.1
@@ -403,7 +403,7 @@ def test_a_setter_that_the_loss_does_not_call_hides_nothing():
 
 
 def test_arrays_are_read_once(monkeypatch):
-    from ihvp.influence import contents
+    from ihvp import contents
 
     read = []
     original = contents.array_bytes
@@ -561,7 +561,7 @@ def test_curvatures_are_known_by_what_they_are_made_of(small):
 PROGRAM = """
 import random, threading, time, types, weakref
 import numpy as np
-from ihvp.influence.fingerprint import of_function
+from ihvp.fingerprint import of_function
 
 class Net:
     def __init__(self):

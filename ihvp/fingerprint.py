@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ihvp.backend import Batch, Params
+from ihvp.contents import Contents, is_installed
 from ihvp.data import Batches, describe_structure
 from ihvp.digest import array_bytes, as_numpy, digest
-from ihvp.influence.contents import Contents, is_installed
 from ihvp.objective import Objective
 from ihvp.operators import LinearOperator
 
@@ -37,7 +37,7 @@ def of_data(batches: Batches) -> str:
 
 
 def of_function(function: Any) -> str:
-    """Of a loss: its code, and what it refers to; :class:`~ihvp.influence.contents.Contents` says how far.
+    """Of a loss: its code, and what it refers to; :class:`~ihvp.contents.Contents` says how far.
 
     >>> of_function(lambda w, batch: w) == of_function(lambda w, batch: w + 1)
     False
