@@ -33,7 +33,9 @@ def linearized(function: Callable[[Any], Any], point: Any) -> Any:
     def dependent(point: Any) -> list[jax.Array]:
         return list(compress(jax.tree.leaves(function(point)), needed))
 
-    constant = [None if need else (leaf.shape, leaf.dtype) for need, leaf in zip(needed, outputs, strict=True)]
+    constant = [
+        None if need else (leaf.shape, leaf.dtype) for need, leaf in zip(needed, outputs, strict=True)
+    ]
     linear = jax.linearize(dependent, point)[1]
     return jax.tree_util.Partial(_with_zeros, Static((structure, tuple(constant))), linear)
 

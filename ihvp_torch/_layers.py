@@ -239,8 +239,11 @@ class OpenedModel:
         # Half precision cannot tell factors from one another, but zeros from what it has.
         base, least = {torch.float64: (1 << 20, 1), torch.float32: (1 << 10, 1)}.get(self._like.dtype, (2, 0))
         digits = max(1, math.ceil(math.log(count, base) - 1e-9))
+        # The smaller the factors, the less rounding; those of half precision, 0 and 1, have none.
+        base = math.ceil(count ** (1 / digits) - 1e-9)
         random = torch.Generator().manual_seed(0)
         example = self._examples().cpu()
+        rounding = least * base * torch.finfo(self._like.dtype).eps / _APART
         factors = [torch.ones(len(example))]
         factors += [least + example.div(base**j, rounding_mode="floor") % base for j in range(digits)]
         cotangents = torch.stack(factors).double() * torch.randn(len(example), generator=random).double()
@@ -250,7 +253,7 @@ class OpenedModel:
             known = True
             for use in group:
                 rows = use.arrange(next(pulled)).flatten(2).double()
-                owners = _owners(rows, base, least)
+                owners = _owners(rows, base, least, rounding)
                 order = None if owners is None else _order(owners, count)
                 known = known and order is not None
                 use.order = order
@@ -266,26 +269,28 @@ class OpenedModel:
         return rows.reshape(len(rows), self.shapes[0][0], -1, *rows.shape[2:])
 
 
-def _owners(pulled: Tensor, base: int, least: int) -> Tensor | None:
-    """Which example each row belongs to, −1 where it is zero; None where one belongs to several.
+def _owners(pulled: Tensor, base: int, least: int, rounding: float) -> Tensor | None:
+    """Which example each row belongs to, −1 where it is mere rounding; None where one belongs to several.
 
     Parameters
     ----------
     pulled : Tensor
         ``(1 + digits, rows, …)``: plain, and with a factor ``least`` + digit for each digit of the example.
     base, least : int
+    rounding : float
+        A row whose terms cancel to less than this part of the largest shows no factor.
     """
     plain, size = pulled[0], (pulled[0] ** 2).sum(1)
-    nonzero = size > 0
+    known = size > rounding**2 * (size.max() if len(size) else 0)
     owners = torch.zeros(len(size), dtype=torch.long, device=size.device)
     for j, scaled in enumerate(pulled[1:]):
-        ratio = torch.where(nonzero, (scaled * plain).sum(1) / size.where(nonzero, 1.0), least)
+        ratio = torch.where(known, (scaled * plain).sum(1) / size.where(known, 1.0), least)
         factor = ratio.round()
-        apart = (scaled - factor[:, None] * plain).norm(dim=1)
+        apart = (scaled - factor[:, None] * plain).norm(dim=1).where(known, 0.0)
         if (apart > _APART * size.sqrt()).any() or (factor < least).any() or (factor >= least + base).any():
             return None
         owners += (factor.long() - least) * base**j
-    return torch.where(nonzero, owners, -1)
+    return torch.where(known, owners, -1)
 
 
 def _by_places(rows: int, count: int) -> Tensor:

@@ -46,6 +46,11 @@ class Times:
     def __init__(self, sides: dict[str, list[float]]) -> None:
         self._sides = {name: np.asarray(times) for name, times in sides.items()}
 
+    def __or__(self, other: Times) -> Times:
+        """Of the sides of both."""
+        sides = self._sides | other._sides
+        return Times({name: list(times) for name, times in sides.items()})
+
     def __getitem__(self, side: str) -> float:
         """The median of one side."""
         return float(np.median(self._sides[side]))

@@ -123,7 +123,7 @@ def test_tutorial_runs_whole_when_it_is_built(page):
 
 
 def test_every_framework_has_a_tutorial():
-    assert {Path(page).stem for page in TUTORIALS} == {"torch", "jax", "tensorflow", "numdiff"}
+    assert {Path(page).stem for page in TUTORIALS} >= {"torch", "jax", "tensorflow", "numdiff"}
 
 
 @pytest.mark.parametrize("page", TUTORIALS)

@@ -587,6 +587,18 @@ def test_a_layer_that_a_batch_does_not_use_is_named():
         influence.scores((random(3, 5) + 10, labels(3)))
 
 
+def test_rows_whose_terms_cancel_in_float32_hide_no_layer():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+    many = 1200  # more than the factors that one pass can tell apart
+    data = torch.rand(many, 1, 8, 8), labels(many)
+    o = ihvp.Objective(entropy, net, data, predict=lambda net, batch: net(batch[0]))
+    assert [block.name for block in ihvp.KFAC(o, fisher="empirical").blocks] == ["0", "3", "7"]
+
+
 def test_half_precision():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).bfloat16()
