@@ -20,20 +20,12 @@ from ihvp.errors import DataError, EmptyData, IhvpError, NotReiterable, UnequalB
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Rows ``start:stop`` of a batch, which are cut out when they are asked for.
-
-    Parameters
-    ----------
-    batch : Batch
-    start, stop : int
-    rows : int
-        How many the batch has.
-    """
+    """Rows ``start:stop`` of a batch, which are cut out when they are asked for."""
 
     batch: Batch
     start: int
     stop: int
-    rows: int
+    rows: int  # how many the batch has
 
     @property
     def count(self) -> int:
@@ -53,15 +45,6 @@ class Piece:
 class Batches:
     """Batches with their numbers of examples, the same ones at every iteration.
 
-    Parameters
-    ----------
-    data : tuple, dict, array, None, or a re-iterable of batches
-        A tuple, a mapping or a single array is one batch, whose arrays share their leading dimension; None is
-        the one batch of a loss that needs no data. Anything else is iterated: a list, a ``DataLoader``, a
-        ``tf.data.Dataset``.
-    batch_size : int, optional
-        Cuts every batch into pieces of at most this many examples.
-
     Raises
     ------
     NotReiterable
@@ -79,8 +62,11 @@ class Batches:
     [2, 2, 1]
     """
 
+    # A tuple, a mapping or a single array is one batch, whose arrays share their leading dimension; None is
+    # the one batch of a loss that needs no data. Anything else is iterated: a list, a DataLoader, a
+    # tf.data.Dataset.
     data: Any
-    batch_size: int | None = None
+    batch_size: int | None = None  # cuts every batch into pieces of at most this many examples
 
     def __post_init__(self) -> None:
         check_integer("batch_size", self.batch_size, 1, expected="a positive integer, or None", none=True)
@@ -168,13 +154,6 @@ class Batches:
 class Examples:
     """All the examples of some batches in memory, to be drawn by their row numbers.
 
-    Parameters
-    ----------
-    batch : Batch
-        Every example, in arrays that take an array of row numbers.
-    count : int
-        N, the number of examples.
-
     Examples
     --------
     >>> import numpy as np
@@ -183,8 +162,8 @@ class Examples:
     array([2., 0., 2.])
     """
 
-    batch: Batch
-    count: int
+    batch: Batch  # every example, in arrays that take an array of row numbers
+    count: int  # N, the number of examples
 
     @classmethod
     def of(cls, batches: Batches) -> Examples:

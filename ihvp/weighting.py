@@ -22,11 +22,6 @@ Weights = Callable[[Batch], Any]
 class Weighting:
     """The weights of examples; each weighs 1 where there is no function.
 
-    Parameters
-    ----------
-    function : callable, optional
-        ``weights(batch) -> (B,)``, in any array type.
-
     Examples
     --------
     >>> import numpy as np
@@ -36,7 +31,7 @@ class Weighting:
     (array([2., 0.]), 2.0)
     """
 
-    function: Weights | None = None
+    function: Weights | None = None  # weights(batch) -> (B,), in any array type
 
     def of(self, batch: Batch, count: int) -> NDArray[np.float64]:
         """The weights of the examples of a batch, ``(count,)``.

@@ -24,21 +24,11 @@ TakeGradient = Callable[[Params, Callable[[Any], T]], T]
 
 
 class Near(Protocol):
-    """The surroundings of the parameters x.
+    """The surroundings of the parameters x."""
 
-    Attributes
-    ----------
-    size : int
-        P.
-    dtype
-        That of x as one vector.
-    epsilon : float
-        The relative precision of x.
-    """
-
-    size: int
-    dtype: Any
-    epsilon: float
+    size: int  # P
+    dtype: Any  # that of x as one vector
+    epsilon: float  # the relative precision of x
 
     @property
     def arrays(self) -> list[Vector]:

@@ -26,24 +26,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Function:
-    """A function of tensors that stand in a user's structure.
+    """A function of tensors that stand in a user's structure."""
 
-    Parameters
-    ----------
-    tensors : sequence of Tensor
-        The point.
-    bind : callable
-        ``bind(leaves)``: a :data:`~ihvp_torch._parameters.Call` with ``leaves`` in the structure.
-    evaluate : callable
-        ``evaluate(structure)``: the value.
-    batch : tree of tensors, optional
-        The data that ``evaluate`` reads.
-    """
-
-    tensors: Sequence[Tensor]
-    bind: Callable[[Sequence[Tensor]], Call]
-    evaluate: Callable[[Any], Any]
-    batch: Any = None
+    tensors: Sequence[Tensor]  # the point
+    bind: Callable[[Sequence[Tensor]], Call]  # bind(leaves): a Call with leaves in the structure
+    evaluate: Callable[[Any], Any]  # evaluate(structure): the value
+    batch: Any = None  # the data that evaluate reads
 
     def point(self) -> list[Tensor]:
         """Aliases of the tensors, constant: no data is copied."""

@@ -23,19 +23,11 @@ _MAX_HALVINGS = 20
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where the gradient vanishes.
+    """Where the gradient vanishes."""
 
-    Attributes
-    ----------
-    weights : ndarray (P,)
-    gradient_norm : float
-    steps : int
-        Newton steps taken.
-    """
-
-    weights: NDArray[Any]
+    weights: NDArray[Any]  # (P,)
     gradient_norm: float
-    steps: int
+    steps: int  # Newton steps taken
 
 
 def minimise(

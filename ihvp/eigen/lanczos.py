@@ -29,20 +29,11 @@ _COUPLED, _UNSEEN = 0.25, 0.9
 
 @dataclass(frozen=True)
 class Ritz:
-    """Eigenpairs of the projected operator, the most wanted first.
+    """Eigenpairs of the projected operator, the most wanted first."""
 
-    Attributes
-    ----------
-    values : ndarray (m,)
-    rotation : ndarray (m, m)
-        The Ritz vectors in the basis, as columns.
-    residuals : ndarray (m,)
-        Norms, from the one direction that leaves the basis.
-    """
-
-    values: NDArray[np.float64]
-    rotation: NDArray[np.float64]
-    residuals: NDArray[np.float64]
+    values: NDArray[np.float64]  # (m,)
+    rotation: NDArray[np.float64]  # (m, m), the Ritz vectors in the basis, as columns
+    residuals: NDArray[np.float64]  # (m,), norms, from the one direction that leaves the basis
 
 
 class Lanczos:

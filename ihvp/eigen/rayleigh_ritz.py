@@ -15,24 +15,12 @@ from ihvp.backend import Vector
 
 @dataclass(frozen=True)
 class RitzPairs:
-    """Approximate eigenpairs with residuals by fresh products.
+    """Approximate eigenpairs with residuals by fresh products."""
 
-    Attributes
-    ----------
-    values : ndarray (k,)
-        Ritz values, descending; none is above the eigenvalue of its place.
-    vectors : Vector (P, k)
-        Orthonormal.
-    residuals : ndarray (k,)
-        ``‖A x − θ x‖``: an eigenvalue lies within this distance of θ.
-    passes : int
-        Block products that were made.
-    """
-
-    values: NDArray[np.float64]
-    vectors: Vector
-    residuals: NDArray[np.float64]
-    passes: int
+    values: NDArray[np.float64]  # (k,), Ritz values, descending; none is above the eigenvalue of its place
+    vectors: Vector  # (P, k), orthonormal
+    residuals: NDArray[np.float64]  # (k,), ‖A x − θ x‖: an eigenvalue lies within this distance of θ
+    passes: int  # block products that were made
 
 
 def refine(

@@ -18,25 +18,13 @@ from ihvp.errors import EmptyData
 
 @dataclass(frozen=True)
 class StreamedSVD:
-    """What is known of a matrix J ``(rows, P)`` after one pass over its rows.
+    """What is known of a matrix J ``(rows, P)`` after one pass over its rows."""
 
-    Attributes
-    ----------
-    values : ndarray (r,)
-        Its leading singular values, descending, never above the true ones.
-    vectors : Vector (P, r)
-        Its right singular vectors, orthonormal.
-    rows : int
-        The rows that were seen.
-    discarded : float
-        ``trace(JᵀJ − V diag(values²) Vᵀ)``, summed over what each truncation left out. The difference is
-        positive semi-definite, so this bounds the error of every squared singular value; 0 means that all is
-        exact.
-    """
-
-    values: NDArray[np.float64]
-    vectors: Vector
-    rows: int
+    values: NDArray[np.float64]  # (r,), its leading singular values, descending, never above the true ones
+    vectors: Vector  # (P, r), its right singular vectors, orthonormal
+    rows: int  # the rows that were seen
+    # trace(JᵀJ − V diag(values²) Vᵀ), summed over what each truncation left out. The difference is positive
+    # semi-definite, so this bounds the error of every squared singular value; 0 means that all is exact
     discarded: float
 
 

@@ -36,14 +36,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A matrix and the errors of its approximations.
+    """A matrix and the errors of its approximations."""
 
-    Attributes
-    ----------
-    matrix : ndarray (P, P)
-    """
-
-    matrix: Array
+    matrix: Array  # (P, P)
 
     @cached_property
     def eigenpairs(self) -> tuple[Array, Array]:

@@ -31,22 +31,13 @@ _WINDOW = ((-0.05, 1.4), (-0.15, 0.25))
 
 @dataclass(frozen=True)
 class Path2D:
-    """The iterates ``s_j / σ`` of one setting, as far as they are finite, and the answer beside them.
+    """The iterates ``s_j / σ`` of one setting, as far as they are finite, and the answer beside them."""
 
-    Attributes
-    ----------
-    scale, damping : float
-        σ and λ.
-    points : ndarray (n, 2)
-        From ``v / σ`` on.
-    exact : ndarray (2,)
-        ``(H + λI)⁻¹ v``.
-    """
-
+    # scale, damping: σ and λ
     scale: float
     damping: float
-    points: NDArray[np.float64]
-    exact: NDArray[np.float64]
+    points: NDArray[np.float64]  # (n, 2), from v / σ on
+    exact: NDArray[np.float64]  # (2,), (H + λI)⁻¹ v
 
     def rows(self) -> list[tuple[float, float, int, float, float]]:
         """What the table says of it."""

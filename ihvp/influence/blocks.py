@@ -21,21 +21,11 @@ _EXAMPLES = 2048
 
 @dataclass(frozen=True)
 class Block:
-    """Some consecutive examples.
+    """Some consecutive examples."""
 
-    Attributes
-    ----------
-    first : int
-        The number of the first one in its data.
-    batches : list of Batch
-        Those that hold them.
-    count : int
-        The number of examples.
-    """
-
-    first: int
-    batches: list[Batch]
-    count: int
+    first: int  # the number of the first one in its data
+    batches: list[Batch]  # those that hold them
+    count: int  # the number of examples
 
 
 def blocks(batches: Batches, rows: int) -> Iterator[Block]:

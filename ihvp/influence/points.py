@@ -27,18 +27,10 @@ _COLUMNS = 160
 
 
 class Points(Protocol):
-    """Where inverse products come from.
+    """Where inverse products come from."""
 
-    Attributes
-    ----------
-    count : int
-        The number of test points.
-    residual : float
-        The largest recomputed residual so far.
-    """
-
-    count: int
-    residual: float
+    count: int  # the number of test points
+    residual: float  # the largest recomputed residual so far
 
     def blocks(self, rows: int, store: Store | None = None) -> Iterator[tuple[int, Vector]]:
         """Yields the number of a block's first point and its ``(H + λI)⁻¹ ∇L``, ``(P, k)`` with k ≤ rows."""

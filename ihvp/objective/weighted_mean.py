@@ -24,31 +24,15 @@ Term: TypeAlias = "tuple[Vector, int, float]"
 
 
 class WeightedMean:
-    """What an objective sums over, and how.
-
-    Attributes
-    ----------
-    params : Params
-    batches : Batches
-        The data.
-    reduction : {"mean", "sum"}
-        What the loss does over a batch.
-    weighting : Weighting
-        What the examples weigh.
-    loss : callable
-        As the backend takes it.
-    backend : CurvatureBackend
-    space : VectorSpace
-        Of the parameters.
-    """
+    """What an objective sums over, and how."""
 
     params: Params
-    batches: Batches
-    reduction: str
-    weighting: Weighting
-    loss: Any
+    batches: Batches  # the data
+    reduction: str  # "mean" or "sum": what the loss does over a batch
+    weighting: Weighting  # what the examples weigh
+    loss: Any  # as the backend takes it
     backend: CurvatureBackend
-    space: VectorSpace
+    space: VectorSpace  # of the parameters
 
     _num_examples: int | None
     _total_weight: float | None

@@ -32,19 +32,10 @@ _TINY = np.finfo(float).tiny
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a solve would take from its start.
+    """What a solve would take from its start."""
 
-    Attributes
-    ----------
-    iterations : float
-        Until the slowest column has reached its target; infinite where no progress is seen.
-    columns : int
-        That are multiplied in an iteration.
-    seconds : float
-    """
-
-    iterations: float
-    columns: int
+    iterations: float  # until the slowest column has reached its target; infinite where no progress is seen
+    columns: int  # that are multiplied in an iteration
     seconds: float
 
 

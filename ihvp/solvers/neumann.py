@@ -26,48 +26,26 @@ _INTERVAL = 10
 
 @dataclass(frozen=True)
 class Series:
-    """What is summed: ``A + λI`` and the scale.
+    """What is summed: ``A + λI`` and the scale."""
 
-    Parameters
-    ----------
-    operator : Shifted
-        A + λI.
-    draw : Sampler, optional
-        The random matrices that take its place.
-    scale : float
-        σ; 0 stands for a zero matrix.
-    products : int
-        What the scale has cost.
-    """
-
-    operator: Shifted
-    draw: Sampler | None
-    scale: float
-    products: int = 0
+    operator: Shifted  # A + λI
+    draw: Sampler | None  # the random matrices that take its place
+    scale: float  # σ; 0 stands for a zero matrix
+    products: int = 0  # what the scale has cost
 
 
 @dataclass(frozen=True)
 class Course:
-    """How far the recursion goes.
+    """How far the recursion goes."""
 
-    Parameters
-    ----------
-    depth, repeats : int
-        Steps of a path, and paths; without random matrices there is one.
-    average : float
-        The part at the end of a path whose mean is its answer, if the matrices are random.
-    rtol : float
-        The relative residual to certify; 0 for none. A path without random matrices goes on below it, to
-        where rounding leaves little to gain.
-    seed : int
-        Of the random matrices.
-    """
-
+    # depth, repeats: steps of a path, and paths; without random matrices there is one
     depth: int
     repeats: int
-    average: float
+    average: float  # the part at the end of a path whose mean is its answer, if the matrices are random
+    # The relative residual to certify; 0 for none. A path without random matrices goes on below it, to where
+    # rounding leaves little to gain.
     rtol: float
-    seed: int
+    seed: int  # of the random matrices
 
     def parts(self) -> tuple[int, int]:
         """The steps at the end of a path that count, and the length of the parts that they are cut into."""

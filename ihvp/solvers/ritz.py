@@ -15,17 +15,11 @@ from ihvp.backend import Vector
 
 @dataclass(frozen=True)
 class RitzRange:
-    """The extreme Ritz values with bounds on their errors.
+    """The extreme Ritz values with bounds on their errors."""
 
-    Attributes
-    ----------
-    lowest, highest : float
-        Estimates of the smallest and largest eigenvalue; the true ones lie at or beyond them.
-    lowest_error, highest_error : float
-        An eigenvalue lies within this distance of the estimate.
-    """
-
+    # lowest, highest: estimates of the smallest and largest eigenvalue; the true ones lie at or beyond them
     lowest: float
+    # lowest_error, highest_error: an eigenvalue lies within this distance of the estimate
     lowest_error: float
     highest: float
     highest_error: float

@@ -30,20 +30,11 @@ _ROOM = 8.0
 
 
 class Certificate(NamedTuple):
-    """Norms of true residuals, bounded from above.
+    """Norms of true residuals, bounded from above."""
 
-    Attributes
-    ----------
-    norms : ndarray (k,)
-        Of the computed residuals.
-    rounding : ndarray (k,)
-        What the true residual may differ from the computed one.
-    measured : ndarray (k,) of bool
-        Whether the latter was measured; elsewhere it is an a priori bound, and may be far too large.
-    """
-
-    norms: NDArray[np.float64]
-    rounding: NDArray[np.float64]
+    norms: NDArray[np.float64]  # (k,), of the computed residuals
+    rounding: NDArray[np.float64]  # (k,), what the true residual may differ from the computed one
+    # (k,), whether the latter was measured; elsewhere it is an a priori bound, and may be far too large
     measured: NDArray[np.bool_]
 
     @property

@@ -19,27 +19,14 @@ _FAR = 8
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A loss at its parameters.
-
-    Parameters
-    ----------
-    backend : CurvatureBackend
-    loss : callable
-    params : Params
-    space : VectorSpace
-        Of the parameters.
-    reduction : {"mean", "sum"}
-        What the loss does over its batch.
-    weighting : Weighting
-        What its examples weigh.
-    """
+    """A loss at its parameters."""
 
     backend: CurvatureBackend
     loss: Any
     params: Params
-    space: VectorSpace
-    reduction: str
-    weighting: Weighting
+    space: VectorSpace  # of the parameters
+    reduction: str  # "mean" or "sum": what the loss does over its batch
+    weighting: Weighting  # what its examples weigh
 
     @property
     def declared(self) -> str:
