@@ -23,14 +23,8 @@ _CHECKSUM = 16
 def save_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, str]) -> None:
     """Write arrays to a file, ``.npz`` or ``.safetensors``, which is whole or not there.
 
-    Raises
-    ------
-    InvalidOption
-        Another ending.
-    PackageNotInstalled
-        safetensors is missing.
-    StoreError
-        The file cannot be written.
+    Another ending is an InvalidOption, a missing safetensors a PackageNotInstalled, and a file that cannot be
+    written a StoreError.
     """
     check_path("path", path)
     write = _write_safetensors if _is_safetensors(path) else _write_npz
@@ -46,18 +40,9 @@ def save_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]], about: Map
 def load_arrays(path: str | Path, kind: str, writer: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Read what :func:`save_arrays` wrote.
 
-    Parameters
-    ----------
-    path : path
-    kind, writer : str
-        What the file should hold, and what writes such files, for the error text.
-
-    Raises
-    ------
-    DataError
-        The file holds something else, or not what was written.
-    MissingFile, StoreError
-        It is not there, or cannot be read.
+    ``kind`` is what the file should hold and ``writer`` what writes such files, for errors: DataError where
+    it holds something else, or not what was written; MissingFile or StoreError where it is not there, or
+    cannot be read.
     """
     check_path("path", path)
     read = _read_safetensors if _is_safetensors(path) else _read_npz

@@ -45,14 +45,7 @@ class Piece:
 class Batches:
     """Batches with their numbers of examples, the same ones at every iteration.
 
-    Raises
-    ------
-    NotReiterable
-        ``data`` is an iterator.
-    InvalidOption
-        ``batch_size`` is not a positive integer.
-    DataError
-        ``data`` is not iterable.
+    An iterator is refused with NotReiterable, what cannot be iterated with DataError.
 
     Examples
     --------
@@ -98,25 +91,15 @@ class Batches:
         return self.in_memory or isinstance(self.data, list)
 
     def __iter__(self) -> Iterator[tuple[Batch, int]]:
-        """Yields ``(batch, number of examples)``.
-
-        Raises
-        ------
-        EmptyData, UnequalBatches
-            As :meth:`pieces`.
-        """
+        """Yields ``(batch, number of examples)``."""
         for piece in self.pieces():
             yield piece.take(), piece.count
 
     def pieces(self) -> Iterator[Piece]:
         """Yields the same batches, not yet cut out of the data.
 
-        Raises
-        ------
-        EmptyData
-            There is no batch, or one without examples.
-        UnequalBatches
-            A batch has another structure than the first, or arrays of different lengths.
+        EmptyData where there is no batch, or one without examples; UnequalBatches where one has another
+        structure than the first, or arrays of different lengths.
         """
         first: str | None = None
         for index, batch in enumerate(self._read()):
@@ -169,10 +152,8 @@ class Examples:
     def of(cls, batches: Batches) -> Examples:
         """The examples of ``batches``, read once: arrays that are in memory already are not copied.
 
-        Raises
-        ------
-        DataError
-            Two batches cannot be joined: their examples differ in shape, or entries that are no arrays do.
+        A DataError says that batches cannot be joined: their examples differ in shape, or what is no array
+        does.
         """
         parts = [batches.data] if batches.in_memory else [batch for batch, _ in batches]
         count = sum(count_examples(part, index) for index, part in enumerate(parts))

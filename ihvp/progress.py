@@ -37,15 +37,8 @@ class Step:
 class Monitor:
     """Feeds a progress bar and a callback; a context manager that closes the bar.
 
-    Parameters
-    ----------
-    description : str
-        The bar's label.
-    callback : callable, optional
-        Called with each :class:`Step`.
-    progress : bool, optional
-        True shows the bar, False does not; None shows it after a second in a terminal, and elsewhere writes a
-        line every minute.
+    The callback is called with each :class:`Step`. ``progress`` True shows the bar, False does not; None
+    shows it after a second in a terminal, and elsewhere writes a line every minute.
     """
 
     def __init__(
@@ -82,17 +75,7 @@ class Monitor:
 
 @contextmanager
 def track(description: str, total: int, progress: bool | None) -> Iterator[Callable[[int], object]]:
-    """A progress bar over a known amount of work, with the time left; yields what advances it.
-
-    Parameters
-    ----------
-    description : str
-        The bar's label.
-    total : int
-        The amount of work.
-    progress : bool, optional
-        As for :class:`Monitor`.
-    """
+    """A progress bar over a known amount of work, with the time left; yields what advances it."""
     check_flag("progress", progress, none=True)
     bar = None if progress is False else _bar(description, progress, total=total, unit_scale=True)
     try:

@@ -13,10 +13,7 @@ class SharedContext:
 
     Each on its own would restore, on leaving, what another had set.
 
-    Parameters
-    ----------
-    make : callable
-        ``make()``: the context; one that restores what it found when it was entered.
+    ``make()`` gives one that restores what it found when it was entered.
 
     Examples
     --------

@@ -36,10 +36,8 @@ class Weighting:
     def of(self, batch: Batch, count: int) -> NDArray[np.float64]:
         """The weights of the examples of a batch, ``(count,)``.
 
-        Raises
-        ------
-        WeightError
-            The function failed, or returned something else than one finite number ≥ 0 for each example.
+        A WeightError says that the function failed, or returned something else than one finite number ≥ 0 for
+        each example.
         """
         if self.function is None:
             return np.ones(count)

@@ -60,12 +60,7 @@ class OpenModel:
     Derivatives are taken in a graph of their own, which passes forward once for all cotangents: TensorFlow
     keeps no intermediate results from one call of a graph to the next.
 
-    Parameters
-    ----------
-    run : callable
-        ``run(derivative, functions, params, batch)`` of the backend.
-    predict, params, batch
-        As of ``open``.
+    ``run(derivative, functions, params, batch)`` is that of the backend.
     """
 
     def __init__(

@@ -14,10 +14,8 @@ class Substitution:
     A replacement is called by every thread while some thread is in the context: it asks :attr:`here`, and
     leaves the work to :attr:`originals` where that is false.
 
-    Parameters
-    ----------
-    places : tuples (holder, key, function)
-        ``holder`` is a dict with the entry ``key``, or has it as an attribute.
+    Each place is ``(holder, key, function)``: the holder is a dict with the entry ``key``, or has it as an
+    attribute.
     """
 
     def __init__(self, *places: tuple[Any, str, Callable[..., Any]]) -> None:

@@ -65,12 +65,8 @@ def recording(function: Callable[P, R]) -> Callable[P, R]:
 def scalar(value: Any) -> Tensor:
     """``value``, if it is one real scalar tensor.
 
-    Raises
-    ------
-    ihvp.errors.LossNotScalar
-        It has axes, is complex or integer, or is no tensor.
-    ihvp.errors.LossIndependentOfParameters
-        It is a Python number, which has lost its derivative.
+    LossNotScalar if it has axes, is complex or integer, or no tensor; LossIndependentOfParameters for a
+    Python number, which has lost its derivative.
     """
     if isinstance(value, float | np.floating):
         raise LossIndependentOfParameters(f"it returned the number {float(value)!r}, which is not a tensor")
@@ -87,11 +83,6 @@ def gradient(
     """The derivatives of a scalar by each of the leaves; None where it does not depend on one.
 
     With a ``factor`` it is the gradient times that scalar, and its own graph is recorded.
-
-    Raises
-    ------
-    ihvp.errors.LossIndependentOfParameters
-        It depends on none.
     """
     if not value.requires_grad:
         raise LossIndependentOfParameters("its value carries no gradient")

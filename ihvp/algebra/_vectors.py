@@ -17,10 +17,7 @@ def dots(x: Vector, y: Vector, parts: Any = None) -> NDArray[np.float64]:
 
     Large and tiny entries are scaled first where their products would leave the range of the dtype.
 
-    Parameters
-    ----------
-    parts : optional
-        The :func:`dot_parts` of x and y, where they are known.
+    ``parts`` are the :func:`dot_parts` of x and y, where they are known.
     """
     products = _total(dot_parts(x, y) if parts is None else parts)
     if _in_range(products, x):

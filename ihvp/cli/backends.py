@@ -25,12 +25,7 @@ class _State:
 def show(console: Console, *, load: bool) -> None:
     """Print the table.
 
-    Parameters
-    ----------
-    console : Console
-        Where to.
-    load : bool
-        Whether to import the frameworks, without which neither the device nor a defect shows.
+    Without ``load`` no framework is imported, and neither the device nor a defect shows.
     """
     table = Table(title="Backends of ihvp")
     for column in ("Name", "Framework", "Device", "Capabilities", "State"):

@@ -15,19 +15,7 @@ from ihvp.errors import PackageNotInstalled
 def run(backend: str, options: Sequence[str]) -> int:
     """Run the suite in a process of its own, with the backend's environment; return pytest's exit status.
 
-    Parameters
-    ----------
-    backend : str
-        A registered name.
-    options : sequence of str
-        For pytest.
-
-    Raises
-    ------
-    UnknownBackend, BackendNotInstalled, BrokenBackend
-        The backend cannot be used.
-    PackageNotInstalled
-        pytest is missing.
+    ``options`` go to pytest.
     """
     plugin = usable_plugin(backend)
     if importlib.util.find_spec("pytest") is None:

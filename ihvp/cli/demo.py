@@ -23,24 +23,7 @@ REMOVED = 10
 
 
 def run(console: Console, backend: str, out: Path) -> None:
-    """Run the demo on a backend and leave its picture in the folder ``out``.
-
-    Parameters
-    ----------
-    console : Console
-        Where the story is told.
-    backend : str
-        A registered name.
-    out : Path
-        A folder.
-
-    Raises
-    ------
-    PackageNotInstalled
-        scikit-learn or matplotlib is missing.
-    UnknownBackend, BackendNotInstalled, BrokenBackend, MissingCapability
-        The backend cannot be used.
-    """
+    """Run the demo on a backend and leave its picture in the folder ``out``."""
     plugin = usable_plugin(backend)
     require_matplotlib("ihvp demo", "demo")
     training, test = digits.load()

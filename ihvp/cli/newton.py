@@ -35,17 +35,8 @@ def minimise(
 ) -> Optimum:
     """Minimise a strictly convex function until its gradient is no longer than ``tolerance``.
 
-    Parameters
-    ----------
-    objective_at : callable
-        The function at weights ``(P,)``.
-    start : ndarray (P,)
-        The first weights.
-
-    Raises
-    ------
-    IhvpError
-        The gradient stopped falling above the tolerance.
+    ``objective_at`` gives it at weights ``(P,)``. An IhvpError says that the gradient stopped falling above
+    the tolerance.
     """
     weights, objective = start, objective_at(start)
     gradient = to_numpy(objective.gradient())

@@ -91,12 +91,8 @@ def certified(product: Products, found: Approximation, tol: float, *, seed: int,
     residual may be wrong in the mean, and that is added to it. Where the sums are not within the tolerance,
     every pair has its residual computed anew, by a product of its own.
 
-    Parameters
-    ----------
-    tol : float
-        Of residuals relative to ``found.size``.
-    noisy : bool
-        Whether residuals as small as the products' own error for the leading vector are small enough.
+    ``tol`` relates residuals to ``found.size``. Where ``noisy``, those as small as the products' own error
+    for the leading vector are small enough.
     """
     space, limit = product.space, tol * found.size
     if noisy:

@@ -33,18 +33,9 @@ def refine(
     This is Davidson's method in blocks and without preconditioner, whose bases span Krylov spaces (Saad,
     "Numerical Methods for Large Eigenvalue Problems", 2011, section 8.4).
 
-    Parameters
-    ----------
-    matvec : callable
-        ``V ↦ A V`` for blocks ``(P, j)``.
-    basis : Vector (P, r)
-        Orthonormal columns, the best first; r ≥ k.
-    k : int
-        The pairs to find.
-    tol : float
-        Residuals of at most ``tol`` times the largest value in magnitude are good enough.
-    max_passes : int
-        The most block products to spend, at least 1. A result that came too late has residuals that say so.
+    ``basis`` has r ≥ k orthonormal columns, the best first. Residuals of at most ``tol`` times the largest
+    value in magnitude are good enough. A result that needed more than ``max_passes`` block products has
+    residuals that say so.
     """
     width, limit = basis.shape[1], min(2 * basis.shape[1], basis.shape[0])
     pairs = _certified(matvec, basis[:, :k], passes=1)

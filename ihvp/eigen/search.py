@@ -39,14 +39,8 @@ def search(
     A dense decomposition takes P products, whatever the spectrum. It is made at once where a basis would span
     the space, and after P/2 products of Lanczos' method where the matrix is small.
 
-    Parameters
-    ----------
-    capacity : int
-        Vectors in the basis.
-    confidence : float or None
-        That no wanted eigenvalue is missed.
-    known : Eigenpairs, optional
-        To be confirmed or completed.
+    ``capacity`` is the number of vectors in the basis, ``confidence`` that no wanted eigenvalue is missed,
+    and ``known`` are pairs to be confirmed or completed.
     """
     space = product.space
     if capacity >= space.size:

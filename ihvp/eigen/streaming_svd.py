@@ -38,19 +38,8 @@ def streaming_svd(chunks: Iterable[Vector], /, *, rank: int) -> StreamedSVD:
     robust visual tracking", International Journal of Computer Vision 77, 2008, without its mean update.
     Time O(rows · P · rank), memory O(P · rank), whatever the sizes of the chunks.
 
-    Parameters
-    ----------
-    chunks : iterable of arrays (b, P)
-        The rows of J, in any array library with the linear algebra of the Array API standard.
-    rank : int
-        r, the singular values to keep.
-
-    Raises
-    ------
-    EmptyData
-        There is no row.
-    InvalidOption
-        ``rank`` is not a positive integer.
+    The chunks ``(b, P)`` may be in any array library with the linear algebra of the Array API standard. No
+    row at all is an EmptyData.
 
     Examples
     --------

@@ -67,12 +67,7 @@ def signs(space: VectorSpace, generator: np.random.Generator, count: int) -> Vec
 
 
 def products(operator: LinearOperator, block: Vector) -> Vector:
-    """``A`` times a block, some columns at a time.
-
-    Raises
-    ------
-    NonFinite
-    """
+    """``A`` times a block, some columns at a time."""
     parts = [
         operator.apply(block[:, start : start + _COLUMNS]) for start in range(0, block.shape[1], _COLUMNS)
     ]

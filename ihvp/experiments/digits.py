@@ -52,13 +52,7 @@ class Digits:
 
 
 def load() -> tuple[Digits, Digits]:
-    """The first 1,500 digits for training and the other 297 for testing.
-
-    Raises
-    ------
-    PackageNotInstalled
-        scikit-learn, which has the digits, is missing.
-    """
+    """The first 1,500 digits for training and the other 297 for testing."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -115,20 +109,8 @@ def probabilities(weights: NDArray[np.float64], images: NDArray[np.float64]) -> 
 class Problem:
     """The digits' losses in one backend.
 
-    Attributes
-    ----------
-    data_loss : callable
-        The cross-entropy alone, without the regulariser, as ``Objective`` takes a loss or gradient.
-
-    Parameters
-    ----------
-    plugin : BackendPlugin
-        The backend's record.
-
-    Raises
-    ------
-    MissingCapability
-        The plugin has no dialect in which the loss could be written.
+    ``data_loss`` is the cross-entropy alone, without the regulariser, as ``Objective`` takes a loss or
+    gradient.
     """
 
     shape = (65, 10)

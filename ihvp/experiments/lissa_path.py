@@ -75,13 +75,7 @@ def follow(H: ihvp.Hessian, scale: float, damping: float = 0.0) -> Path2D:
 
 
 def end(H: ihvp.Hessian, scale: float, damping: float = 0.0) -> NDArray[np.float64]:
-    """The answer of :class:`~ihvp.LiSSA` after :data:`DEPTH` steps, whatever its residual.
-
-    Raises
-    ------
-    Diverged
-        The scale is too small.
-    """
+    """The answer of :class:`~ihvp.LiSSA` after :data:`DEPTH` steps, whatever its residual."""
     solver = ihvp.LiSSA(scale=scale, recursion_depth=DEPTH, rtol=None)
     return np.asarray(to_numpy(ihvp.solve(H, H.space.asarray(V), damping, solver).x), dtype=np.float64)
 

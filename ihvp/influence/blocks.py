@@ -47,10 +47,7 @@ def blocks(batches: Batches, rows: int) -> Iterator[Block]:
 def counted_blocks(objective: Objective, rows: int) -> Iterator[Block]:
     """The blocks of all examples, as many as ``num_examples`` says.
 
-    Raises
-    ------
-    DataError
-        This pass gives another number of them.
+    A DataError says that this pass gives another number of them.
     """
     expected, seen = objective.num_examples, 0
     for block in blocks(objective.batches, rows):

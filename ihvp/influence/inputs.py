@@ -30,25 +30,9 @@ def influence_on_inputs(
 ) -> Batch:
     """``1/N ∂(∇C_i · x_j)/∂z_i`` for every floating array z of the training examples.
 
-    Parameters
-    ----------
-    model : TrainedModel
-    points : Points
-        The inverse products x_j.
-    training : Objective
-        C over the examples.
-    progress : bool, optional
-
-    Returns
-    -------
-    Batch
-        The structure of a training batch: arrays ``(n_test, n_train, *shape)``, and None in the place of what
-        is not made of real floating numbers, or what the weights are made of, which are fixed.
-
-    Raises
-    ------
-    DataError
-        There is no such array, or the loss cannot take the data.
+    Arrays are ``(n_test, n_train, *shape)``, in the structure of a training batch. None is in the place of
+    what is not made of real floating numbers, and of what the weights are made of, which are fixed. A
+    DataError says that there is no such array.
     """
     batch, _ = next(iter(training.batches))
     weighing = iter(_weighing(training, batch))
@@ -101,19 +85,8 @@ def input_derivatives(objective: Objective, batch: Batch, first: int, x: Vector)
     :math:`10 \varepsilon^{2/3}` of the gradient's change over a unit of z where the loss is smooth, with the
     coarser ε of the parameters and of z.
 
-    Parameters
-    ----------
-    objective : Objective
-    batch : Batch
-    first : int
-        The number of the batch's first example.
-    x : Vector
-        ``(P, k)``.
-
-    Returns
-    -------
-    Batch
-        The structure of ``batch``: numpy arrays ``(k, B, *shape)``, and None.
+    ``first`` is the number of the batch's first example, and x is ``(P, k)``. The result has the structure of
+    ``batch``: numpy arrays ``(k, B, *shape)``, and None.
     """
     backend = objective.backend
     if not isinstance(backend, SupportsInputDerivatives):
@@ -194,13 +167,7 @@ def _weighing(objective: Objective, batch: Batch) -> list[bool]:
 
 
 def _inputs(batch: Batch) -> list[Any]:
-    """The arrays of a batch that consist of real floating numbers.
-
-    Raises
-    ------
-    DataError
-        There are none.
-    """
+    """The arrays of a batch that consist of real floating numbers."""
     found: list[Any] = []
     map_leaves(lambda leaf: found.append(leaf) if _is_input(leaf) else None, batch)
     if not found:

@@ -45,15 +45,6 @@ class Unsolved:
     """Points whose products are solved for, unless a store has them.
 
     What is solved at once is kept at once, so that an interruption costs one solve; a block has several.
-
-    Parameters
-    ----------
-    question : Objective
-        The test loss over the test data.
-    inverse : Inverse
-        ``(H + λI)⁻¹``.
-    progress : bool, optional
-        Whether to show the solver's progress.
     """
 
     def __init__(self, question: Objective, inverse: Inverse, progress: bool | None) -> None:

@@ -141,11 +141,6 @@ class Scores(NDArrayOperatorsMixin):
 
 
 def check_k(k: Any, count: int, axis: str) -> None:
-    """Refuse a ``k`` that is no number of examples.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse a ``k`` that is no number of examples."""
     expected = f"an integer from 1 to {count:,}, the number of {axis} examples"
     check_integer("k", k, 1, count, expected)

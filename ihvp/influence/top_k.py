@@ -85,13 +85,7 @@ class TopK:
 
 
 class Running:
-    """The best k of each row, of scores that come in tiles.
-
-    Parameters
-    ----------
-    rows, k : int
-    which : {"helpful", "harmful", "both"}
-    """
+    """The best k of each row, of scores that come in tiles."""
 
     def __init__(self, rows: int, k: int, which: Which) -> None:
         self._k, self._which = k, which
@@ -123,10 +117,5 @@ class Running:
 
 
 def check_which(which: Any) -> None:
-    """Refuse another name of a ranking.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse another name of a ranking."""
     check_choice("which", which, get_args(Which))

@@ -65,11 +65,7 @@ class ExampleGradients(WeightedMean):
     def part_factors(self, batch: Batch, power: float) -> NDArray[np.float64]:
         """By what the part of each example in its batch's gradient is multiplied to be its row, ``(B,)``.
 
-        Parameters
-        ----------
-        batch : Batch
-        power : float
-            As for :meth:`batch_gradient_chunks`.
+        ``power`` is that of :meth:`batch_gradient_chunks`.
         """
         weights = self.weighting.of(batch, count_examples(batch))
         factors = self._row_factors(weights, power)

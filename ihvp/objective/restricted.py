@@ -30,10 +30,7 @@ Only: TypeAlias = "str | Sequence[str] | Callable[[str], bool]"
 def named_blocks(backend: CurvatureBackend, params: Params) -> Mapping[str, slice]:
     """The part of the flat vector that each array of the parameters is, by its name.
 
-    Raises
-    ------
-    MissingCapability
-        The backend does not name them.
+    MissingCapability where the backend does not name them.
     """
     if not isinstance(backend, SupportsBlocks):
         raise MissingCapability(
@@ -45,11 +42,7 @@ def named_blocks(backend: CurvatureBackend, params: Params) -> Mapping[str, slic
 def parts_of(blocks: Mapping[str, slice], by: str) -> dict[str, list[slice]]:
     """The entries of each parameter, or of the parameters of each layer together, in their order.
 
-    Parameters
-    ----------
-    blocks : mapping of str to slice
-    by : {"parameter", "layer"}
-        A layer's name is that of its parameters up to the last ``.`` or ``/``.
+    A layer's name is that of its parameters up to the last ``.`` or ``/``.
 
     Examples
     --------
@@ -67,19 +60,9 @@ def parts_of(blocks: Mapping[str, slice], by: str) -> dict[str, list[slice]]:
 def restrict(backend: CurvatureBackend, params: Params, only: Only) -> CurvatureBackend:
     """A backend whose vectors are the entries of some parameters; the others stay as they are.
 
-    Losses are evaluated and differentiated as a whole, so that every capability of the backend stays.
-
-    Parameters
-    ----------
-    backend : CurvatureBackend
-    params : Params
-    only : str, sequence of str, or callable
-        A name stands for that parameter, or for all whose name begins with it and a ``.`` or ``/``.
-
-    Raises
-    ------
-    InvalidOption
-        A name that no parameter has, or none is left.
+    Losses are evaluated and differentiated as a whole, so that every capability of the backend stays. A name
+    stands for that parameter, or for all whose name begins with it and a ``.`` or ``/``. A name that no
+    parameter has is an InvalidOption, and so is that none is left.
     """
     blocks = named_blocks(backend, params)
     listed = isinstance(only, (list, tuple, set, frozenset)) and all(isinstance(name, str) for name in only)

@@ -236,9 +236,7 @@ class WeightedMean:
     def verify(self) -> None:
         """Check once that the loss has a gradient: finite, the same twice, not identically zero.
 
-        Raises
-        ------
-        LossNotScalar, LossIndependentOfParameters, NonFinite, NonDeterministicGradient
+        Raises LossNotScalar, LossIndependentOfParameters, NonFinite or NonDeterministicGradient.
         """
         if not self._premises.has_gradient and self._weighs_here():
             self._verify_on(self._first_batch())
@@ -246,18 +244,10 @@ class WeightedMean:
     def require_additive(self, *at_hand: Batch, any_weights: bool = False) -> None:
         """Check once that the gradient of a batch is the weighted mean, or the sum, of those of its parts.
 
-        Parameters
-        ----------
-        *at_hand : Batch
-            Some batches, for data that is neither in memory nor a list; by default its first ones.
-        any_weights : bool
-            Whether any combination of the parts will do, in place of the declared one: gradients of single
-            examples need no more.
-
-        Raises
-        ------
-        LossNotAdditive, LossIgnoresBatch
-            And those of :meth:`verify`.
+        Of data that is neither in memory nor a list, some batches may be ``at_hand``; by default its first
+        ones are taken. Where ``any_weights``, any combination of the parts will do, in place of the declared
+        one: gradients of single examples need no more. Raises LossNotAdditive, LossIgnoresBatch, and those of
+        :meth:`verify`.
         """
         if not self._premises.needs_parts or self._without_parts is self.batches:
             return
@@ -278,10 +268,7 @@ class WeightedMean:
     def verify_second_derivative(self) -> None:
         """Compare once a product with the Hessian with differences of gradients, on the first batch.
 
-        Raises
-        ------
-        WrongSecondDerivative
-            And those of :meth:`verify`.
+        Raises WrongSecondDerivative, and those of :meth:`verify`.
         """
         self.verify()
         if self._weighs_here():

@@ -131,12 +131,7 @@ def show(
 
 
 def picture(images: Any, index: int) -> NDArray[Any]:
-    """One of the images, ``(height, width)`` or ``(height, width, channels)``.
-
-    Raises
-    ------
-    NotImages
-    """
+    """One of the images, ``(height, width)`` or ``(height, width, channels)``."""
     shape = tuple(images.shape if hasattr(images, "shape") else np.shape(images))
     if len(shape) not in (3, 4) or (len(shape) == 4 and not {shape[1], shape[3]} & _CHANNELS):
         side = isqrt(shape[1]) if len(shape) == 2 else 0

@@ -98,11 +98,6 @@ def top_k(top: Any, test: int = 0, ax: Any = None) -> Any:
 
 
 def check_test(test: int, count: int) -> None:
-    """Refuse the number of a test point that is not there.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse the number of a test point that is not there."""
     if not 0 <= test < count:
         raise InvalidOption("test", test, f"the number of a test point, from 0 to {count - 1}")

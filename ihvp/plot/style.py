@@ -28,13 +28,7 @@ def curves() -> Iterator[tuple[str, Any, str]]:
 
 
 def axes(ax: Any = None) -> Any:
-    """``ax``, or the axes of a new figure, without the frame's upper and right side.
-
-    Raises
-    ------
-    PackageNotInstalled
-        matplotlib is missing.
-    """
+    """``ax``, or the axes of a new figure, without the frame's upper and right side."""
     if ax is None:
         ax = pyplot().subplots(layout="constrained")[1]
     ax.spines[["top", "right"]].set_visible(False)
@@ -44,29 +38,13 @@ def axes(ax: Any = None) -> Any:
 def require_matplotlib(feature: str, extra: str) -> None:
     """Say at once, not after the work, that a picture cannot be drawn.
 
-    Parameters
-    ----------
-    feature : str
-        What needs it, for the error text.
-    extra : str
-        The extra that brings it.
-
-    Raises
-    ------
-    PackageNotInstalled
-        matplotlib is missing.
+    ``feature`` needs it, and ``extra`` brings it.
     """
     _imported("matplotlib.figure", feature, extra)
 
 
 def pyplot() -> Any:
-    """``matplotlib.pyplot``.
-
-    Raises
-    ------
-    PackageNotInstalled
-        matplotlib is missing.
-    """
+    """``matplotlib.pyplot``."""
     return _imported("matplotlib.pyplot", "ihvp.plot", "plot")
 
 

@@ -139,12 +139,7 @@ class Direct(Solver):
 
 
 def require_matrix(operator: LinearOperator) -> None:
-    """Refuse an operator whose matrix and its factorisation do not fit in memory.
-
-    Raises
-    ------
-    TooLarge
-    """
+    """Refuse an operator whose matrix and its factorisation do not fit in memory."""
     space = operator.space
     # Half precision is factorised in float32.
     require_memory(

@@ -154,18 +154,8 @@ def shifted_iterates(
 
     Returns the norm of A as far as the products have shown it.
 
-    Parameters
-    ----------
-    operator : CountedOperator
-        A, without damping.
-    shifts : sequence of Shift
-        One a damping, made for ``v``.
-    v : Vector
-        ``(P,)`` or ``(P, k)``.
-    limit : int
-        The most iterations.
-    strict : bool
-        Whether one column of curvature ≤ 0 ends its damping.
+    ``operator`` is A, without damping, and each shift is made for ``v``. Where ``strict``, one column of
+    curvature ≤ 0 ends its damping.
     """
     sizes, monitor = shifts[0].log.sizes, shifts[0].log.monitor
     places, iterations, largest = np.arange(sizes.size), 0, 0.0

@@ -33,14 +33,7 @@ def ritz_range(matvec: Callable[[Vector], Vector], start: Vector, steps: int = 2
     symmetric eigenproblem", Linear Algebra and its Applications 34, 1980). The error bound is the residual
     ``|β_m s_m|`` of the Ritz pair (Parlett, "The Symmetric Eigenvalue Problem", section 13.2).
 
-    Parameters
-    ----------
-    matvec : callable
-        ``v ↦ A v`` for ``(P,)``.
-    start : Vector
-        Any vector ``(P,)`` but zero.
-    steps : int
-        The most products to spend.
+    ``start`` is any vector but zero, and ``steps`` the most products to spend.
     """
     diagonal: list[float] = []
     off_diagonal: list[float] = []

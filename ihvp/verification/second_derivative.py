@@ -91,25 +91,9 @@ def compare_with_gradients(
     float32, or of more where these cannot be evaluated or have no gradient. It holds five vectors beside what
     the backend needs.
 
-    Parameters
-    ----------
-    backend : CurvatureBackend
-        One that differentiates losses: products made from gradients have nothing to be compared with.
-    loss, params, batch
-        As the backend takes them.
-    space : VectorSpace
-        That of the parameters.
-
-    Returns
-    -------
-    Comparison
-        An error passes up to 1 % of the product in float64, 10 % in float32. Half precision is too coarse to
-        tell.
-
-    Raises
-    ------
-    Exception
-        What the loss or the backend raises on the whole batch.
+    The backend is one that differentiates losses: products made from gradients have nothing to be compared
+    with. An error passes up to 1 % of the product in float64, 10 % in float32; half precision is too coarse
+    to tell. What the loss or the backend raises on the whole batch is not caught.
 
     Examples
     --------
