@@ -15,6 +15,7 @@ from ihvp.arguments import check_path
 from ihvp.digest import digest
 from ihvp.errors import DataError, InvalidOption, MissingFile, PackageNotInstalled, StoreError
 from ihvp.files import replace
+from ihvp.packages import required
 
 # The last bytes of a file are the digest of those before.
 _CHECKSUM = 16
@@ -82,7 +83,7 @@ def _write_safetensors(file: BinaryIO, arrays: Mapping[str, NDArray[Any]], about
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     # Bytes come after all wider numbers.
     contiguous[_SUM] = np.zeros(_CHECKSUM, np.uint8)
-    content = memoryview(_safetensors().numpy.save(contiguous, {_ABOUT: about}))[:-_CHECKSUM]
+    content = memoryview(_safetensors("safetensors.numpy").save(contiguous, {_ABOUT: about}))[:-_CHECKSUM]
     file.writelines((content, digest(content)))
 
 
@@ -104,17 +105,10 @@ def _read_npz(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], str]:
-    with _safetensors().safe_open(path, framework="numpy") as file:
+    with _safetensors("safetensors").safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
         return {name: file.get_tensor(name) for name in file.keys() if name != _SUM}, metadata[_ABOUT]  # noqa: SIM118
 
 
-def _safetensors() -> Any:
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as error:
-        raise PackageNotInstalled(
-            "save", "safetensors", "pip install 'ihvp[influence]', or save to .npz"
-        ) from error
-    return safetensors
+def _safetensors(module: str) -> Any:
+    return required(module, "save", "pip install 'ihvp[influence]', or save to .npz")

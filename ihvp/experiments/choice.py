@@ -30,7 +30,7 @@ def plugins(backend: str | None) -> list[BackendPlugin]:
 def dialect(plugin: BackendPlugin) -> Dialect:
     """The plugin's dialect."""
     if plugin.dialect is None:
-        raise MissingCapability(plugin.name, "dialect")
+        raise MissingCapability(plugin.name, "dialect", "Choose another backend; `ihvp backends` lists them.")
     return plugin.dialect()
 
 

@@ -12,8 +12,8 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from ihvp.arguments import check_integer
-from ihvp.errors import PackageNotInstalled
 from ihvp.influence.top_k import Running, TopK, Which, check_which
+from ihvp.packages import required
 
 if TYPE_CHECKING:
     import pandas
@@ -117,10 +117,7 @@ class Scores(NDArrayOperatorsMixin):
         PackageNotInstalled
             pandas is missing.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise PackageNotInstalled("Scores.to_pandas", "pandas", "pip install pandas") from error
+        pandas = required("pandas", "Scores.to_pandas", "pip install pandas")
         labels = [
             pandas.RangeIndex(length, name=axis) for length, axis in zip(self.shape, self.axes, strict=True)
         ]

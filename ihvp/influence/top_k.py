@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.arguments import check_choice
-from ihvp.errors import PackageNotInstalled
+from ihvp.packages import required
 
 if TYPE_CHECKING:
     import pandas
@@ -59,10 +59,7 @@ class TopK:
         PackageNotInstalled
             pandas is missing.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise PackageNotInstalled("TopK.to_pandas", "pandas", "pip install pandas") from error
+        pandas = required("pandas", "TopK.to_pandas", "pip install pandas")
         tests, k = self.indices.shape
         return pandas.DataFrame(
             {

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
 from itertools import cycle
 from typing import Any
 
-from ihvp.errors import PackageNotInstalled
+from ihvp.packages import required
 
 # Blue, vermilion and grey of Okabe and Ito's palette, which every kind of colour vision tells apart.
 HELPS, HARMS, NEUTRAL = "#0072B2", "#D55E00", "#555555"
@@ -40,16 +39,9 @@ def require_matplotlib(feature: str, extra: str) -> None:
 
     ``feature`` needs it, and ``extra`` brings it.
     """
-    _imported("matplotlib.figure", feature, extra)
+    required("matplotlib.figure", feature, f"pip install 'ihvp[{extra}]'")
 
 
 def pyplot() -> Any:
     """``matplotlib.pyplot``."""
-    return _imported("matplotlib.pyplot", "ihvp.plot", "plot")
-
-
-def _imported(module: str, feature: str, extra: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise PackageNotInstalled(feature, "matplotlib", f"pip install 'ihvp[{extra}]'") from error
+    return required("matplotlib.pyplot", "ihvp.plot", "pip install 'ihvp[plot]'")
