@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import check_integer
 from ihvp.backend import Vector
 from ihvp.errors import NonFinite
 from ihvp.operators.base import LinearOperator
@@ -51,9 +52,11 @@ class Estimate:
         return float(self.value)
 
 
-def up_to(size: int) -> str:
-    """What a number of products or steps is expected to be, for an error text."""
-    return f"an integer from 1 to P = {size}, the number of parameters"
+def checked_count(option: str, asked: int | None, default: int, size: int) -> int:
+    """A number of products or steps from 1 to P: the one that was asked for, or the default, or P."""
+    count = min(default, size) if asked is None else asked
+    check_integer(option, count, 1, size, f"an integer from 1 to P = {size}, the number of parameters")
+    return int(count)
 
 
 def gaussians(space: VectorSpace, generator: np.random.Generator, count: int) -> Vector:

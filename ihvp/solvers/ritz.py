@@ -24,6 +24,11 @@ class RitzRange:
     highest: float
     highest_error: float
 
+    @property
+    def largest(self) -> float:
+        """The larger magnitude of the two."""
+        return max(abs(self.lowest), abs(self.highest))
+
 
 def ritz_range(matvec: Callable[[Vector], Vector], start: Vector, steps: int = 20) -> RitzRange:
     """The extreme Ritz values of a symmetric operator after a few Lanczos steps from ``start``.

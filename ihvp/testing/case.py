@@ -153,9 +153,10 @@ class Contract:
         assert self.plugin.dialect is not None
         return functools.partial(function, self.plugin.dialect().xp)
 
-    def objective(self, case: Case, data: Any = None, **options: Any) -> ihvp.Objective:
-        """An objective of the case, on other data if given."""
-        source = {"grad": case.loss.grad} if isinstance(case.loss, GradientFunction) else {"loss": case.loss}
+    def objective(self, case: Case, data: Any = None, loss: Any = None, **options: Any) -> ihvp.Objective:
+        """An objective of the case, on other data and with another loss if given."""
+        loss = case.loss if loss is None else loss
+        source = {"grad": loss.grad} if isinstance(loss, GradientFunction) else {"loss": loss}
         return ihvp.Objective(
             **source,
             params=case.params,
