@@ -120,8 +120,7 @@ class TorchBackend:
         ihvp.errors.LossNotScalar
         ihvp.errors.LossIndependentOfParameters
         """
-        parameters = parameters_of(params)
-        return flat_gradient(_function(loss, parameters, _on_device(batch, parameters)))
+        return flat_gradient(_function(loss, *_read(params, batch)))
 
     @recording
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Tensor) -> Tensor:
@@ -154,8 +153,8 @@ class TorchBackend:
         ihvp.errors.DataError
             The batch's arrays do not agree on a number of examples, or there is none.
         """
-        parameters = parameters_of(params)
-        examples = Examples(_on_device(batch, parameters))
+        parameters, batch = _read(params, batch)
+        examples = Examples(batch)
         return per_example_gradients(lambda part: _function(loss, parameters, part), examples)
 
     @recording
@@ -171,24 +170,19 @@ class TorchBackend:
 
         ``predict`` returns a tensor, or a dict, list or tuple of tensors; ``v`` is ``(P,)`` or ``(P, k)``.
         """
-        parameters = parameters_of(params)
-        batch = _on_device(batch, parameters)
+        parameters, batch = _read(params, batch)
 
         def output_curvature(outputs: Outputs) -> FirstThatWorks:
             function = Function(outputs.tensors, outputs.bind, lambda values: scalar(loss(values, batch)))
             return curvature(function, loss, self._hessian_ways)
 
-        predicted = content_with_replica(predict, parameters)
-        prediction = Function(
-            parameters.tensors, parameters.bind, lambda structure: predicted(structure, batch)
-        )
+        prediction = _prediction(predict, parameters, batch)
         return multiply(gauss_newton(prediction, output_curvature, predict, self._jacobian_ways), v)
 
     @recording
     def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
         """``loss(params, batch)`` as the loss returns it, the parameters bound as for a gradient."""
-        parameters = parameters_of(params)
-        batch = _on_device(batch, parameters)
+        parameters, batch = _read(params, batch)
         function = _function(loss, parameters, batch)
         # A loss may take gradients by the parameters itself, so they are leaves here too.
         evaluate = content_with_replica(loss, parameters)
@@ -204,8 +198,8 @@ class TorchBackend:
         ihvp.errors.DataError
             As :meth:`per_example_grads`.
         """
-        parameters = parameters_of(params)
-        examples = Examples(_on_device(batch, parameters))
+        parameters, batch = _read(params, batch)
+        examples = Examples(batch)
         return example_products(lambda part: _function(loss, parameters, part), examples, v)
 
     @recording
@@ -220,8 +214,8 @@ class TorchBackend:
         ihvp.errors.UnsupportedOperation
             As :meth:`hvp`.
         """
-        parameters = parameters_of(params)
-        inputs = Inputs(_on_device(batch, parameters))
+        parameters, batch = _read(params, batch)
+        inputs = Inputs(batch)
         function = inputs.jointly(content_with_replica(loss, parameters), parameters)
         product = curvature(function, loss, self._hessian_ways)
         joint = torch.cat([v, v.new_zeros(inputs.size, *v.shape[1:])])
@@ -234,12 +228,8 @@ class TorchBackend:
         Products with matrices, convolutions and look-ups of eager code are seen, whatever module or function
         they are in; layers inside compiled, scripted and hand-written functions are not.
         """
-        parameters = parameters_of(params)
-        batch = _on_device(batch, parameters)
-        predicted = content_with_replica(predict, parameters)
-        prediction = Function(
-            parameters.tensors, parameters.bind, lambda structure: predicted(structure, batch)
-        )
+        parameters, batch = _read(params, batch)
+        prediction = _prediction(predict, parameters, batch)
         return OpenedModel(prediction, parameters.names, batch, self._hessian_ways)
 
     def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
@@ -262,8 +252,7 @@ class TorchBackend:
         return total.T if vector.ndim == 2 else total
 
     def _curvature(self, loss: Loss, params: Params, batch: Batch) -> FirstThatWorks | CompiledCurvature:
-        parameters = parameters_of(params)
-        batch = _on_device(batch, parameters)
+        parameters, batch = _read(params, batch)
         ordinary = partial(curvature, key=loss, memory=self._hessian_ways)
         if self._compiler is not None:
             compiled = self._compiler.curvature(loss, parameters, batch, ordinary)
@@ -272,12 +261,19 @@ class TorchBackend:
         return ordinary(_function(loss, parameters, batch))
 
 
+def _read(params: Params, batch: Batch) -> tuple[Parameters, Batch]:
+    """The parameters, and the batch on their device."""
+    parameters = parameters_of(params)
+    return parameters, to_device(batch, parameters.tensors[0].device)
+
+
+def _prediction(predict: Callable[[Params, Batch], Any], parameters: Parameters, batch: Batch) -> Function:
+    predicted = content_with_replica(predict, parameters)
+    return Function(parameters.tensors, parameters.bind, lambda structure: predicted(structure, batch))
+
+
 def _function(loss: Loss, parameters: Parameters, batch: Batch) -> Function:
     loss = content_with_replica(loss, parameters)
     return Function(
         parameters.tensors, parameters.bind, lambda structure: scalar(loss(structure, batch)), batch
     )
-
-
-def _on_device(batch: Batch, parameters: Parameters) -> Batch:
-    return to_device(batch, parameters.tensors[0].device)

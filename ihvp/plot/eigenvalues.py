@@ -38,18 +38,12 @@ def spectrum(
         The standard deviation to which each of the density's nodes is widened; see
         :meth:`ihvp.SpectralDensity.density`.
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Raises
     ------
     NothingToDraw
         There is neither an eigenvalue nor a density.
     InvalidOption
         ``width`` is no positive number.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------

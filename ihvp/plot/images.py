@@ -64,8 +64,6 @@ def influence_panels(
         All scores of the test point are 0.
     InvalidOption
         There is no such test point, or ``k`` is no positive number.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------

@@ -39,18 +39,12 @@ def lissa_path(
     xlim, ylim : tuple of float, optional
         The window, where several paths are to be compared; not of one that diverges.
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Raises
     ------
     NothingToDraw
         There is no finite point.
     VectorError
         The points do not lie in a plane.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------

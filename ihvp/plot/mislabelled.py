@@ -19,15 +19,6 @@ def detection(curve: Any, ax: Any = None, label: str | None = None) -> Any:
     label : str, optional
         What the examples are ranked by.
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
-    Raises
-    ------
-    PackageNotInstalled
-        matplotlib is missing.
-
     Examples
     --------
     >>> from ihvp import plot

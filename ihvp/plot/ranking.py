@@ -20,16 +20,10 @@ def scores(influence_scores: Any, ax: Any = None) -> Any:
     influence_scores : ihvp.influence.Scores
     ax : matplotlib.axes.Axes, optional
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Raises
     ------
     NothingToDraw
         There are no scores.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------
@@ -64,16 +58,10 @@ def top_k(top: Any, test: int = 0, ax: Any = None) -> Any:
         The number of the test point.
     ax : matplotlib.axes.Axes, optional
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Raises
     ------
     InvalidOption
         There is no such test point.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------

@@ -16,16 +16,10 @@ def leave_one_out(removals: Any, ax: Any = None) -> Any:
     removals : ihvp.influence.LeaveOneOut
     ax : matplotlib.axes.Axes, optional
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Raises
     ------
     NothingToDraw
         Nothing was removed.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------

@@ -32,16 +32,10 @@ def convergence(
     rtol : float, optional
         The tolerance, drawn as a line.
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Raises
     ------
     NothingToDraw
         There is no solve, or none with a residual above 0.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------

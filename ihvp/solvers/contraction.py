@@ -24,22 +24,10 @@ def contracting_scale(matrices: Iterable[CountedOperator], start: Vector, steps:
 
     The largest magnitude of an eigenvalue by a few Lanczos steps, times 1.1; 0 if all matrices are zero.
 
-    Parameters
-    ----------
-    matrices : iterable of CountedOperator
-        The matrix, or random ones whose expectation it is. A random recursion keeps its mean square bounded
-        where ``E[M²] ≤ 2 scale E[M]``, for which ``‖M‖ ≤ 2 scale`` in all batches suffices; the largest
-        eigenvalue of the expectation, which is smaller, does not (Bach and Moulines, "Non-strongly-convex
-        smooth stochastic approximation with convergence rate O(1/n)", 2013).
-    start : Vector
-        Any vector ``(P,)`` but zero.
-    steps : int
-        The most products to spend on each.
-
-    Raises
-    ------
-    NonFinite
-        A product is NaN or infinite.
+    A random recursion keeps its mean square bounded where ``E[M²] ≤ 2 scale E[M]``, for which ``‖M‖ ≤ 2
+    scale`` in all batches suffices; the largest eigenvalue of the expectation, which is smaller, does not
+    (Bach and Moulines, "Non-strongly-convex smooth stochastic approximation with convergence rate O(1/n)",
+    2013). ``start`` is any vector but zero, and ``steps`` the most products to spend on each matrix.
     """
     ranges = [ritz_range(_checked(matrix), start, steps) for matrix in matrices]
     return _MARGIN * max(ritz.largest for ritz in ranges)

@@ -58,17 +58,9 @@ class Course:
 class Recursion:
     """``s ← v + s − M s / scale``, from ``s = v`` or ``s = scale x₀``, with the answer ``s / scale``.
 
-    Attributes
-    ----------
-    scale : float
-        May be changed before another :meth:`run`.
-    s, r : Vector
-        The iterate, and ``v − M s / scale`` with the matrix M of the next step: the way to the next iterate,
-        and where M is A the residual of ``s / scale``.
-    norms : ndarray (k,)
-        ``‖r‖`` of each column when it was last looked at.
-    recent : list of LinearOperator
-        The random matrices since the last look but one, among them those that let it grow.
+    Beside the iterate s it holds r, ``v − M s / scale`` with the matrix M of the next step: the way to the
+    next iterate, and where M is A the residual of ``s / scale``. Its ``norms`` are from when it was last
+    looked at.
     """
 
     def __init__(
@@ -78,8 +70,9 @@ class Recursion:
         self.sizes = column_sizes(v)
         # No step reaches the solution 0 of v = 0 exactly from elsewhere.
         self._x0 = None if x0 is None else x0 * algebra.coefficients((self.sizes > 0).astype(np.float64), v)
-        self.scale = series.scale or 1.0
+        self.scale = series.scale or 1.0  # may be changed before another run
         self.operator = CountedOperator(series.operator, series.products)
+        # The random matrices since the last look but one, among them those that let it grow.
         self.recent: list[LinearOperator] = []
         self._generator = np.random.default_rng(course.seed)
         self.s, self.r, self.norms = v * 0, v, self.sizes

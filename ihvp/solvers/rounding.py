@@ -63,18 +63,9 @@ def certify(
     mean takes the place of the residual. That is one more product for a column, three for fewer than a
     thousand unknowns.
 
-    Parameters
-    ----------
-    operator : CountedOperator
-        A, with damping.
-    sizes, targets : ndarray (k,)
-        ``‖v‖``, and the norms to stay within.
-    claimed : ndarray (k,) of bool, optional
-        The columns of which a method says that they are solved: what holds them up is worth knowing.
-    largest : float or None
-        The norm of A, as far as products have shown it; None where they have not.
-    shift : float
-        The damping, which may cancel in A.
+    A has the damping in it, which may cancel, as the ``shift``. Its norm is the ``largest`` that products
+    have shown, None where they have not. ``sizes`` are ``‖v‖``, and ``targets`` the norms to stay within. Of
+    the columns that a method ``claimed`` to have solved, what holds them up is worth knowing.
     """
     norms, lengths = (np.nan_to_num(np.atleast_1d(algebra.norms(y)), nan=np.inf) for y in (r, x))
     size, eps = v.shape[0], operator.operator.space.eps
