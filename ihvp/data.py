@@ -83,7 +83,7 @@ class Batches:
     @property
     def in_memory(self) -> bool:
         """Whether the data is one batch of arrays."""
-        return self.data is None or isinstance(self.data, (tuple, Mapping)) or _is_array(self.data)
+        return self.data is None or isinstance(self.data, (tuple, Mapping)) or is_array(self.data)
 
     @property
     def lasting(self) -> bool:
@@ -193,7 +193,7 @@ def as_data(batch: Batch) -> Any:
 
 def take_examples(batch: Batch, start: int, stop: int) -> Batch:
     """Rows ``start:stop`` of every array in ``batch``, in the same structure."""
-    return map_leaves(lambda leaf: leaf[start:stop] if _is_array(leaf) else leaf, batch)
+    return map_leaves(lambda leaf: leaf[start:stop] if is_array(leaf) else leaf, batch)
 
 
 def describe_structure(batch: Batch) -> str:
@@ -208,7 +208,7 @@ def describe_structure(batch: Batch) -> str:
         return "{" + items + "}"
     if isinstance(batch, (list, tuple)):
         return "[" + ", ".join(describe_structure(value) for value in batch) + "]"
-    if _is_array(batch):
+    if is_array(batch):
         return f"{len(batch.shape)}-d array"
     return describe(batch)
 
@@ -221,7 +221,7 @@ def arrays_of(batch: Batch, path: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(batch, (list, tuple)):
         for index, value in enumerate(batch):
             yield from arrays_of(value, f"{path}[{index}]")
-    elif _is_array(batch):
+    elif is_array(batch):
         yield path, batch
 
 
@@ -250,7 +250,7 @@ def map_leaves(function: Callable[..., Any], batch: Batch, *others: Batch) -> Ba
 
 def _joined(first: Any, *others: Any) -> Any:
     """The rows of all arrays in one; what is no array must be the same in all batches."""
-    if not _is_array(first):
+    if not is_array(first):
         if any(other is not first and other != first for other in others):
             raise DataError(
                 f"Batches hold different values of an entry that is {describe(first)}; expected arrays, one "
@@ -272,11 +272,12 @@ def _joined(first: Any, *others: Any) -> Any:
 
 
 def _rows(leaf: Any, numbers: NDArray[np.intp]) -> Any:
-    if not _is_array(leaf):
+    if not is_array(leaf):
         return leaf
     return leaf[numbers] if isinstance(leaf, np.ndarray) else algebra.take(leaf, numbers, axis=0)
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Whether this is an array with a leading dimension."""
     shape = getattr(value, "shape", None)
     return shape is not None and not callable(shape) and len(shape) > 0

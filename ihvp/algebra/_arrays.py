@@ -24,13 +24,14 @@ _SUMMED = 1 << 20
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
-    """A numpy array with the values of ``array``, from any device."""
+    """A numpy array with the values of ``array``, from any framework and device."""
     if isinstance(array, np.ndarray):
         return array
-    # JAX copies to the host by itself and takes no device by name; torch is the other way round.
-    return np.asarray(
-        array if array_api_compat.is_jax_array(array) else array_api_compat.to_device(array, "cpu")
-    )
+    # JAX copies to the host by itself and takes no device by name; torch is the other way round. TensorFlow's
+    # tensors are no Array API objects, and numpy reads them.
+    if array_api_compat.is_array_api_obj(array) and not array_api_compat.is_jax_array(array):
+        array = array_api_compat.to_device(array, "cpu")
+    return np.asarray(array)
 
 
 def as_like(values: Any, like: Vector) -> Vector:

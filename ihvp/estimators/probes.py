@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
@@ -95,6 +94,4 @@ def host(block: Vector) -> NDArray[np.float64]:
 
 def native(matrix: NDArray[np.float64], like: Vector) -> Vector:
     """A small host matrix in the array type of ``like``."""
-    xp = array_api_compat.array_namespace(like)
-    matrix = np.ascontiguousarray(matrix)
-    return xp.asarray(matrix, dtype=like.dtype, device=array_api_compat.device(like))
+    return algebra.as_like(np.ascontiguousarray(matrix), like)

@@ -65,24 +65,20 @@ class WeightedMean:
         if self.weighting.function is None:
             return 1.0
         if self._mean_weight is None:
-            weight, examples = float(self.total_weight), float(self.num_examples)
-            if isinstance(self.backend, SupportsReduce):
-                weight = self._over_processes(self.backend, weight)
-                examples = self._over_processes(self.backend, examples)
+            weight = self._over_processes(float(self.total_weight))
+            examples = self._over_processes(float(self.num_examples))
             self._mean_weight = self._positive(weight) / examples
         return self._mean_weight
 
     @property
     def total_examples(self) -> int:
         """N over all the processes that the data is spread over; to be asked by all of them at once."""
-        if not isinstance(self.backend, SupportsReduce):
-            return self.num_examples
-        return int(self._over_processes(self.backend, self.num_examples))
+        return int(self._over_processes(self.num_examples))
 
     @property
     def num_processes(self) -> int:
         """Over how many processes the data is spread; to be asked by all of them at once."""
-        return int(self._over_processes(self.backend, 1)) if isinstance(self.backend, SupportsReduce) else 1
+        return int(self._over_processes(1))
 
     def mean(
         self,
@@ -141,7 +137,7 @@ class WeightedMean:
         self._check_weight(weight)
         unit = largest if self.reduction == "mean" else 1
         if isinstance(self.backend, SupportsReduce):
-            weight = self._over_processes(self.backend, weight)
+            weight = self._over_processes(weight)
             self._positive(weight)
             if total is None:
                 total = self.space.zeros() if zeros is None else zeros()
@@ -169,11 +165,13 @@ class WeightedMean:
                 self.require_additive(first, batch)
             yield term(batch) if share else None, count, share
 
-    def _over_processes(self, backend: SupportsReduce, count: float) -> float:
+    def _over_processes(self, count: float) -> float:
+        if not isinstance(self.backend, SupportsReduce):
+            return count
         # Numbers of examples stay integers; weights are summed in double precision.
         dtype = self.space.xp.int64 if isinstance(count, int) else self.space.xp.float64
         counted = self.space.xp.asarray([count], dtype=dtype, device=self.space.device)
-        return type(count)(backend.reduce(counted)[0])
+        return type(count)(self.backend.reduce(counted)[0])
 
     def _pass(self) -> Iterator[tuple[Batch, int]]:
         try:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import isqrt
 from typing import Any
 
-import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
@@ -82,7 +81,7 @@ def influence_panels(
     if not helpful and not harmful:
         raise NothingToDraw("influence_panels", f"no score but 0 for test point {test}", "some influence")
     shown = {i: picture(images, i) for i, _ in (*helpful, *harmful)}
-    asked = None if question is None else picture(_host(question)[None], 0)
+    asked = None if question is None else picture(to_numpy(question)[None], 0)
     rows = [
         row
         for row in (
@@ -142,14 +141,10 @@ def picture(images: Any, index: int) -> NDArray[Any]:
             f"{shape[0]:,} images, where a score belongs to example {index:,}",
             "Pass all training inputs, in the order of the training data.",
         )
-    pixels = _host(images[index])
+    pixels = to_numpy(images[index])
     if pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS:
         pixels = np.moveaxis(pixels, 0, 2)
     return pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-
-
-def _host(pixels: Any) -> NDArray[Any]:
-    return to_numpy(pixels) if array_api_compat.is_array_api_obj(pixels) else np.asarray(pixels)
 
 
 def _most(ranked: Any, test: int, k: int) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
