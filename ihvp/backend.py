@@ -61,19 +61,15 @@ class CurvatureBackend(Protocol):
         ihvp.errors.ParameterError
             The container is not one the backend knows, or a parameter is not of a real floating dtype.
         """
-        ...
 
     def unflatten(self, vector: Vector, like: Params) -> Params:
         """The exact inverse of ``flatten``, in the structure, shapes and dtypes of ``like``."""
-        ...
 
     def grad(self, loss: Loss, params: Params, batch: Batch) -> Vector:
         """The gradient ``∇ loss(params, batch)``, ``(P,)``."""
-        ...
 
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
         """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
-        ...
 
 
 @runtime_checkable
@@ -90,7 +86,6 @@ class SupportsLinearize(Protocol):
         batch. An operator keeps as many maps as its memory budget allows; of maps that do not tell it keeps
         one.
         """
-        ...
 
 
 @runtime_checkable
@@ -103,7 +98,6 @@ class SupportsUniformBatches(Protocol):
         A piece has rows ``i·size : (i+1)·size`` of every array, and everything else that ``batch`` has. Rows
         beyond the last whole piece are left out. The arrays hold numbers; ``v`` is ``(P,)`` or ``(P, k)``.
         """
-        ...
 
 
 @runtime_checkable
@@ -112,7 +106,6 @@ class SupportsPerExampleGrads(Protocol):
 
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
         """The gradients of the batch's examples, ``(B, P)``: row i is ``grad`` of example i alone."""
-        ...
 
 
 @runtime_checkable
@@ -128,7 +121,6 @@ class SupportsGaussNewton(Protocol):
         v: Vector,
     ) -> Vector:
         """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict`` by the parameters."""
-        ...
 
 
 @runtime_checkable
@@ -137,7 +129,6 @@ class SupportsReduce(Protocol):
 
     def reduce(self, vector: Vector) -> Vector:
         """The sum of ``vector`` over all processes."""
-        ...
 
 
 @runtime_checkable
@@ -146,7 +137,6 @@ class SupportsProductError(Protocol):
 
     def product_error(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> float:
         """An estimate of ``‖computed product − exact product‖`` for ``v`` of shape ``(P,)``."""
-        ...
 
 
 @runtime_checkable
@@ -155,7 +145,6 @@ class SupportsValue(Protocol):
 
     def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
         """``loss(params, batch)`` as the loss returns it; the core turns it into a float and checks it."""
-        ...
 
 
 @runtime_checkable
@@ -167,7 +156,6 @@ class SupportsExampleProducts(Protocol):
 
         ``(B,)`` for ``v`` of shape ``(P,)``, ``(B, k)`` for ``(P, k)``.
         """
-        ...
 
 
 @runtime_checkable
@@ -184,7 +172,6 @@ class SupportsInputDerivatives(Protocol):
             axis an array of its shape, with a leading axis k for ``v`` of shape ``(P, k)``; in the place of
             everything else None.
         """
-        ...
 
 
 class OpenModel(Protocol):
@@ -208,22 +195,18 @@ class OpenModel(Protocol):
 
     def outputs(self) -> Vector:
         """The F outputs, ``(F,)``."""
-        ...
 
     def pull_back(self, cotangents: Vector) -> Sequence[Vector]:
         """The derivatives of ``⟨cotangents, outputs⟩`` by what layers give, ``(V, B, S, groups, d_out)``.
 
         ``cotangents`` are ``(V, F)``. It may be called often.
         """
-        ...
 
     def output_gradient(self, loss: Callable[[Any, Batch], Any]) -> Vector:
         """The gradient of ``loss(outputs, batch)`` by the outputs, ``(F,)``."""
-        ...
 
     def output_hvp(self, loss: Callable[[Any, Batch], Any], v: Vector) -> Vector:
         """``∇²_outputs loss · v`` for ``v`` of shape ``(F, k)``."""
-        ...
 
 
 @runtime_checkable
@@ -236,14 +219,12 @@ class SupportsLayers(Protocol):
         Layers that it does not see are left out. The core compares what is seen with :meth:`cotangent_loss`,
         and treats the parameters of a layer that is incomplete as those without a layer.
         """
-        ...
 
     def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
         """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``, summed over the examples.
 
         ``cotangents`` is a list of arrays in the shapes of those that ``predict`` returns, in their order.
         """
-        ...
 
 
 @runtime_checkable
@@ -252,7 +233,6 @@ class SupportsBlocks(Protocol):
 
     def blocks(self, params: Params) -> Mapping[str, slice]:
         """The part of the flat vector that each array of the parameters is, by its name in the framework."""
-        ...
 
 
 CAPABILITIES: dict[str, type] = {

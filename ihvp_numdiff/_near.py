@@ -33,19 +33,15 @@ class Near(Protocol):
     @property
     def arrays(self) -> list[Vector]:
         """The parts of x, in order."""
-        ...
 
     def norm(self) -> float:
         """``‖x‖₂``."""
-        ...
 
     def rounding(self) -> float:
         """``ε ‖g(x)‖₂``, what the last rounding of a gradient costs."""
-        ...
 
     def difference(self, v: Vector, scale: float, step: float) -> Vector:
         """``g(x + d) − g(x − d)`` for ``d = step (v / scale)``, a new vector ``(P,)``."""
-        ...
 
 
 class NearArrays:

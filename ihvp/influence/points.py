@@ -34,11 +34,9 @@ class Points(Protocol):
 
     def blocks(self, rows: int, store: Store | None = None) -> Iterator[tuple[int, Vector]]:
         """Yields the number of a block's first point and its ``(H + λI)⁻¹ ∇L``, ``(P, k)`` with k ≤ rows."""
-        ...
 
     def fingerprints(self) -> dict[str, str]:
         """Of the points and of the question that is asked about them, by name."""
-        ...
 
 
 class Unsolved:
