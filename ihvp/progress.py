@@ -42,10 +42,7 @@ class Monitor:
     """
 
     def __init__(
-        self,
-        description: str,
-        callback: Callable[[Step], object] | None = None,
-        progress: bool | None = None,
+        self, description: str, callback: Callable[[Step], object] | None = None, progress: bool | None = None
     ) -> None:
         check_flag("progress", progress, none=True)
         self._callback, self._bar = callback, None
@@ -56,10 +53,7 @@ class Monitor:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -49,9 +49,7 @@ def compiled_rows(count: int, widest: int, device: torch.device) -> int:
 
 
 def together(
-    single: Callable[[Tensor, bool], Tensor],
-    several: Callable[[Tensor], Tensor],
-    at_once: Callable[[], int],
+    single: Callable[[Tensor, bool], Tensor], several: Callable[[Tensor], Tensor], at_once: Callable[[], int]
 ) -> Callable[[Tensor, bool], Tensor]:
     """``single`` for vectors; rows ``(k, P)`` by ``several`` where it is faster and torch can.
 

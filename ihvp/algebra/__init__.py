@@ -28,27 +28,9 @@ from ihvp.algebra._arrays import (
     wide_dtype,
     zeros_like,
 )
-from ihvp.algebra._blocks import (
-    add_product,
-    gram,
-    gram_parts,
-    matmul,
-    multiply,
-    plus_product,
-    small,
-    total,
-)
+from ihvp.algebra._blocks import add_product, gram, gram_parts, matmul, multiply, plus_product, small, total
 from ihvp.algebra._threads import leaving_the_cores_to
-from ihvp.algebra._vectors import (
-    axpy,
-    coefficients,
-    dot_parts,
-    dots,
-    norms,
-    scale,
-    subtract_from,
-    xpay,
-)
+from ihvp.algebra._vectors import axpy, coefficients, dot_parts, dots, norms, scale, subtract_from, xpay
 
 __all__ = [
     "add_product",

@@ -131,9 +131,7 @@ class Removal:
         curvature, damping, solver = self._inverse.operator, self._inverse.damping, self._inverse.solver
         if not isinstance(curvature, CurvatureOperator):
             raise InvalidOption(
-                "second_order",
-                True,
-                "a curvature that knows its examples: a Hessian, GaussNewton or OPG",
+                "second_order", True, "a curvature that knows its examples: a Hessian, GaussNewton or OPG"
             )
         steps, residual = [], 0.0
         for part in self._on_each(groups):

@@ -17,11 +17,7 @@ _FLOOR = 1e-8
 
 
 def spectrum(
-    eigenpairs: Eigenpairs | None = None,
-    density: Any = None,
-    ax: Any = None,
-    *,
-    width: float | None = None,
+    eigenpairs: Eigenpairs | None = None, density: Any = None, ax: Any = None, *, width: float | None = None
 ) -> Any:
     """Eigenvalues as stems, in front of the density of all eigenvalues.
 

@@ -103,13 +103,7 @@ class Direct(Solver):
     def apply(self, prepared: Factorisation, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
         rtol = prepared.operator.space.eps**0.5 if self.rtol is None else self.rtol
         course = Refinement(
-            prepared.operator,
-            v,
-            rtol=rtol,
-            atol=self.atol,
-            x0=x0,
-            monitor=monitor,
-            largest=prepared.largest,
+            prepared.operator, v, rtol=rtol, atol=self.atol, x0=x0, monitor=monitor, largest=prepared.largest
         )
         course.operator.products, prepared.owed = course.operator.products + prepared.owed, 0
         while course.pending.size:

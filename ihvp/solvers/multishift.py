@@ -123,11 +123,7 @@ class Shift:
 
 
 def shifted_iterates(
-    operator: CountedOperator,
-    shifts: Sequence[Shift],
-    v: Vector,
-    limit: int,
-    strict: bool,
+    operator: CountedOperator, shifts: Sequence[Shift], v: Vector, limit: int, strict: bool
 ) -> float:
     """Advance the shifts until each column of each is finished, or ``limit`` iterations are done.
 

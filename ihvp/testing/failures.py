@@ -9,11 +9,7 @@ import pytest
 
 import ihvp
 from ihvp.backend import GradientFunction
-from ihvp.errors import (
-    LossIndependentOfParameters,
-    LossNotScalar,
-    NonFinite,
-)
+from ihvp.errors import LossIndependentOfParameters, LossNotScalar, NonFinite
 from ihvp.testing.case import SOFTMAX, Contract, raises
 
 
