@@ -66,10 +66,24 @@ class CurvatureBackend(Protocol):
         """The exact inverse of ``flatten``, in the structure, shapes and dtypes of ``like``."""
 
     def grad(self, loss: Loss, params: Params, batch: Batch) -> Vector:
-        """The gradient ``∇ loss(params, batch)``, ``(P,)``."""
+        """The gradient ``∇ loss(params, batch)``, ``(P,)``.
+
+        Raises
+        ------
+        ihvp.errors.LossNotScalar
+            The loss is not one real number.
+        ihvp.errors.LossIndependentOfParameters
+            It does not depend on them.
+        """
 
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
-        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
+        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``.
+
+        Raises
+        ------
+        ihvp.errors.UnsupportedOperation
+            An operation has no second derivative. And those of :meth:`grad`.
+        """
 
 
 @runtime_checkable
@@ -105,7 +119,13 @@ class SupportsPerExampleGrads(Protocol):
     """The gradients of single examples can be computed together."""
 
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
-        """The gradients of the batch's examples, ``(B, P)``: row i is ``grad`` of example i alone."""
+        """The gradients of the batch's examples, ``(B, P)``: row i is ``grad`` of example i alone.
+
+        Raises
+        ------
+        ihvp.errors.DataError
+            The batch's arrays do not agree on a number of examples.
+        """
 
 
 @runtime_checkable

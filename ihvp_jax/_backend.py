@@ -69,13 +69,7 @@ class JaxBackend:
         return _refusing(params, _derivatives.grad, Static(loss), params, hold_constants(batch))
 
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
-        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``.
-
-        Raises
-        ------
-        ihvp.errors.UnsupportedOperation
-            An operation has no second derivative, neither forward- nor reverse-over-reverse.
-        """
+        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
         return _refusing(params, _derivatives.hvp, Static(loss), params, hold_constants(batch), v)
 
     def hvp_sum(self, loss: Loss, params: Params, batch: Batch, v: Vector, size: int) -> Vector:
@@ -93,13 +87,7 @@ class JaxBackend:
         return _Linearized(Static(loss), params, hold_constants(batch))
 
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
-        """The gradients of the batch's examples, ``(B, P)``; an example keeps a leading dimension of 1.
-
-        Raises
-        ------
-        ihvp.errors.UnequalBatches
-            The arrays of the batch differ in their first dimension.
-        """
+        """The gradients of the batch's examples, ``(B, P)``; an example keeps a leading dimension of 1."""
         return _refusing(params, _derivatives.per_example_grads, Static(loss), params, hold_constants(batch))
 
     def value(self, loss: Loss, params: Params, batch: Batch) -> Any:

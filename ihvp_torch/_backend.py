@@ -84,13 +84,7 @@ class TorchBackend:
         self._compiler = Compiler() if compile else None
 
     def flatten(self, params: Params) -> Tensor:
-        """All parameters as a new vector ``(P,)`` of their widest dtype.
-
-        Raises
-        ------
-        ihvp.errors.ParameterError
-            Unknown container, none at all, integer or complex ones, several devices.
-        """
+        """All parameters as a new vector ``(P,)`` of their widest dtype."""
         tensors = [tensor.detach() for tensor in parameters_of(params).tensors]
         return join(tensors, tensors)
 
@@ -113,26 +107,12 @@ class TorchBackend:
 
     @recording
     def grad(self, loss: Loss, params: Params, batch: Batch) -> Tensor:
-        """The gradient ``∇ loss(params, batch)``, ``(P,)``.
-
-        Raises
-        ------
-        ihvp.errors.LossNotScalar
-        ihvp.errors.LossIndependentOfParameters
-        """
+        """The gradient ``∇ loss(params, batch)``, ``(P,)``."""
         return flat_gradient(_function(loss, *_read(params, batch)))
 
     @recording
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Tensor) -> Tensor:
-        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``.
-
-        Raises
-        ------
-        ihvp.errors.LossNotScalar
-        ihvp.errors.LossIndependentOfParameters
-        ihvp.errors.UnsupportedOperation
-            An operation has no second derivative in any mode.
-        """
+        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
         product = self._curvature(loss, params, batch)
         return multiply(product, v)
 
@@ -146,13 +126,7 @@ class TorchBackend:
 
     @recording
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Tensor:
-        """The gradients of the batch's examples, ``(B, P)``: row i is ``grad`` of example i alone.
-
-        Raises
-        ------
-        ihvp.errors.DataError
-            The batch's arrays do not agree on a number of examples, or there is none.
-        """
+        """The gradients of the batch's examples, ``(B, P)``: row i is ``grad`` of example i alone."""
         parameters, batch = _read(params, batch)
         examples = Examples(batch)
         return per_example_gradients(lambda part: _function(loss, parameters, part), examples)
@@ -191,13 +165,7 @@ class TorchBackend:
 
     @recording
     def example_products(self, loss: Loss, params: Params, batch: Batch, v: Tensor) -> Tensor:
-        """``∇C_i · v`` for each of the batch's examples, ``(B,)`` or ``(B, k)``, in forward mode.
-
-        Raises
-        ------
-        ihvp.errors.DataError
-            As :meth:`per_example_grads`.
-        """
+        """``∇C_i · v`` for each of the batch's examples, ``(B,)`` or ``(B, k)``, in forward mode."""
         parameters, batch = _read(params, batch)
         examples = Examples(batch)
         return example_products(lambda part: _function(loss, parameters, part), examples, v)
@@ -208,11 +176,6 @@ class TorchBackend:
 
         They are the part that belongs to the tensors of ``∇² loss · (v, 0)``, with the loss as a function of
         the parameters and them together. For ``v`` of shape ``(P, k)`` they have a leading axis k.
-
-        Raises
-        ------
-        ihvp.errors.UnsupportedOperation
-            As :meth:`hvp`.
         """
         parameters, batch = _read(params, batch)
         inputs = Inputs(batch)

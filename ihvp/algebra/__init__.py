@@ -12,6 +12,7 @@ from __future__ import annotations
 from ihvp.algebra._arrays import (
     all_finite,
     as_like,
+    as_numpy,
     by_columns,
     column,
     columns,
@@ -36,6 +37,7 @@ __all__ = [
     "add_product",
     "all_finite",
     "as_like",
+    "as_numpy",
     "axpy",
     "by_columns",
     "coefficients",

@@ -34,6 +34,15 @@ def to_numpy(array: Any) -> NDArray[Any]:
     return np.asarray(array)
 
 
+def as_numpy(array: Any) -> NDArray[Any]:
+    """The same of what may require a gradient; half precision in float32."""
+    if array_api_compat.is_array_api_obj(array):
+        xp = array_api_compat.array_namespace(array)
+        # numpy does not know bfloat16, and float32 holds all of its numbers.
+        array = wide(array) if xp.isdtype(array.dtype, "real floating") else array
+    return to_numpy(array.detach() if hasattr(array, "detach") else array)
+
+
 def as_like(values: Any, like: Vector) -> Vector:
     """``values`` as an array of the library, dtype and device of ``like``."""
     xp = array_api_compat.array_namespace(like)

@@ -50,7 +50,7 @@ def refine(
         if fresh is None or passes + 2 > max_passes:
             return _certified(matvec, vectors, passes + 1)
         if basis.shape[1] + fresh.shape[1] > limit:
-            kept = _native(rotation[:, :width], basis)
+            kept = algebra.as_like(rotation[:, :width].copy(), basis)
             basis, images = basis @ kept, images @ kept
         basis = algebra.concatenate([basis, fresh])
         images = algebra.concatenate([images, matvec(fresh)])
@@ -75,18 +75,13 @@ def _ritz_pairs(
     basis: Vector, images: Vector, rotation: NDArray[np.float64]
 ) -> tuple[Vector, NDArray[np.float64], Vector]:
     """Vectors, values and residuals."""
-    vectors, products = (block @ _native(rotation, block) for block in (basis, images))
+    vectors, products = (block @ algebra.as_like(rotation.copy(), block) for block in (basis, images))
     values = algebra.dots(vectors, products)
     return vectors, values, products - vectors * algebra.coefficients(values, vectors)
 
 
 def _unfinished(values: NDArray[np.float64], norms: NDArray[np.float64], tol: float) -> NDArray[np.intp]:
     return np.flatnonzero(norms > tol * np.abs(values).max())
-
-
-def _native(matrix: NDArray[np.float64], like: Vector) -> Vector:
-    xp = array_api_compat.array_namespace(like)
-    return xp.asarray(matrix.copy(), dtype=like.dtype, device=array_api_compat.device(like))
 
 
 def _directions(basis: Vector, residuals: Vector) -> Vector | None:

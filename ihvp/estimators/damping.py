@@ -39,10 +39,6 @@ def suggest_damping(
     float
         λ, for ``ihvp.solve(A, v, damping=λ)`` or ``A + λ``; 1 for a matrix that is zero.
 
-    Raises
-    ------
-    InvalidOption
-
     Examples
     --------
     >>> import numpy as np

@@ -35,10 +35,6 @@ def diagonal(operator: LinearOperator, *, num_samples: int | None = None, seed: 
     Estimate
         ``.value`` and ``.standard_error`` are native vectors ``(P,)``.
 
-    Raises
-    ------
-    InvalidOption
-
     Examples
     --------
     >>> import numpy as np

@@ -140,14 +140,6 @@ def spectral_density(
     seed : int
         Of the random vectors.
 
-    Returns
-    -------
-    SpectralDensity
-
-    Raises
-    ------
-    InvalidOption
-
     Examples
     --------
     >>> import numpy as np

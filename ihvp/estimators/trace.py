@@ -57,10 +57,6 @@ def trace(
     Estimate
         ``.value`` and ``.standard_error`` are floats; also ``float(…)``.
 
-    Raises
-    ------
-    InvalidOption
-
     Examples
     --------
     >>> import numpy as np

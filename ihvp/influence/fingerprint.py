@@ -7,9 +7,10 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from ihvp.algebra import as_numpy
 from ihvp.backend import Batch, Params
 from ihvp.data import Batches, describe_structure
-from ihvp.digest import array_bytes, as_numpy, digest
+from ihvp.digest import array_bytes, digest
 from ihvp.influence.contents import Contents, is_installed
 from ihvp.objective import Objective
 from ihvp.operators import LinearOperator

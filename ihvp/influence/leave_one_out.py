@@ -98,13 +98,7 @@ class LeaveOneOut:
         return float(x @ self.actual / (x @ x)) if x.any() else np.nan
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A ``DataFrame`` with the columns removed, predicted and actual.
-
-        Raises
-        ------
-        PackageNotInstalled
-            pandas is missing.
-        """
+        """A ``DataFrame`` with the columns removed, predicted and actual; needs pandas."""
         pandas = required("pandas", "LeaveOneOut.to_pandas", "pip install pandas")
         removed = [int(group[0]) if len(group) == 1 else group.tolist() for group in self.groups]
         return pandas.DataFrame({"removed": removed, "predicted": self.predicted, "actual": self.actual})

@@ -110,13 +110,7 @@ class Scores(NDArrayOperatorsMixin):
         return running.result(self.residual)
 
     def to_pandas(self) -> pandas.DataFrame | pandas.Series:
-        """A ``DataFrame`` with a row for each test point, or a ``Series`` where there is one axis only.
-
-        Raises
-        ------
-        PackageNotInstalled
-            pandas is missing.
-        """
+        """A ``DataFrame`` with a row for each test point, or a ``Series`` of one axis only; needs pandas."""
         pandas = required("pandas", "Scores.to_pandas", "pip install pandas")
         labels = [
             pandas.RangeIndex(length, name=axis) for length, axis in zip(self.shape, self.axes, strict=True)

@@ -52,13 +52,7 @@ class TopK:
         return self.scores
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A ``DataFrame`` with the columns test, rank, train and score.
-
-        Raises
-        ------
-        PackageNotInstalled
-            pandas is missing.
-        """
+        """A ``DataFrame`` with the columns test, rank, train and score; needs pandas."""
         pandas = required("pandas", "TopK.to_pandas", "pip install pandas")
         tests, k = self.indices.shape
         return pandas.DataFrame(

@@ -260,14 +260,7 @@ def _real(value: Any, place: str) -> float:
 
 
 class Shifted(LinearOperator):
-    """``A + λ I``.
-
-    Parameters
-    ----------
-    operator : LinearOperator
-        A.
-    shift : float
-        λ.
+    """``A + λ I``, of an operator A and the shift λ.
 
     Examples
     --------
@@ -298,14 +291,7 @@ class Shifted(LinearOperator):
 
 
 class Scaled(LinearOperator):
-    """``c A``.
-
-    Parameters
-    ----------
-    operator : LinearOperator
-        A.
-    factor : float
-        c.
+    """``c A``, of an operator A and a factor c.
 
     Examples
     --------

@@ -121,8 +121,7 @@ def show(
 ) -> None:
     """One image in ``ax``, grey ones black on white, without ticks."""
     ax.imshow(pixels, cmap="gray_r", vmin=low, vmax=high)
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(xticks=[], yticks=[])
     if title is not None:
         ax.set_title(title, fontsize=11)
 

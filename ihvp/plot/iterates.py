@@ -78,8 +78,7 @@ def lissa_path(
     ax.plot(*path.T, "-", color=NEUTRAL, linewidth=0.7)
     ax.plot(*path.T, "o", color=HELPS, markersize=3, label="after j steps")
     _number(ax, path)
-    ax.set_xlabel("x₁")
-    ax.set_ylabel("x₂")
+    ax.set(xlabel="x₁", ylabel="x₂")
     ax.legend(loc="best", frameon=False)
     return ax
 

@@ -43,8 +43,7 @@ def scores(influence_scores: Any, ax: Any = None) -> Any:
             np.arange(1, row.size + 1), row, color=HELPS, linewidth=1, alpha=max(0.1, 1 / len(rows) ** 0.5)
         )
     ax.axhline(0, color=NEUTRAL, linewidth=0.8)
-    ax.set_xlabel(f"{influence_scores.axes[-1]} examples, the most helpful first")
-    ax.set_ylabel(_SCORE)
+    ax.set(xlabel=f"{influence_scores.axes[-1]} examples, the most helpful first", ylabel=_SCORE)
     return ax
 
 
@@ -80,8 +79,7 @@ def top_k(top: Any, test: int = 0, ax: Any = None) -> Any:
     ax.set_yticks(places, [str(index) for index in top.indices[test]])
     ax.invert_yaxis()
     ax.axvline(0, color=NEUTRAL, linewidth=0.8)
-    ax.set_ylabel("training example")
-    ax.set_xlabel(_SCORE)
+    ax.set(xlabel=_SCORE, ylabel="training example")
     return ax
 
 
