@@ -26,6 +26,10 @@ Batch: TypeAlias = Any
 """What the data yields and the loss takes: a tuple or dict of arrays, or None."""
 Loss: TypeAlias = Callable[[Params, Batch], Any]
 """``loss(params, batch)``: one scalar, the mean (or sum) over the batch."""
+Predict: TypeAlias = Callable[[Params, Batch], Any]
+"""``predict(params, batch)``: the outputs of a model, in any structure."""
+OutputLoss: TypeAlias = Callable[[Any, Batch], Any]
+"""``loss(outputs, batch)``: one scalar, the mean (or sum) over the batch."""
 Matvec: TypeAlias = Callable[[Vector], Vector]
 """A linear map of vectors ``(P,)`` and blocks ``(P, k)``."""
 
@@ -132,14 +136,7 @@ class SupportsPerExampleGrads(Protocol):
 class SupportsGaussNewton(Protocol):
     """Products with the generalised Gauss–Newton matrix."""
 
-    def gnvp(
-        self,
-        predict: Callable[[Params, Batch], Any],
-        loss: Callable[[Any, Batch], Any],
-        params: Params,
-        batch: Batch,
-        v: Vector,
-    ) -> Vector:
+    def gnvp(self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch, v: Vector) -> Vector:
         """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict`` by the parameters."""
 
 
@@ -222,10 +219,10 @@ class OpenModel(Protocol):
         ``cotangents`` are ``(V, F)``. It may be called often.
         """
 
-    def output_gradient(self, loss: Callable[[Any, Batch], Any]) -> Vector:
+    def output_gradient(self, loss: OutputLoss) -> Vector:
         """The gradient of ``loss(outputs, batch)`` by the outputs, ``(F,)``."""
 
-    def output_hvp(self, loss: Callable[[Any, Batch], Any], v: Vector) -> Vector:
+    def output_hvp(self, loss: OutputLoss, v: Vector) -> Vector:
         """``∇²_outputs loss · v`` for ``v`` of shape ``(F, k)``."""
 
 
@@ -233,14 +230,14 @@ class OpenModel(Protocol):
 class SupportsLayers(Protocol):
     """A model can be opened at its linear layers, which Kronecker factors are made of."""
 
-    def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenModel:
+    def open(self, predict: Predict, params: Params, batch: Batch) -> OpenModel:
         """A forward pass of ``predict(params, batch)`` with the inputs of each layer, to be pulled back.
 
         Layers that it does not see are left out. The core compares what is seen with :meth:`cotangent_loss`,
         and treats the parameters of a layer that is incomplete as those without a layer.
         """
 
-    def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
+    def cotangent_loss(self, predict: Predict) -> Loss:
         """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``, summed over the examples.
 
         ``cotangents`` is a list of arrays in the shapes of those that ``predict`` returns, in their order.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ihvp.backend import Batch, Loss, Params, Vector
+from ihvp.backend import Batch, Loss, OutputLoss, Params, Predict, Vector
 from ihvp.errors import WrongShape
 from ihvp_tf import _derivatives, _loop, _parameters
 from ihvp_tf._graph import Graph
@@ -95,14 +95,7 @@ class TensorFlowBackend:
         """The sum of the products of all whole pieces of ``size`` rows of ``batch``, in one loop."""
         return self._run(_loop.hessian_sum(size), (loss,), params, batch, v)
 
-    def gnvp(
-        self,
-        predict: Callable[[Params, Batch], Any],
-        loss: Callable[[Any, Batch], Any],
-        params: Params,
-        batch: Batch,
-        v: Vector,
-    ) -> Vector:
+    def gnvp(self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch, v: Vector) -> Vector:
         """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict``; outputs may be nested."""
         return self._run(_derivatives.gauss_newton_product, (predict, loss), params, batch, v)
 
@@ -130,7 +123,7 @@ class TensorFlowBackend:
         products = self._run(_derivatives.input_product, (loss,), params, (batch, _rows(v, params)))
         return in_place_of_inputs(products[0] if v.ndim == 1 else products, batch)
 
-    def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenModel:
+    def open(self, predict: Predict, params: Params, batch: Batch) -> OpenModel:
         """A forward pass of ``predict(params, batch)`` with what goes into its layers.
 
         Layers are products, convolutions (channels last) and look-ups with a parameter in the graph that
@@ -138,7 +131,7 @@ class TensorFlowBackend:
         """
         return OpenModel(self._run, predict, params, batch)
 
-    def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
+    def cotangent_loss(self, predict: Predict) -> Loss:
         """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``; equal for equal models."""
         return CotangentLoss(predict)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ihvp.backend import Batch, Loss, Matvec, Params
+from ihvp.backend import Batch, Loss, Matvec, OutputLoss, Params, Predict
 from ihvp.errors import WrongShape
 from ihvp_torch._batch import Examples, to_device
 from ihvp_torch._compile import CompiledCurvature, Compiler
@@ -132,14 +131,7 @@ class TorchBackend:
         return per_example_gradients(lambda part: _function(loss, parameters, part), examples)
 
     @recording
-    def gnvp(
-        self,
-        predict: Callable[[Params, Batch], Any],
-        loss: Callable[[Any, Batch], Any],
-        params: Params,
-        batch: Batch,
-        v: Tensor,
-    ) -> Tensor:
+    def gnvp(self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch, v: Tensor) -> Tensor:
         """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict`` by the parameters.
 
         ``predict`` returns a tensor, or a dict, list or tuple of tensors; ``v`` is ``(P,)`` or ``(P, k)``.
@@ -185,7 +177,7 @@ class TorchBackend:
         return inputs.assemble(multiply(product, joint)[len(v) :].movedim(0, -1))
 
     @recording
-    def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenedModel:
+    def open(self, predict: Predict, params: Params, batch: Batch) -> OpenedModel:
         """A forward pass whose linear layers are found in the graph that autograd recorded.
 
         Products with matrices, convolutions and look-ups of eager code are seen, whatever module or function
@@ -195,7 +187,7 @@ class TorchBackend:
         prediction = _prediction(predict, parameters, batch)
         return OpenedModel(prediction, parameters.names, batch, self._hessian_ways)
 
-    def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
+    def cotangent_loss(self, predict: Predict) -> Loss:
         """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``."""
         return cotangent_loss(predict)
 
@@ -230,7 +222,7 @@ def _read(params: Params, batch: Batch) -> tuple[Parameters, Batch]:
     return parameters, to_device(batch, parameters.tensors[0].device)
 
 
-def _prediction(predict: Callable[[Params, Batch], Any], parameters: Parameters, batch: Batch) -> Function:
+def _prediction(predict: Predict, parameters: Parameters, batch: Batch) -> Function:
     predicted = content_with_replica(predict, parameters)
     return Function(parameters.tensors, parameters.bind, lambda structure: predicted(structure, batch))
 
