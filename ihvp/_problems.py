@@ -204,10 +204,7 @@ class SoftmaxRegression(PredictingProblem):
 class TanhMLP(PredictingProblem):
     """Cross-entropy of a network with one hidden layer of tanh: not convex.
 
-    Parameters
-    ----------
-    inputs, hidden, classes, rows : int
-        The sizes; P = (inputs + 1) hidden + (hidden + 1) classes.
+    The sizes make P = (inputs + 1) hidden + (hidden + 1) classes.
     """
 
     name = "tanh network"

@@ -54,11 +54,8 @@ def fused(*overwritten: int) -> Callable[[Function], Function]:
 
     JAX charges each operation by itself; other frameworks run the function as it is written.
 
-    Parameters
-    ----------
-    overwritten : int
-        Which arguments the function writes to where their type allows. Those of JAX give their memory up to
-        results of the same shape, unless the same array is passed for another argument too.
+    ``overwritten`` are the arguments that the function writes to where their type allows. Those of JAX give
+    their memory up to results of the same shape, unless the same array is passed for another argument too.
     """
 
     def decorate(function: Function) -> Function:

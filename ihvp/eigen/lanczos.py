@@ -50,25 +50,11 @@ class Lanczos:
     a *probe* goes on from a random vector that is orthogonal to them. It ends with a further pair, after
     which the next one begins, or with the proof that there is none (:class:`~ihvp.eigen.probe.Probe`).
 
-    Parameters
-    ----------
-    product : Products
-    wanted : Wanted
-    capacity : int
-        The size of the basis, from k + 2 to P − 1.
-    tol : float
-        Residuals of at most ``tol`` times the largest Ritz value in magnitude are small enough.
-    missed : float or None
-        The chance to miss a wanted eigenvector that is accepted. None probes only after the basis has spanned
-        an invariant subspace.
-    noisy : bool
-        Whether the products' own error, where it is larger, takes the place of the tolerance in what a probe
-        has to see.
-    seed : int
-        Of the random vectors.
-    start : Vector, optional
-    known : Eigenpairs, optional
-        To begin with a probe for others.
+    The basis has a size from k + 2 to P − 1, and residuals of at most ``tol`` times the largest Ritz value in
+    magnitude are small enough. ``missed`` is the chance to miss a wanted eigenvector that is accepted; None
+    probes only after the basis has spanned an invariant subspace. Where ``noisy``, the products' own error,
+    where it is larger, takes the place of the tolerance in what a probe has to see. Of ``known`` pairs it
+    begins with a probe for others.
     """
 
     def __init__(
