@@ -54,7 +54,10 @@ def streaming_svd(chunks: Iterable[Vector], /, *, rank: int) -> StreamedSVD:
     rows, discarded = 0, 0.0
     for block in _blocks(chunks, rank):
         rows += block.shape[0]
-        stacked = block.T if vectors is None else _beside(vectors, values, block.T)
+        stacked = block.T
+        if vectors is not None:
+            weighted = vectors * algebra.coefficients(values, vectors)
+            stacked = algebra.concatenate([weighted, stacked])
         xp = array_api_compat.array_namespace(stacked)
         # The triangle is small whatever P: its SVD costs next to nothing, on any device.
         basis, triangle = xp.linalg.qr(stacked)
@@ -65,10 +68,6 @@ def streaming_svd(chunks: Iterable[Vector], /, *, rank: int) -> StreamedSVD:
     if vectors is None:
         raise EmptyData("There is no row to decompose; expected at least one.")
     return StreamedSVD(values, vectors, rows, discarded)
-
-
-def _beside(vectors: Vector, values: NDArray[np.float64], block: Vector) -> Vector:
-    return algebra.concatenate([vectors * algebra.coefficients(values, vectors), block])
 
 
 def _blocks(chunks: Iterable[Vector], rows: int) -> Iterator[Vector]:

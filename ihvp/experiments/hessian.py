@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +81,11 @@ def run(out: Path, backend: str | None = None) -> Finding:
         mean = sum(to_numpy(operator(_over(objective, problem, rows)).to_dense()) for rows in batches)
         _worsen(wrong, "minibatches", _distance(mean / len(batches), spectra[name, "all 1,000"].matrix))
 
-    errors_by_k = list(_rows(spectra))
+    errors_by_k = [
+        (name, part, k, float(value), *spectrum.errors(k))
+        for (name, part), spectrum in spectra.items()
+        for k, value in enumerate(spectrum.eigenpairs[0], 1)
+    ]
     errors = {row[0]: row[4:] for row in errors_by_k if row[1] == "all 1,000" and row[2] == K}
     listed = "; ".join(f"{name}: {low:.2g} and {full:.2g}" for name, (low, full) in errors.items())
     return Finding(
@@ -107,12 +110,6 @@ def _worsen(wrong: dict[str, float], what: str, error: float) -> None:
 
 def _distance(found: Any, expected: Array) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
-def _rows(spectra: dict[tuple[str, str], Spectrum]) -> Iterator[tuple[str, str, int, float, float, float]]:
-    for (name, part), spectrum in spectra.items():
-        for k, value in enumerate(spectrum.eigenpairs[0], 1):
-            yield name, part, k, float(value), *spectrum.errors(k)
 
 
 def _draw(rows: list[tuple[str, str, int, float, float, float]], path: Path) -> Path:

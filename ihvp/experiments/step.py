@@ -92,10 +92,11 @@ def _toy_gradient(w: Any, batch: Any) -> Any:
 
 def run(out: Path, backend: str | None = None) -> Finding:
     """Sweep the step of numdiff, whatever ``backend`` says, on three problems, and mark the automatic one."""
-    rows = list(_rows())
+    known = problems()
+    kinds = [(name, order) for name in known for order in _ORDERS]
+    rows = [row for name, order in kinds for row in _errors(name, known[name], order, (None, *_STEPS))]
     csv = table.write(out / "step.csv", COLUMNS, rows)
     png = _draw(rows, out / "step.png")
-    known = problems()
     chain, _ = known["chain"].product("float32", 2, SEED_STEP)
     # The notebook's own rounding is 2e-6 here; in float64 the comparison does not add another's.
     toy, _ = known["toy"].product("float64", 2, SEED_STEP)
@@ -115,12 +116,6 @@ def run(out: Path, backend: str | None = None) -> Finding:
         bool(held),
         (csv, png),
     )
-
-
-def _rows() -> Iterator[tuple[str, str, int, float, bool, float]]:
-    for name, problem in problems().items():
-        for order in _ORDERS:
-            yield from _errors(name, problem, order, (None, *_STEPS))
 
 
 def _errors(

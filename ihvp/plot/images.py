@@ -98,7 +98,8 @@ def influence_panels(
     if asked is not None:
         left, right = figure.subfigures(1, 2, width_ratios=(2.2, 1.1 * columns))
         show(left.subplots(), asked, title)
-    span = _span(list(shown.values()))
+    # Equal values look equal in all panels.
+    span = min(each.min() for each in shown.values()), max(each.max() for each in shown.values())
     for part, (heading, color, entries) in zip(
         np.atleast_1d(right.subfigures(len(rows), 1)), rows, strict=True
     ):
@@ -159,8 +160,3 @@ def _most(ranked: Any, test: int, k: int) -> tuple[list[tuple[int, float]], list
     helpful = [(int(indices[i]), float(scores[i])) for i in order[:k] if scores[i] > 0]
     harmful = [(int(indices[i]), float(scores[i])) for i in order[::-1][:k] if scores[i] < 0]
     return helpful, harmful
-
-
-def _span(pixels: Sequence[NDArray[Any]]) -> tuple[float, float]:
-    """The darkest and the brightest value, so that equal values look equal in all panels."""
-    return min(float(each.min()) for each in pixels), max(float(each.max()) for each in pixels)
