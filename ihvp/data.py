@@ -152,8 +152,8 @@ class Examples:
     def of(cls, batches: Batches) -> Examples:
         """The examples of ``batches``, read once: arrays that are in memory already are not copied.
 
-        A DataError says that batches cannot be joined: their examples differ in shape, or what is no array
-        does.
+        A DataError says that batches cannot be joined: their examples differ in shape, or an entry differs
+        that is no array.
         """
         parts = [batches.data] if batches.in_memory else [batch for batch, _ in batches]
         count = sum(count_examples(part, index) for index, part in enumerate(parts))

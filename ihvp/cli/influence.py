@@ -75,7 +75,7 @@ def _made(found: Any) -> Any:
 def find(place: str) -> Any:
     """What ``module:name`` names; modules of the current folder are found too.
 
-    ImportedObject says what there is not.
+    Raises ImportedObject where there is no such module or name.
     """
     module, separator, name = place.partition(":")
     if not (module and separator and name):
