@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ihvp.errors import InvalidOption, UnknownExperiment
 from ihvp.experiments.finding import Finding
-from ihvp.plot.style import require_matplotlib
+from ihvp.packages import required
 
 __all__ = ["EXPERIMENTS", "Experiment", "Finding", "run"]
 
@@ -64,7 +64,7 @@ def run(name: str, out: Path, backend: str | None = None, *, full: bool = False)
         raise InvalidOption(
             "backend", backend, f"{experiment.only!r}, the one backend that {name!r} is about"
         )
-    require_matplotlib("ihvp experiment", "plot")
+    required("matplotlib.figure", "ihvp experiment", "pip install 'ihvp[plot]'")
     out.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"full": True} if full else {}
     finding: Finding = import_module(experiment.module).run(out, backend, **options)

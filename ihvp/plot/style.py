@@ -34,14 +34,6 @@ def axes(ax: Any = None) -> Any:
     return ax
 
 
-def require_matplotlib(feature: str, extra: str) -> None:
-    """Say at once, not after the work, that a picture cannot be drawn.
-
-    ``feature`` needs it, and ``extra`` brings it.
-    """
-    required("matplotlib.figure", feature, f"pip install 'ihvp[{extra}]'")
-
-
 def pyplot() -> Any:
     """``matplotlib.pyplot``."""
     return required("matplotlib.pyplot", "ihvp.plot", "pip install 'ihvp[plot]'")
