@@ -9,16 +9,7 @@ from ihvp.estimators import Estimate, SpectralDensity, diagonal, spectral_densit
 from ihvp.influence import Influence, InverseProducts, leave_one_out
 from ihvp.kronecker import EKFAC, KFAC, Fisher
 from ihvp.objective import Objective
-from ihvp.operators import (
-    OPG,
-    Dense,
-    Eigenpairs,
-    FullRank,
-    GaussNewton,
-    Hessian,
-    LinearOperator,
-    LowRank,
-)
+from ihvp.operators import OPG, Dense, Eigenpairs, FullRank, GaussNewton, Hessian, LinearOperator, LowRank
 from ihvp.solvers import (
     CG,
     MINRES,

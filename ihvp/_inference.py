@@ -20,14 +20,8 @@ def create_backend(
 ) -> CurvatureBackend:
     """The backend for ``params``: the given one, else the one in use, else the one of the parameters' type.
 
-    Parameters
-    ----------
-    params
-        The parameters.
-    choice : str or CurvatureBackend, optional
-        A registered name, or a backend that is used as it is.
-    has_gradient : bool
-        Whether the gradient is given by hand, so that a backend that differentiates gradients can work alone.
+    ``choice`` is a registered name, or a backend that is used as it is. ``has_gradient`` says that the
+    gradient is given by hand, so that a backend that differentiates gradients can work alone.
     """
     if choice is not None and not isinstance(choice, str):
         if not isinstance(choice, CurvatureBackend):

@@ -204,10 +204,7 @@ class SoftmaxRegression(PredictingProblem):
 class TanhMLP(PredictingProblem):
     """Cross-entropy of a network with one hidden layer of tanh: not convex.
 
-    Parameters
-    ----------
-    inputs, hidden, classes, rows : int
-        The sizes; P = (inputs + 1) hidden + (hidden + 1) classes.
+    The sizes make P = (inputs + 1) hidden + (hidden + 1) classes.
     """
 
     name = "tanh network"
@@ -235,12 +232,7 @@ class TanhMLP(PredictingProblem):
         x = batch[0]
         hidden = np.tanh(x @ params["w1"] + params["b1"])
         inner = (outer @ params["w2"].T) * (1 - hidden**2)
-        return {
-            "b1": inner.sum(axis=0),
-            "b2": outer.sum(axis=0),
-            "w1": x.T @ inner,
-            "w2": hidden.T @ outer,
-        }
+        return {"b1": inner.sum(axis=0), "b2": outer.sum(axis=0), "w1": x.T @ inner, "w2": hidden.T @ outer}
 
     def hvp(self, v: NDArray[np.float64]) -> NDArray[np.float64]:
         """``H v`` for ``(P,)``, where the whole matrix would be too large."""

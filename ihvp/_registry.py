@@ -162,9 +162,7 @@ def backends() -> list[BackendInfo]:
 def usable_plugin(name: str) -> BackendPlugin:
     """The record of ``name``, whose framework is known to be installed.
 
-    Raises
-    ------
-    UnknownBackend, BrokenBackend, BackendNotInstalled
+    Raises UnknownBackend, BrokenBackend or BackendNotInstalled.
     """
     plugin = registered().plugin(name)
     if not _installed(plugin):

@@ -1,4 +1,7 @@
-"""What callers pass, checked before any work: one rule, and one text, for each kind of argument."""
+"""What callers pass, checked before any work: one rule, and one text, for each kind of argument.
+
+What is refused is an :class:`~ihvp.errors.InvalidOption`, with the name of the option.
+"""
 
 from __future__ import annotations
 
@@ -44,21 +47,7 @@ def check_integer(
 ) -> None:
     """Refuse what is no integer from ``least`` to ``most``, nor None where that is allowed.
 
-    Parameters
-    ----------
-    option : str
-        The argument's name, for the error text.
-    value
-        What was passed.
-    least : int
-    most : int, optional
-    expected : str, optional
-        What the error text says in place of "an integer ≥ …".
-    none : bool
-
-    Raises
-    ------
-    InvalidOption
+    ``expected`` is what the error says in place of "an integer ≥ …".
 
     Examples
     --------
@@ -74,21 +63,12 @@ def check_integer(
 
 
 def check_seed(seed: Any) -> None:
-    """Refuse what is no seed of random numbers: an integer ≥ 0.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse what is no seed of random numbers: an integer ≥ 0."""
     check_integer("seed", seed, 0)
 
 
 def check_number(option: str, value: Any, within: Callable[[Any], bool], expected: str) -> None:
     """Refuse what is no finite number for which ``within`` holds.
-
-    Raises
-    ------
-    InvalidOption
 
     Examples
     --------
@@ -103,10 +83,6 @@ def check_number(option: str, value: Any, within: Callable[[Any], bool], expecte
 def check_choice(option: str, value: Any, choices: Iterable[str]) -> None:
     """Refuse what is none of the names.
 
-    Raises
-    ------
-    InvalidOption
-
     Examples
     --------
     >>> check_choice("which", "LI", ("LA", "SA", "LM"))
@@ -120,12 +96,7 @@ def check_choice(option: str, value: Any, choices: Iterable[str]) -> None:
 
 
 def check_flag(option: str, value: Any, *, none: bool = False) -> None:
-    """Refuse what is neither True nor False, nor None where that is allowed.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse what is neither True nor False, nor None where that is allowed."""
     if not (isinstance(value, (bool, np.bool_)) or (none and value is None)):
         raise InvalidOption(option, value, "True, False or None" if none else "True or False")
 
@@ -133,12 +104,7 @@ def check_flag(option: str, value: Any, *, none: bool = False) -> None:
 def check_function(
     option: str, value: Any, expected: str = "a function, or None", takes: int | None = None
 ) -> None:
-    """Refuse what is neither a function, which ``takes`` so many arguments, nor None.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse what is neither a function, which ``takes`` so many arguments, nor None."""
     if value is not None and not (callable(value) and (takes is None or _takes(value, takes))):
         raise InvalidOption(option, value, expected)
 
@@ -161,12 +127,7 @@ def naming(kind: type[FunctionFailed], what: str) -> Iterator[None]:
 
     Errors of memory that ran out stay as they are, for callers that go on with less.
 
-    Parameters
-    ----------
-    kind : type
-        :class:`~ihvp.errors.FunctionFailed`, or one derived from it.
-    what : str
-        What is called or computed, for the error text.
+    ``what`` is what is called or computed.
     """
     try:
         yield
@@ -182,10 +143,6 @@ def as_array(
     option: str, value: Any, kinds: str = "fiu", expected: str = "real numbers, as an array"
 ) -> NDArray[Any]:
     """An array of one of the ``kinds`` of numpy's dtypes, of integers and floating numbers by default.
-
-    Raises
-    ------
-    InvalidOption
 
     Examples
     --------
@@ -223,22 +180,12 @@ def is_special(value: Any) -> bool:
 
 
 def check_path(option: str, value: Any) -> None:
-    """Refuse what is no path of a file or folder.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse what is no path of a file or folder."""
     if not isinstance(value, (str, os.PathLike)) or not str(value).strip():
         raise InvalidOption(option, value, "a path, as a text or a pathlib.Path")
 
 
 def check_instance(option: str, value: Any, kind: type[Any], expected: str) -> None:
-    """Refuse what is no object of a class.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse what is no object of a class."""
     if not isinstance(value, kind):
         raise InvalidOption(option, value, expected)

@@ -15,6 +15,7 @@ from ihvp.arguments import check_path
 from ihvp.digest import digest
 from ihvp.errors import DataError, InvalidOption, MissingFile, PackageNotInstalled, StoreError
 from ihvp.files import replace
+from ihvp.packages import required
 
 # The last bytes of a file are the digest of those before.
 _CHECKSUM = 16
@@ -23,14 +24,8 @@ _CHECKSUM = 16
 def save_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, str]) -> None:
     """Write arrays to a file, ``.npz`` or ``.safetensors``, which is whole or not there.
 
-    Raises
-    ------
-    InvalidOption
-        Another ending.
-    PackageNotInstalled
-        safetensors is missing.
-    StoreError
-        The file cannot be written.
+    Another ending is an InvalidOption, a missing safetensors a PackageNotInstalled, and a file that cannot be
+    written a StoreError.
     """
     check_path("path", path)
     write = _write_safetensors if _is_safetensors(path) else _write_npz
@@ -46,18 +41,9 @@ def save_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]], about: Map
 def load_arrays(path: str | Path, kind: str, writer: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Read what :func:`save_arrays` wrote.
 
-    Parameters
-    ----------
-    path : path
-    kind, writer : str
-        What the file should hold, and what writes such files, for the error text.
-
-    Raises
-    ------
-    DataError
-        The file holds something else, or not what was written.
-    MissingFile, StoreError
-        It is not there, or cannot be read.
+    ``kind`` is what the file should hold and ``writer`` what writes such files, for errors: DataError where
+    it holds something else, or not what was written; MissingFile or StoreError where it is not there, or
+    cannot be read.
     """
     check_path("path", path)
     read = _read_safetensors if _is_safetensors(path) else _read_npz
@@ -97,7 +83,7 @@ def _write_safetensors(file: BinaryIO, arrays: Mapping[str, NDArray[Any]], about
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     # Bytes come after all wider numbers.
     contiguous[_SUM] = np.zeros(_CHECKSUM, np.uint8)
-    content = memoryview(_safetensors().numpy.save(contiguous, {_ABOUT: about}))[:-_CHECKSUM]
+    content = memoryview(_safetensors("safetensors.numpy").save(contiguous, {_ABOUT: about}))[:-_CHECKSUM]
     file.writelines((content, digest(content)))
 
 
@@ -119,17 +105,10 @@ def _read_npz(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], str]:
-    with _safetensors().safe_open(path, framework="numpy") as file:
+    with _safetensors("safetensors").safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
         return {name: file.get_tensor(name) for name in file.keys() if name != _SUM}, metadata[_ABOUT]  # noqa: SIM118
 
 
-def _safetensors() -> Any:
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as error:
-        raise PackageNotInstalled(
-            "save", "safetensors", "pip install 'ihvp[influence]', or save to .npz"
-        ) from error
-    return safetensors
+def _safetensors(module: str) -> Any:
+    return required(module, "save", "pip install 'ihvp[influence]', or save to .npz")

@@ -26,6 +26,10 @@ Batch: TypeAlias = Any
 """What the data yields and the loss takes: a tuple or dict of arrays, or None."""
 Loss: TypeAlias = Callable[[Params, Batch], Any]
 """``loss(params, batch)``: one scalar, the mean (or sum) over the batch."""
+Predict: TypeAlias = Callable[[Params, Batch], Any]
+"""``predict(params, batch)``: the outputs of a model, in any structure."""
+OutputLoss: TypeAlias = Callable[[Any, Batch], Any]
+"""``loss(outputs, batch)``: one scalar, the mean (or sum) over the batch."""
 Matvec: TypeAlias = Callable[[Vector], Vector]
 """A linear map of vectors ``(P,)`` and blocks ``(P, k)``."""
 
@@ -61,19 +65,29 @@ class CurvatureBackend(Protocol):
         ihvp.errors.ParameterError
             The container is not one the backend knows, or a parameter is not of a real floating dtype.
         """
-        ...
 
     def unflatten(self, vector: Vector, like: Params) -> Params:
         """The exact inverse of ``flatten``, in the structure, shapes and dtypes of ``like``."""
-        ...
 
     def grad(self, loss: Loss, params: Params, batch: Batch) -> Vector:
-        """The gradient ``∇ loss(params, batch)``, ``(P,)``."""
-        ...
+        """The gradient ``∇ loss(params, batch)``, ``(P,)``.
+
+        Raises
+        ------
+        ihvp.errors.LossNotScalar
+            The loss is not one real number.
+        ihvp.errors.LossIndependentOfParameters
+            It does not depend on them.
+        """
 
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
-        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
-        ...
+        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``.
+
+        Raises
+        ------
+        ihvp.errors.UnsupportedOperation
+            An operation has no second derivative. And those of :meth:`grad`.
+        """
 
 
 @runtime_checkable
@@ -90,7 +104,6 @@ class SupportsLinearize(Protocol):
         batch. An operator keeps as many maps as its memory budget allows; of maps that do not tell it keeps
         one.
         """
-        ...
 
 
 @runtime_checkable
@@ -103,7 +116,6 @@ class SupportsUniformBatches(Protocol):
         A piece has rows ``i·size : (i+1)·size`` of every array, and everything else that ``batch`` has. Rows
         beyond the last whole piece are left out. The arrays hold numbers; ``v`` is ``(P,)`` or ``(P, k)``.
         """
-        ...
 
 
 @runtime_checkable
@@ -111,24 +123,21 @@ class SupportsPerExampleGrads(Protocol):
     """The gradients of single examples can be computed together."""
 
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
-        """The gradients of the batch's examples, ``(B, P)``: row i is ``grad`` of example i alone."""
-        ...
+        """The gradients of the batch's examples, ``(B, P)``: row i is ``grad`` of example i alone.
+
+        Raises
+        ------
+        ihvp.errors.DataError
+            The batch's arrays do not agree on a number of examples.
+        """
 
 
 @runtime_checkable
 class SupportsGaussNewton(Protocol):
     """Products with the generalised Gauss–Newton matrix."""
 
-    def gnvp(
-        self,
-        predict: Callable[[Params, Batch], Any],
-        loss: Callable[[Any, Batch], Any],
-        params: Params,
-        batch: Batch,
-        v: Vector,
-    ) -> Vector:
+    def gnvp(self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch, v: Vector) -> Vector:
         """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict`` by the parameters."""
-        ...
 
 
 @runtime_checkable
@@ -137,7 +146,6 @@ class SupportsReduce(Protocol):
 
     def reduce(self, vector: Vector) -> Vector:
         """The sum of ``vector`` over all processes."""
-        ...
 
 
 @runtime_checkable
@@ -146,7 +154,6 @@ class SupportsProductError(Protocol):
 
     def product_error(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> float:
         """An estimate of ``‖computed product − exact product‖`` for ``v`` of shape ``(P,)``."""
-        ...
 
 
 @runtime_checkable
@@ -155,7 +162,6 @@ class SupportsValue(Protocol):
 
     def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
         """``loss(params, batch)`` as the loss returns it; the core turns it into a float and checks it."""
-        ...
 
 
 @runtime_checkable
@@ -167,7 +173,6 @@ class SupportsExampleProducts(Protocol):
 
         ``(B,)`` for ``v`` of shape ``(P,)``, ``(B, k)`` for ``(P, k)``.
         """
-        ...
 
 
 @runtime_checkable
@@ -184,7 +189,6 @@ class SupportsInputDerivatives(Protocol):
             axis an array of its shape, with a leading axis k for ``v`` of shape ``(P, k)``; in the place of
             everything else None.
         """
-        ...
 
 
 class OpenModel(Protocol):
@@ -208,42 +212,36 @@ class OpenModel(Protocol):
 
     def outputs(self) -> Vector:
         """The F outputs, ``(F,)``."""
-        ...
 
     def pull_back(self, cotangents: Vector) -> Sequence[Vector]:
         """The derivatives of ``⟨cotangents, outputs⟩`` by what layers give, ``(V, B, S, groups, d_out)``.
 
         ``cotangents`` are ``(V, F)``. It may be called often.
         """
-        ...
 
-    def output_gradient(self, loss: Callable[[Any, Batch], Any]) -> Vector:
+    def output_gradient(self, loss: OutputLoss) -> Vector:
         """The gradient of ``loss(outputs, batch)`` by the outputs, ``(F,)``."""
-        ...
 
-    def output_hvp(self, loss: Callable[[Any, Batch], Any], v: Vector) -> Vector:
+    def output_hvp(self, loss: OutputLoss, v: Vector) -> Vector:
         """``∇²_outputs loss · v`` for ``v`` of shape ``(F, k)``."""
-        ...
 
 
 @runtime_checkable
 class SupportsLayers(Protocol):
     """A model can be opened at its linear layers, which Kronecker factors are made of."""
 
-    def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenModel:
+    def open(self, predict: Predict, params: Params, batch: Batch) -> OpenModel:
         """A forward pass of ``predict(params, batch)`` with the inputs of each layer, to be pulled back.
 
         Layers that it does not see are left out. The core compares what is seen with :meth:`cotangent_loss`,
         and treats the parameters of a layer that is incomplete as those without a layer.
         """
-        ...
 
-    def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
+    def cotangent_loss(self, predict: Predict) -> Loss:
         """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``, summed over the examples.
 
         ``cotangents`` is a list of arrays in the shapes of those that ``predict`` returns, in their order.
         """
-        ...
 
 
 @runtime_checkable
@@ -252,7 +250,6 @@ class SupportsBlocks(Protocol):
 
     def blocks(self, params: Params) -> Mapping[str, slice]:
         """The part of the flat vector that each array of the parameters is, by its name in the framework."""
-        ...
 
 
 CAPABILITIES: dict[str, type] = {

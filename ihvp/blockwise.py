@@ -10,6 +10,7 @@ from ihvp.errors import InvalidOption
 from ihvp.kronecker.blocks import DenseBlock, eigenvectors
 from ihvp.kronecker.structured import BlockStructured
 from ihvp.objective import Objective
+from ihvp.objective.entries import Entries
 from ihvp.objective.restricted import parts_of
 from ihvp.operators.base import LinearOperator, check_operator
 from ihvp.solvers import CG, solve
@@ -71,52 +72,36 @@ class BlockDiagonal(LinearOperator):
         return self.operator.product_error(v)
 
     def apply(self, v: Vector) -> Vector:
-        return self._join(v, [part.apply(part.of(v)) for part in self._parts])
+        return self._join(v, [part.apply(part.entries.of(v)) for part in self._parts])
 
     def solve_damped(self, v: Vector, damping: float) -> Vector:
         """``(A + λI)⁻¹ v`` of a flat native vector or block, block by block."""
-        return self._join(v, [part.solve_damped(part.of(v), damping) for part in self._parts])
+        return self._join(v, [part.solve_damped(part.entries.of(v), damping) for part in self._parts])
 
     def is_singular(self, damping: float) -> bool:
         """Whether a formed block of ``A + λI`` has an eigenvalue that is zero up to rounding."""
         return any(part.is_singular(damping) for part in self._parts)
 
     def _join(self, v: Vector, found: list[Vector]) -> Vector:
-        pieces = []
-        for part, vector in zip(self._parts, found, strict=True):
-            start = 0
-            for place in part.places:
-                size = place.stop - place.start
-                pieces.append((place.start, vector[start : start + size]))
-                start += size
-        return self.space.xp.concat([piece for _, piece in sorted(pieces, key=lambda pair: pair[0])], axis=0)
+        pieces = {
+            place.start: vector[here]
+            for part, vector in zip(self._parts, found, strict=True)
+            for place, here in part.entries.places
+        }
+        return self.space.xp.concat([pieces[start] for start in sorted(pieces)], axis=0)
 
 
 class _Block(LinearOperator):
     """``Eᵀ A E`` for the entries of one block."""
 
     def __init__(self, operator: LinearOperator, places: Sequence[slice]) -> None:
-        space = operator.space
-        size = sum(place.stop - place.start for place in places)
-        super().__init__(VectorSpace(size, space.dtype, space.device, space.xp))
-        self.operator, self.places = operator, places
+        space, self.entries = operator.space, Entries(places, operator.space.size)
+        super().__init__(VectorSpace(self.entries.count, space.dtype, space.device, space.xp))
+        self.operator = operator
         self._formed: DenseBlock | None = None
 
-    def of(self, v: Vector) -> Vector:
-        """The entries of the block."""
-        return self.space.xp.concat([v[place] for place in self.places], axis=0)
-
     def apply(self, v: Vector) -> Vector:
-        pieces, start, end = [], 0, 0
-        for place in self.places:
-            size = place.stop - place.start
-            pieces += [self._zeros(place.start - end, v), v[start : start + size]]
-            start, end = start + size, place.stop
-        pieces.append(self._zeros(self.operator.space.size - end, v))
-        return self.of(self.operator.apply(self.space.xp.concat(pieces, axis=0)))
-
-    def _zeros(self, size: int, like: Vector) -> Vector:
-        return self.space.xp.zeros((size, *like.shape[1:]), dtype=like.dtype, device=self.space.device)
+        return self.entries.of(self.operator.apply(self.entries.within(v)))
 
     def solve_damped(self, v: Vector, damping: float) -> Vector:
         if self.space.size > _DENSE:

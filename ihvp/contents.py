@@ -25,10 +25,7 @@ class Contents:
     objects among those by their class; models within models enter. Private attributes enter where the class
     is the caller's and no Keras model.
 
-    Parameters
-    ----------
-    known : iterable
-        Objects that are known by other means and do not enter.
+    Objects that are ``known`` by other means do not enter.
     """
 
     def __init__(self, known: Iterable[Any] = ()) -> None:

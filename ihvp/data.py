@@ -20,20 +20,12 @@ from ihvp.errors import DataError, EmptyData, IhvpError, NotReiterable, UnequalB
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Rows ``start:stop`` of a batch, which are cut out when they are asked for.
-
-    Parameters
-    ----------
-    batch : Batch
-    start, stop : int
-    rows : int
-        How many the batch has.
-    """
+    """Rows ``start:stop`` of a batch, which are cut out when they are asked for."""
 
     batch: Batch
     start: int
     stop: int
-    rows: int
+    rows: int  # how many the batch has
 
     @property
     def count(self) -> int:
@@ -53,23 +45,7 @@ class Piece:
 class Batches:
     """Batches with their numbers of examples, the same ones at every iteration.
 
-    Parameters
-    ----------
-    data : tuple, dict, array, None, or a re-iterable of batches
-        A tuple, a mapping or a single array is one batch, whose arrays share their leading dimension; None is
-        the one batch of a loss that needs no data. Anything else is iterated: a list, a ``DataLoader``, a
-        ``tf.data.Dataset``.
-    batch_size : int, optional
-        Cuts every batch into pieces of at most this many examples.
-
-    Raises
-    ------
-    NotReiterable
-        ``data`` is an iterator.
-    InvalidOption
-        ``batch_size`` is not a positive integer.
-    DataError
-        ``data`` is not iterable.
+    An iterator is refused with NotReiterable, what cannot be iterated with DataError.
 
     Examples
     --------
@@ -79,8 +55,11 @@ class Batches:
     [2, 2, 1]
     """
 
+    # A tuple, a mapping or a single array is one batch, whose arrays share their leading dimension; None is
+    # the one batch of a loss that needs no data. Anything else is iterated: a list, a DataLoader, a
+    # tf.data.Dataset.
     data: Any
-    batch_size: int | None = None
+    batch_size: int | None = None  # cuts every batch into pieces of at most this many examples
 
     def __post_init__(self) -> None:
         check_integer("batch_size", self.batch_size, 1, expected="a positive integer, or None", none=True)
@@ -104,7 +83,7 @@ class Batches:
     @property
     def in_memory(self) -> bool:
         """Whether the data is one batch of arrays."""
-        return self.data is None or isinstance(self.data, (tuple, Mapping)) or _is_array(self.data)
+        return self.data is None or isinstance(self.data, (tuple, Mapping)) or is_array(self.data)
 
     @property
     def lasting(self) -> bool:
@@ -112,25 +91,15 @@ class Batches:
         return self.in_memory or isinstance(self.data, list)
 
     def __iter__(self) -> Iterator[tuple[Batch, int]]:
-        """Yields ``(batch, number of examples)``.
-
-        Raises
-        ------
-        EmptyData, UnequalBatches
-            As :meth:`pieces`.
-        """
+        """Yields ``(batch, number of examples)``."""
         for piece in self.pieces():
             yield piece.take(), piece.count
 
     def pieces(self) -> Iterator[Piece]:
         """Yields the same batches, not yet cut out of the data.
 
-        Raises
-        ------
-        EmptyData
-            There is no batch, or one without examples.
-        UnequalBatches
-            A batch has another structure than the first, or arrays of different lengths.
+        EmptyData where there is no batch, or one without examples; UnequalBatches where one has another
+        structure than the first, or arrays of different lengths.
         """
         first: str | None = None
         for index, batch in enumerate(self._read()):
@@ -168,13 +137,6 @@ class Batches:
 class Examples:
     """All the examples of some batches in memory, to be drawn by their row numbers.
 
-    Parameters
-    ----------
-    batch : Batch
-        Every example, in arrays that take an array of row numbers.
-    count : int
-        N, the number of examples.
-
     Examples
     --------
     >>> import numpy as np
@@ -183,17 +145,15 @@ class Examples:
     array([2., 0., 2.])
     """
 
-    batch: Batch
-    count: int
+    batch: Batch  # every example, in arrays that take an array of row numbers
+    count: int  # N, the number of examples
 
     @classmethod
     def of(cls, batches: Batches) -> Examples:
         """The examples of ``batches``, read once: arrays that are in memory already are not copied.
 
-        Raises
-        ------
-        DataError
-            Two batches cannot be joined: their examples differ in shape, or entries that are no arrays do.
+        A DataError says that batches cannot be joined: their examples differ in shape, or an entry differs
+        that is no array.
         """
         parts = [batches.data] if batches.in_memory else [batch for batch, _ in batches]
         count = sum(count_examples(part, index) for index, part in enumerate(parts))
@@ -233,7 +193,7 @@ def as_data(batch: Batch) -> Any:
 
 def take_examples(batch: Batch, start: int, stop: int) -> Batch:
     """Rows ``start:stop`` of every array in ``batch``, in the same structure."""
-    return map_leaves(lambda leaf: leaf[start:stop] if _is_array(leaf) else leaf, batch)
+    return map_leaves(lambda leaf: leaf[start:stop] if is_array(leaf) else leaf, batch)
 
 
 def describe_structure(batch: Batch) -> str:
@@ -248,7 +208,7 @@ def describe_structure(batch: Batch) -> str:
         return "{" + items + "}"
     if isinstance(batch, (list, tuple)):
         return "[" + ", ".join(describe_structure(value) for value in batch) + "]"
-    if _is_array(batch):
+    if is_array(batch):
         return f"{len(batch.shape)}-d array"
     return describe(batch)
 
@@ -261,7 +221,7 @@ def arrays_of(batch: Batch, path: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(batch, (list, tuple)):
         for index, value in enumerate(batch):
             yield from arrays_of(value, f"{path}[{index}]")
-    elif _is_array(batch):
+    elif is_array(batch):
         yield path, batch
 
 
@@ -290,7 +250,7 @@ def map_leaves(function: Callable[..., Any], batch: Batch, *others: Batch) -> Ba
 
 def _joined(first: Any, *others: Any) -> Any:
     """The rows of all arrays in one; what is no array must be the same in all batches."""
-    if not _is_array(first):
+    if not is_array(first):
         if any(other is not first and other != first for other in others):
             raise DataError(
                 f"Batches hold different values of an entry that is {describe(first)}; expected arrays, one "
@@ -312,11 +272,12 @@ def _joined(first: Any, *others: Any) -> Any:
 
 
 def _rows(leaf: Any, numbers: NDArray[np.intp]) -> Any:
-    if not _is_array(leaf):
+    if not is_array(leaf):
         return leaf
     return leaf[numbers] if isinstance(leaf, np.ndarray) else algebra.take(leaf, numbers, axis=0)
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Whether this is an array with a leading dimension."""
     shape = getattr(value, "shape", None)
     return shape is not None and not callable(shape) and len(shape) > 0

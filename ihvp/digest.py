@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp import algebra
+from ihvp.algebra import as_numpy
+
+__all__ = ["array_bytes", "as_numpy", "digest", "plain_array"]
 
 
 def digest(*parts: Any) -> bytes:
@@ -30,17 +31,6 @@ def plain_array(array: Any) -> NDArray[Any] | None:
     except Exception:  # a random key, a symbolic tensor, one without storage: each in its own way
         return None
     return None if plain.dtype.hasobject and not isinstance(array, np.ndarray) else plain
-
-
-def as_numpy(array: Any) -> NDArray[Any]:
-    """An array of any framework; half precision in float32."""
-    if not array_api_compat.is_array_api_obj(array):
-        # TensorFlow's tensors are no Array API objects, and numpy reads them.
-        return np.asarray(array)
-    xp = array_api_compat.array_namespace(array)
-    # numpy does not know bfloat16, and float32 holds all of its numbers.
-    values = algebra.wide(array) if xp.isdtype(array.dtype, "real floating") else array
-    return algebra.to_numpy(values.detach() if hasattr(values, "detach") else values)
 
 
 def array_bytes(array: NDArray[Any]) -> Any:

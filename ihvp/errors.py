@@ -477,12 +477,7 @@ class Unaffordable(NotConverged):
     """
 
     def __init__(
-        self,
-        message: str,
-        solution: Solution,
-        products: float,
-        seconds: float,
-        suggested_damping: float,
+        self, message: str, solution: Solution, products: float, seconds: float, suggested_damping: float
     ) -> None:
         self.products, self.seconds, self.suggested_damping = products, seconds, suggested_damping
         super().__init__(message, solution)

@@ -7,10 +7,11 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from ihvp.algebra import as_numpy
 from ihvp.backend import Batch, Params
 from ihvp.contents import Contents, is_installed
 from ihvp.data import Batches, describe_structure
-from ihvp.digest import array_bytes, as_numpy, digest
+from ihvp.digest import array_bytes, digest
 from ihvp.objective import Objective
 from ihvp.operators import LinearOperator
 

@@ -16,35 +16,19 @@ class Layer:
     The weight is a contiguous part of the flat vector: an array of ``shape``, which in the order ``axes`` of
     its axes is ``(groups, d_out, d_in)``. A convolution is such a map of the patches of its input; one in
     groups is as many maps side by side. An embedding maps the unit vectors that its indices stand for.
-
-    Attributes
-    ----------
-    name : str
-        The layer's, in the framework's own naming.
-    start : int
-        Where in the flat vector the weight begins.
-    shape : tuple of int
-        The weight's, as it lies in the flat vector.
-    axes : tuple of int
-        The permutation of the axes after which it reads ``(groups · d_out, d_in)``.
-    d_in, d_out : int
-        Of one group.
-    groups : int
-    bias : int, optional
-        Where in the flat vector the ``groups · d_out`` numbers of b begin; None without them.
-    one_hot : bool
-        Whether inputs are the indices of unit vectors.
     """
 
-    name: str
-    start: int
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
+    name: str  # the layer's, in the framework's own naming
+    start: int  # where in the flat vector the weight begins
+    shape: tuple[int, ...]  # the weight's, as it lies in the flat vector
+    axes: tuple[int, ...]  # the permutation of the axes after which it reads (groups · d_out, d_in)
+    # d_in, d_out: of one group
     d_in: int
     d_out: int
     groups: int = 1
+    # Where in the flat vector the groups · d_out numbers of b begin; None without them.
     bias: int | None = None
-    one_hot: bool = False
+    one_hot: bool = False  # whether inputs are the indices of unit vectors
 
     @property
     def stop(self) -> int:

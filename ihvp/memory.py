@@ -41,18 +41,8 @@ def require_memory(space: VectorSpace | None, numbers: int, bytes_each: int, wha
     Where the device tells what is free, nothing is allocated. Another one is asked for the memory, which it
     gives or refuses at once.
 
-    Parameters
-    ----------
-    space : VectorSpace or None
-        Whose device is meant; None for the host.
-    numbers, bytes_each : int
-        The size.
-    what, advice : str
-        For the error's text.
-
-    Raises
-    ------
-    TooLarge
+    The device is that of ``space``, or the host for None. ``what`` and ``advice`` make the text of
+    :class:`~ihvp.errors.TooLarge`.
     """
     needed = numbers * bytes_each
     available = free_memory(space)

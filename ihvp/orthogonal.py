@@ -21,21 +21,13 @@ _PASSES = 8
 
 @dataclass(frozen=True)
 class Basis:
-    """An orthonormal basis of what a block spans: ``block = vectors @ coefficients`` to rounding.
+    """An orthonormal basis of what a block spans: ``block = vectors @ coefficients`` to rounding."""
 
-    Attributes
-    ----------
-    vectors : Vector
-        ``(P, m)``, where m is the numerical rank.
-    coefficients : ndarray (m, k)
-        Of the block's columns in the basis; combinations that vanish are the dependent ones.
-    gram : ndarray (m, m)
-        ``vectorsᵀ vectors``, the identity to what was asked for; exactly the identity where a bound on the
-        rounding is below the root of the machine epsilon.
-    """
-
-    vectors: Vector
+    vectors: Vector  # (P, m), where m is the numerical rank
+    # (m, k), of the block's columns in the basis; combinations that vanish are the dependent ones
     coefficients: NDArray[np.float64]
+    # (m, m), vectorsᵀ vectors, the identity to what was asked for; exactly the identity where a bound on the
+    # rounding is below the root of the machine epsilon
     gram: NDArray[np.float64]
 
 

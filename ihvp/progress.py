@@ -37,22 +37,12 @@ class Step:
 class Monitor:
     """Feeds a progress bar and a callback; a context manager that closes the bar.
 
-    Parameters
-    ----------
-    description : str
-        The bar's label.
-    callback : callable, optional
-        Called with each :class:`Step`.
-    progress : bool, optional
-        True shows the bar, False does not; None shows it after a second in a terminal, and elsewhere writes a
-        line every minute.
+    The callback is called with each :class:`Step`. ``progress`` True shows the bar, False does not; None
+    shows it after a second in a terminal, and elsewhere writes a line every minute.
     """
 
     def __init__(
-        self,
-        description: str,
-        callback: Callable[[Step], object] | None = None,
-        progress: bool | None = None,
+        self, description: str, callback: Callable[[Step], object] | None = None, progress: bool | None = None
     ) -> None:
         check_flag("progress", progress, none=True)
         self._callback, self._bar = callback, None
@@ -63,10 +53,7 @@ class Monitor:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -82,17 +69,7 @@ class Monitor:
 
 @contextmanager
 def track(description: str, total: int, progress: bool | None) -> Iterator[Callable[[int], object]]:
-    """A progress bar over a known amount of work, with the time left; yields what advances it.
-
-    Parameters
-    ----------
-    description : str
-        The bar's label.
-    total : int
-        The amount of work.
-    progress : bool, optional
-        As for :class:`Monitor`.
-    """
+    """A progress bar over a known amount of work, with the time left; yields what advances it."""
     check_flag("progress", progress, none=True)
     bar = None if progress is False else _bar(description, progress, total=total, unit_scale=True)
     try:

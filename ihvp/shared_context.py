@@ -1,4 +1,4 @@
-"""Contexts that change what all threads of a process see."""
+"""Contexts that change what all threads of a process see, and functions that are others for some of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ class SharedContext:
 
     Each on its own would restore, on leaving, what another had set.
 
-    Parameters
-    ----------
-    make : callable
-        ``make()``: the context; one that restores what it found when it was entered.
+    ``make()`` gives one that restores what it found when it was entered.
 
     Examples
     --------
@@ -48,3 +45,53 @@ class SharedContext:
                 self._users -= 1
                 if not self._users:
                     self._stack.close()
+
+
+class Substitution:
+    """Call it for a context in which functions are replaced, for the threads that ask for it and no other.
+
+    A replacement is called by every thread while some thread is in the context: it asks :attr:`here`, and
+    leaves the work to :attr:`originals` where that is false.
+
+    Each place is ``(holder, key, function)``: the holder is a dict with the entry ``key``, or has it as an
+    attribute.
+    """
+
+    def __init__(self, *places: tuple[Any, str, Any]) -> None:
+        self._places, self._threads = places, threading.local()
+        self._replaced = SharedContext(self._replacing)
+        self.originals: list[Any] = []
+
+    @property
+    def here(self) -> bool:
+        """Whether this thread is in the context."""
+        return getattr(self._threads, "here", False)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        before = self.here
+        with self._replaced():
+            self._threads.here = True
+            try:
+                yield
+            finally:
+                self._threads.here = before
+
+    @contextmanager
+    def _replacing(self) -> Iterator[None]:
+        self.originals = [_exchange(*place) for place in self._places]
+        try:
+            yield
+        finally:
+            for (holder, key, _), original in zip(self._places, self.originals, strict=True):
+                _exchange(holder, key, original)
+
+
+def _exchange(holder: Any, key: str, function: Any) -> Any:
+    before: Any
+    if isinstance(holder, dict):
+        before, holder[key] = holder[key], function
+    else:
+        before = getattr(holder, key)
+        setattr(holder, key, function)
+    return before

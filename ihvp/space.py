@@ -148,12 +148,15 @@ class VectorSpace:
         if v.shape != (self.size,) and v.shape == getattr(self.params, "shape", None):
             assert self.backend is not None  # params come with the backend that reads them
             return self._enter_structure(self.backend, v)
+        return self._checked(v), _same
+
+    def _checked(self, v: Vector) -> Vector:
         self._check_shape(v.shape)
         if v.dtype != self.dtype:
             raise WrongDtype(v.dtype, self.dtype)
         if array_api_compat.device(v) != self.device:
             raise WrongDevice(array_api_compat.device(v), self.device)
-        return v, _same
+        return v
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         if len(shape) not in (1, 2) or shape[0] != self.size or 0 in shape[1:]:
@@ -171,13 +174,7 @@ class VectorSpace:
                 f"v is {describe(v)}; expected a flat array or the structure of the parameters. {error}"
                 f"{instead(v)}"
             ) from error
-        if flat.shape != (self.size,):
-            raise WrongShape(flat.shape, self.size)
-        if flat.dtype != self.dtype:
-            raise WrongDtype(flat.dtype, self.dtype)
-        if array_api_compat.device(flat) != self.device:
-            raise WrongDevice(array_api_compat.device(flat), self.device)
-        return flat, lambda x: backend.unflatten(x, aligned)
+        return self._checked(flat), lambda x: backend.unflatten(x, aligned)
 
 
 def _unpickled(backend: CurvatureBackend, params: Params) -> VectorSpace:

@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp import algebra
+from ihvp.algebra import as_numpy
 from ihvp.backend import Batch, Vector
 from ihvp.errors import WeightError, describe
 
@@ -22,11 +22,6 @@ Weights = Callable[[Batch], Any]
 class Weighting:
     """The weights of examples; each weighs 1 where there is no function.
 
-    Parameters
-    ----------
-    function : callable, optional
-        ``weights(batch) -> (B,)``, in any array type.
-
     Examples
     --------
     >>> import numpy as np
@@ -36,15 +31,13 @@ class Weighting:
     (array([2., 0.]), 2.0)
     """
 
-    function: Weights | None = None
+    function: Weights | None = None  # weights(batch) -> (B,), in any array type
 
     def of(self, batch: Batch, count: int) -> NDArray[np.float64]:
         """The weights of the examples of a batch, ``(count,)``.
 
-        Raises
-        ------
-        WeightError
-            The function failed, or returned something else than one finite number ≥ 0 for each example.
+        A WeightError says that the function failed, or returned something else than one finite number ≥ 0 for
+        each example.
         """
         if self.function is None:
             return np.ones(count)
@@ -72,15 +65,7 @@ class Weighting:
 def _numbers(found: Any) -> NDArray[np.float64] | None:
     """The real numbers in an array of any framework, or a list; None where it is something else."""
     try:
-        # Frameworks' tensors may belong to a device or require a gradient.
-        array = found.detach() if hasattr(found, "detach") else found
-        if array_api_compat.is_array_api_obj(array):
-            xp = array_api_compat.array_namespace(array)
-            # numpy has no bfloat16.
-            array = algebra.to_numpy(
-                algebra.wide(array) if xp.isdtype(array.dtype, "real floating") else array
-            )
-        plain = np.asarray(array)
+        plain = as_numpy(found)
         return None if found is None or plain.dtype.kind in "cSUMm" else plain.astype(np.float64)
     except Exception:  # whatever it is, it is no numbers
         return None

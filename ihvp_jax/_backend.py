@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from ihvp.backend import Batch, Loss, Matvec, OpenModel, Params, Vector
+from ihvp.backend import Batch, Loss, Matvec, OpenModel, OutputLoss, Params, Predict, Vector
 from ihvp_jax import _derivatives, _examples, _loop
 from ihvp_jax._layers import CotangentLoss, Opened
 from ihvp_jax._parameters import blocks, device_of, require_floating
@@ -69,13 +69,7 @@ class JaxBackend:
         return _refusing(params, _derivatives.grad, Static(loss), params, hold_constants(batch))
 
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
-        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``.
-
-        Raises
-        ------
-        ihvp.errors.UnsupportedOperation
-            An operation has no second derivative, neither forward- nor reverse-over-reverse.
-        """
+        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
         return _refusing(params, _derivatives.hvp, Static(loss), params, hold_constants(batch), v)
 
     def hvp_sum(self, loss: Loss, params: Params, batch: Batch, v: Vector, size: int) -> Vector:
@@ -93,13 +87,7 @@ class JaxBackend:
         return _Linearized(Static(loss), params, hold_constants(batch))
 
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
-        """The gradients of the batch's examples, ``(B, P)``; an example keeps a leading dimension of 1.
-
-        Raises
-        ------
-        ihvp.errors.UnequalBatches
-            The arrays of the batch differ in their first dimension.
-        """
+        """The gradients of the batch's examples, ``(B, P)``; an example keeps a leading dimension of 1."""
         return _refusing(params, _derivatives.per_example_grads, Static(loss), params, hold_constants(batch))
 
     def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
@@ -119,20 +107,13 @@ class JaxBackend:
         arrays = _refusing(params, _examples.input_derivatives, Static(loss), params, held, v)
         return _examples.in_place_of_inputs(arrays, held)
 
-    def gnvp(
-        self,
-        predict: Callable[[Params, Batch], Any],
-        loss: Callable[[Any, Batch], Any],
-        params: Params,
-        batch: Batch,
-        v: Vector,
-    ) -> Vector:
+    def gnvp(self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch, v: Vector) -> Vector:
         """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict``; outputs may be any pytree."""
         return _refusing(
             params, _derivatives.gnvp, Static(predict), Static(loss), params, hold_constants(batch), v
         )
 
-    def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenModel:
+    def open(self, predict: Predict, params: Params, batch: Batch) -> OpenModel:
         """A forward pass of ``predict(params, batch)`` with the inputs of each layer, to be pulled back.
 
         Layers are found in the model's trace, whatever library it is written with: products of an input with
@@ -150,7 +131,7 @@ class JaxBackend:
         """
         return _refusing(params, Opened, Static(predict), params, hold_constants(batch))
 
-    def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
+    def cotangent_loss(self, predict: Predict) -> Loss:
         """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``; equal for equal models."""
         return CotangentLoss(Static(predict))
 

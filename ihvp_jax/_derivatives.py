@@ -158,10 +158,7 @@ def _in_turn(*arguments: Any) -> Any:
 def _on_columns(linear: Callable[[Params], Params], params: Params, v: Vector) -> Vector:
     """``linear`` on a vector, or on each column of a block.
 
-    Parameters
-    ----------
-    linear : callable
-        A pytree of the arrays that it computes with, where ``v`` is a block.
+    ``linear`` is a pytree of the arrays that it computes with, where ``v`` is a block.
     """
     if v.ndim == 1:
         return ravel(linear(unravel(v, params)))
@@ -189,12 +186,7 @@ def _columns_at_once(linear: Callable[[Params], Params], columns: int) -> int:
 
 
 def real_scalar(value: Any) -> jax.Array:
-    """``value``, if it is one real number.
-
-    Raises
-    ------
-    ihvp.errors.LossNotScalar
-    """
+    """``value``, if it is one real number."""
     if not is_floating(value) or jnp.shape(value) != ():
         raise LossNotScalar(found(value))
     return jnp.asarray(value)

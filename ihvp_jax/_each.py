@@ -15,13 +15,7 @@ from ihvp.errors import UnequalBatches
 def each(function: Callable[[Any], Any], rows: Any, at_once: int | None = None) -> Any:
     """The function of every row of a pytree, stacked.
 
-    Parameters
-    ----------
-    function : callable
-    rows : pytree
-        An array without dimensions belongs to every row.
-    at_once : int, optional
-        How many rows are computed together, by default all.
+    An array without dimensions belongs to every row. ``at_once`` rows are computed together, by default all.
     """
     leaves, structure = jax.tree.flatten(rows)
     places = [place for place, leaf in enumerate(leaves) if leaf.ndim]
@@ -42,13 +36,7 @@ def each(function: Callable[[Any], Any], rows: Any, at_once: int | None = None) 
 
 
 def count_examples(batch: Batch) -> int:
-    """The first dimension that the arrays of a batch share; 1 if none has any.
-
-    Raises
-    ------
-    ihvp.errors.UnequalBatches
-        They differ in it.
-    """
+    """The first dimension that the arrays of a batch share; 1 if none has any."""
     lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim}
     if len(lengths) > 1:
         raise UnequalBatches(

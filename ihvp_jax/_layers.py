@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ihvp.backend import Batch, Params, Vector
+from ihvp.backend import Batch, OutputLoss, Params, Vector
 from ihvp.errors import LossError
 from ihvp_jax import _derivatives
 from ihvp_jax._derivatives import compiled
@@ -40,11 +40,11 @@ class Opened:
         """For ``(V, F)`` the derivatives by what each layer gives, ``(V, B, S, groups, d_out)``."""
         return _pulled_back(self._pull, cotangents)
 
-    def output_gradient(self, loss: Callable[[Any, Batch], Any]) -> Vector:
+    def output_gradient(self, loss: OutputLoss) -> Vector:
         """The gradient of ``loss(outputs, batch)`` by the outputs, ``(F,)``."""
         return _derivatives.grad(Static(loss), self._outputs, self._batch)
 
-    def output_hvp(self, loss: Callable[[Any, Batch], Any], v: Vector) -> Vector:
+    def output_hvp(self, loss: OutputLoss, v: Vector) -> Vector:
         """``∇²_outputs loss · v`` for ``v`` of shape ``(F, k)``."""
         return _derivatives.hvp(Static(loss), self._outputs, self._batch, v)
 

@@ -18,34 +18,19 @@ from ihvp_jax._view import View
 
 @dataclass(frozen=True)
 class Linear:
-    """One operation ``y = W x``.
-
-    Attributes
-    ----------
-    weight : View
-    stored : tuple of tuple
-        The shape in which the weight is stored, and the permutation to ``(groups · d_out, d_in)``.
-    groups, d_out, d_in : int
-    operand : int
-        Which operand x is.
-    read : callable
-        Turns x into ``(S, groups, d_in)``, or into indices ``(S,)`` of unit vectors.
-    order : tuple of int
-        The permutation of the axes of y after which it reads ``(S, groups, d_out)``.
-    shape : tuple of int
-        That of y.
-    one_hot : bool
-    """
+    """One operation ``y = W x``."""
 
     weight: View
+    # The shape in which the weight is stored, and the permutation to (groups · d_out, d_in).
     stored: tuple[tuple[int, ...], tuple[int, ...]]
     groups: int
     d_out: int
     d_in: int
-    operand: int
+    operand: int  # which operand x is
+    # Turns x into (S, groups, d_in), or into indices (S,) of unit vectors.
     read: Callable[[jax.Array], jax.Array]
-    order: tuple[int, ...]
-    shape: tuple[int, ...]
+    order: tuple[int, ...]  # the permutation of the axes of y after which it reads (S, groups, d_out)
+    shape: tuple[int, ...]  # that of y
     one_hot: bool = False
 
     @property

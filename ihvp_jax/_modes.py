@@ -33,11 +33,6 @@ def first_usable(argument: Any, *candidates: Callable[[], Linear]) -> Linear:
     """The first of the candidates, made forward mode first, that JAX can trace and compile.
 
     Decided while tracing: a compiled product holds the mode that worked.
-
-    Raises
-    ------
-    ihvp.errors.UnsupportedOperation
-        None of them; the last one's error is chained.
     """
     for make in candidates:
         try:

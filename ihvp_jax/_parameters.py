@@ -18,13 +18,7 @@ from ihvp.errors import ParameterError, WrongShape, describe
 
 
 def require_floating(tree: Params, role: str = "parameter") -> None:
-    """Refuse a tree without leaves, and any leaf that is not a real floating array.
-
-    Raises
-    ------
-    ihvp.errors.ParameterError
-        With the path of every leaf that is refused.
-    """
+    """Refuse a tree without leaves, and any leaf that is not a real floating array."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
         raise ParameterError(
@@ -61,10 +55,7 @@ def found(value: object) -> str:
 def ravel(tree: Params, *, leading: int = 0, trailing: int = 0) -> jax.Array:
     """The leaves in the order of ``jax.tree.leaves``, promoted to one dtype, as one vector ``(P,)``.
 
-    Parameters
-    ----------
-    leading, trailing : int
-        The numbers of first and of last dimensions that all leaves share, and that the result keeps.
+    All leaves share ``leading`` first and ``trailing`` last dimensions, which the result keeps.
     """
     require_floating(tree)
     leaves = jax.tree.leaves(tree)
@@ -142,13 +133,7 @@ def _key(key: Any) -> str:
 
 
 def device_of(params: Params = None) -> str:
-    """The device of the parameters, JAX's default where they say nothing, as ``"cpu"`` or ``"cuda:0"``.
-
-    Raises
-    ------
-    ihvp.errors.ParameterError
-        The parameters are spread over several devices.
-    """
+    """The device of the parameters, JAX's default where they say nothing, as ``"cpu"`` or ``"cuda:0"``."""
     arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
     devices = set().union(*(array.devices() for array in arrays or [jnp.zeros(())]))
     if len(devices) > 1:

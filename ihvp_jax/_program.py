@@ -22,13 +22,8 @@ _CALLS = ("jit", "pjit", "checkpoint", "remat", "remat2")
 class Uses:
     """How a program uses parameters.
 
-    Attributes
-    ----------
-    layers : dict of Path to Linear
-    biases : dict of Path to View
-        What is added to all that a layer gives, and to nothing else.
-    others : list of View
-        Parts of the vector of parameters that are used in other ways too.
+    By their paths, ``layers`` are linear maps, and ``biases`` are what is added to all that a layer gives,
+    and to nothing else. ``others`` are parts of the vector of parameters that are used in other ways too.
     """
 
     def __init__(self, program: Any, views: list[View | None]) -> None:

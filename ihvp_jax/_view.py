@@ -14,23 +14,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class View:
-    """Numbers of a vector, in the shape of a variable.
+    """Numbers of a vector, in the shape of a variable."""
 
-    Attributes
-    ----------
-    array : ndarray
-        A view of ``vector``: where it begins and its strides tell which numbers these are.
-    vector : ndarray
-        As many bytes as the vector has numbers. They are neither read nor written, so they cost no memory.
-    loops : tuple of (int, int)
-        For each loop around the variable its iterations, and how many numbers further it begins in the next.
-    layer : tuple of int
-        Where in the program the layer is that gives the vector; empty for the vector of parameters.
-    """
-
-    array: NDArray[np.int8]
+    array: NDArray[np.int8]  # a view of vector: where it begins and its strides tell which numbers these are
+    # As many bytes as the vector has numbers. They are neither read nor written, so they cost no memory.
     vector: NDArray[np.int8]
+    # For each loop around the variable its iterations, and how many numbers further it begins in the next.
     loops: tuple[tuple[int, int], ...] = ()
+    # Where in the program the layer is that gives the vector; empty for the vector of parameters.
     layer: tuple[int, ...] = ()
 
     @property

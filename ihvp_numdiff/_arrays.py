@@ -10,13 +10,7 @@ from ihvp_numdiff._structure import leaves, rebuild
 
 
 def floating_arrays(params: Params) -> list[np.ndarray]:
-    """The arrays of nested dicts, lists and tuples, in order.
-
-    Raises
-    ------
-    ParameterError
-        There is none, or one is not a numpy array of a real floating dtype.
-    """
+    """The arrays of nested dicts, lists and tuples, in order."""
     found = list(leaves(params))
     for path, leaf in found:
         if not isinstance(leaf, np.ndarray) or not np.issubdtype(leaf.dtype, np.floating):

@@ -20,23 +20,14 @@ from ihvp_numdiff._structure import align, rebuild
 def flatten_gradient(gradient: Any, params: Params) -> np.ndarray:
     """A gradient by numpy parameters, in their structure or flat, as a new ``(P,)`` in their dtype.
 
-    Raises
-    ------
-    GradientMismatch
-        Another structure, another shape, or not real numbers.
+    Another structure or shape, or what is no real numbers, is a GradientMismatch.
     """
     dtype = np.result_type(*floating_arrays(params))
     return np.concatenate(_pieces(gradient, params), dtype=dtype)
 
 
 def subtract_gradient(total: np.ndarray, gradient: Any, params: Params) -> None:
-    """Subtract a gradient by numpy parameters from ``total``, ``(P,)``, in place and without a copy.
-
-    Raises
-    ------
-    GradientMismatch
-        Another structure, another shape, or not real numbers.
-    """
+    """Subtract a gradient by numpy parameters from ``total``, ``(P,)``, in place and without a copy."""
     start = 0
     for piece in _pieces(gradient, params):
         # Rounded to the dtype first, as the gradient in `total` was: equal gradients leave exact zeros.
@@ -49,11 +40,6 @@ def flatten_gradient_by(inner: CurvatureBackend, gradient: Any, params: Params) 
 
     Accepted are a flat array, the structure of the parameters, and for containers that are not a dict,
     list or tuple (a module) the plain list of its gradients in order.
-
-    Raises
-    ------
-    GradientMismatch
-        Another structure, another shape, or another number of elements.
     """
     x = inner.flatten(params)
     xp: Any = array_namespace(x)

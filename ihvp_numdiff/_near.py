@@ -24,38 +24,24 @@ TakeGradient = Callable[[Params, Callable[[Any], T]], T]
 
 
 class Near(Protocol):
-    """The surroundings of the parameters x.
+    """The surroundings of the parameters x."""
 
-    Attributes
-    ----------
-    size : int
-        P.
-    dtype
-        That of x as one vector.
-    epsilon : float
-        The relative precision of x.
-    """
-
-    size: int
-    dtype: Any
-    epsilon: float
+    size: int  # P
+    dtype: Any  # that of x as one vector
+    epsilon: float  # the relative precision of x
 
     @property
     def arrays(self) -> list[Vector]:
         """The parts of x, in order."""
-        ...
 
     def norm(self) -> float:
         """``‖x‖₂``."""
-        ...
 
     def rounding(self) -> float:
         """``ε ‖g(x)‖₂``, what the last rounding of a gradient costs."""
-        ...
 
     def difference(self, v: Vector, scale: float, step: float) -> Vector:
         """``g(x + d) − g(x − d)`` for ``d = step (v / scale)``, a new vector ``(P,)``."""
-        ...
 
 
 class NearArrays:

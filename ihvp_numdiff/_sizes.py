@@ -44,20 +44,11 @@ def alike(arrays: list[Vector]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """v along parameters of like size, and zero along the others.
+    """v along parameters of like size, and zero along the others."""
 
-    Attributes
-    ----------
-    v : array, shape (P,)
-    scale : float
-        The power of two just below the largest entry of v.
-    size : float
-        The root mean square of the parameters, weighted by ``v²``; zero if they are zero.
-    """
-
-    v: Vector
-    scale: float
-    size: float
+    v: Vector  # (P,)
+    scale: float  # the power of two just below the largest entry of v
+    size: float  # the root mean square of the parameters, weighted by v²; zero if they are zero
 
 
 def parts(arrays: list[Vector], v: Vector) -> Iterator[Part]:

@@ -39,11 +39,6 @@ def align(gradient: Any, params: Any, path: str = "gradient") -> Iterator[tuple[
     """Pairs the leaves of a gradient with those of the parameters: ``(path, gradient leaf, parameter)``.
 
     Keys decide in a dict, whatever their order; lists and tuples stand for one another.
-
-    Raises
-    ------
-    GradientMismatch
-        The two structures differ.
     """
     if isinstance(params, Mapping):
         if not isinstance(gradient, Mapping) or gradient.keys() != params.keys():

@@ -70,18 +70,10 @@ class InPlaceWeights:
 
 @dataclass(frozen=True, eq=False)
 class ShiftedWeights:
-    """Values for weights that are set in place, held until a gradient is taken at them.
+    """Values for weights that are set in place, held until a gradient is taken at them."""
 
-    Parameters
-    ----------
-    weights : InPlaceWeights
-        The live weights.
-    shifted : nested arrays
-        The values, in the structure that ``weights.read`` returns.
-    """
-
-    weights: InPlaceWeights
-    shifted: Any
+    weights: InPlaceWeights  # the live weights
+    shifted: Any  # the values, in the structure that weights.read returns
 
     def values(self) -> Any:
         """The values."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ihvp.backend import Batch, Loss, Params, Vector
+from ihvp.backend import Batch, Loss, OutputLoss, Params, Predict, Vector
 from ihvp.errors import WrongShape
 from ihvp_tf import _derivatives, _loop, _parameters
 from ihvp_tf._graph import Graph
@@ -84,48 +84,23 @@ class TensorFlowBackend:
         return _parameters.unflatten(vector, like)
 
     def grad(self, loss: Loss, params: Params, batch: Batch) -> Vector:
-        """The gradient ``∇ loss(params, batch)``, ``(P,)``.
-
-        Raises
-        ------
-        ihvp.errors.LossError
-            The loss is no real scalar, does not depend on the parameters, or cannot be compiled.
-        """
+        """The gradient ``∇ loss(params, batch)``, ``(P,)``."""
         return self._run(_derivatives.gradient, (loss,), params, batch)
 
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
-        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``.
-
-        Raises
-        ------
-        ihvp.errors.UnsupportedOperation
-            An operation has no second derivative.
-        """
+        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
         return self._run(_derivatives.hessian_product, (loss,), params, batch, v)
 
     def hvp_sum(self, loss: Loss, params: Params, batch: Batch, v: Vector, size: int) -> Vector:
         """The sum of the products of all whole pieces of ``size`` rows of ``batch``, in one loop."""
         return self._run(_loop.hessian_sum(size), (loss,), params, batch, v)
 
-    def gnvp(
-        self,
-        predict: Callable[[Params, Batch], Any],
-        loss: Callable[[Any, Batch], Any],
-        params: Params,
-        batch: Batch,
-        v: Vector,
-    ) -> Vector:
+    def gnvp(self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch, v: Vector) -> Vector:
         """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict``; outputs may be nested."""
         return self._run(_derivatives.gauss_newton_product, (predict, loss), params, batch, v)
 
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
-        """The gradients of the batch's examples, ``(B, P)``; an example keeps a leading dimension of 1.
-
-        Raises
-        ------
-        ihvp.errors.DataError
-            The batch has no array to split, or its arrays differ in their first dimension.
-        """
+        """The gradients of the batch's examples, ``(B, P)``; an example keeps a leading dimension of 1."""
         return self._run(_derivatives.per_example_gradients, (loss,), params, batch)
 
     def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
@@ -133,13 +108,7 @@ class TensorFlowBackend:
         return self._run(_derivatives.value, (loss,), params, batch)
 
     def example_products(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
-        """``∇C_i · v`` for each of the batch's examples, ``(B,)`` or ``(B, k)``.
-
-        Raises
-        ------
-        ihvp.errors.DataError
-            As :meth:`per_example_grads`.
-        """
+        """``∇C_i · v`` for each of the batch's examples, ``(B,)`` or ``(B, k)``."""
         beside = (batch, _rows(v, params))
         products = self._run(_derivatives.example_product, (loss,), params, beside)
         return products[0] if v.ndim == 1 else products.T
@@ -148,18 +117,13 @@ class TensorFlowBackend:
         """The derivatives of ``∇ loss(params, batch) · v`` by the batch's floating arrays; None for the rest.
 
         For ``v`` of shape ``(P, k)`` they have a leading axis k.
-
-        Raises
-        ------
-        ihvp.errors.UnsupportedOperation
-            As :meth:`hvp`.
         """
         if not inputs(batch):
             return in_place_of_inputs(np.empty(0), batch)
         products = self._run(_derivatives.input_product, (loss,), params, (batch, _rows(v, params)))
         return in_place_of_inputs(products[0] if v.ndim == 1 else products, batch)
 
-    def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenModel:
+    def open(self, predict: Predict, params: Params, batch: Batch) -> OpenModel:
         """A forward pass of ``predict(params, batch)`` with what goes into its layers.
 
         Layers are products, convolutions (channels last) and look-ups with a parameter in the graph that
@@ -167,7 +131,7 @@ class TensorFlowBackend:
         """
         return OpenModel(self._run, predict, params, batch)
 
-    def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
+    def cotangent_loss(self, predict: Predict) -> Loss:
         """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``; equal for equal models."""
         return CotangentLoss(predict)
 

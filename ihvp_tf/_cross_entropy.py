@@ -13,7 +13,7 @@ from typing import Any
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import nn_grad  # noqa: F401 - registers the gradient
 
-from ihvp_tf._substitution import Substitution
+from ihvp.shared_context import Substitution
 
 
 def _gradient(op: Any, by_loss: Any, by_slope: Any) -> tuple[Any, Any]:

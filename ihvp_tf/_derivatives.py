@@ -67,20 +67,11 @@ def gauss_newton_product(
     rows share.
     """
     predict, loss = functions
-    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as transposed:
-        with watching(variables) as forward:
-            structure = predict(params, batch)
-            outputs = [tf.convert_to_tensor(output) for output in tf.nest.flatten(structure)]
-        cotangents = [tf.zeros_like(output) for output in outputs]
-        transposed.watch(cotangents)
-        pulled = forward.gradient(outputs, variables, output_gradients=cotangents)
-        pulled = _dense(pulled, "no gradient of the outputs reaches any of them")
-
+    forward, structure, outputs, push = _pushing(lambda: predict(params, batch), variables, " of the outputs")
     outer, points, slope = _slope(loss, structure, outputs, batch)
 
     def product(row: Tensor) -> Tensor:
-        moved = _apply(transposed, pulled, _split(row, variables), cotangents)
-        curved = _apply(outer, slope, moved, points)
+        curved = _apply(outer, slope, push(row), points)
         return _pull_back(forward, outputs, curved, variables)
 
     return _by_row(product, v)
@@ -133,19 +124,8 @@ def example_product(
     It is ``J v`` of the single losses, as for the Gauss–Newton matrix.
     """
     (loss,), (examples, vectors) = functions, batch
-    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as transposed:
-        with watching(variables) as forward:
-            losses = _losses(loss, params, variables, examples)
-        cotangents = tf.zeros_like(losses)
-        transposed.watch(cotangents)
-        pulled = forward.gradient(losses, variables, output_gradients=cotangents)
-        pulled = _dense(pulled, "no gradient reaches any of them")
-
-    def product(row: Tensor) -> Tensor:
-        (pushed,) = _apply(transposed, pulled, _split(row, variables), [cotangents])
-        return pushed
-
-    return tf.map_fn(product, vectors)
+    push = _pushing(lambda: _losses(loss, params, variables, examples), variables)[-1]
+    return tf.map_fn(lambda row: push(row)[0], vectors)
 
 
 def input_product(
@@ -159,6 +139,21 @@ def input_product(
             value = _scalar(loss(params, data))
         first = _gradients(inner, value, variables, "no gradient reaches any of them")
     return tf.map_fn(lambda row: _pull_back(outer, first, _split(row, variables), sources), vectors)
+
+
+def _pushing(
+    run: Callable[[], Any], variables: Sequence[Any], of: str = ""
+) -> tuple[Any, Any, list[Tensor], Callable[[Tensor], list[Tensor]]]:
+    """What ``run`` gives, the tape that has recorded it, its tensors, and ``v ↦ J v`` of these."""
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as transposed:
+        with watching(variables) as forward:
+            structure = run()
+            outputs = [tf.convert_to_tensor(output) for output in tf.nest.flatten(structure)]
+        cotangents = [tf.zeros_like(output) for output in outputs]
+        transposed.watch(cotangents)
+        pulled = forward.gradient(outputs, variables, output_gradients=cotangents)
+        pulled = _dense(pulled, f"no gradient{of} reaches any of them")
+    return forward, structure, outputs, lambda v: _apply(transposed, pulled, _split(v, variables), cotangents)
 
 
 def _slope(

@@ -47,11 +47,6 @@ class Graph:
 
     All calls have the same functions and variables. The graph holds neither, so that it does not keep them
     alive.
-
-    Parameters
-    ----------
-    derivative : callable
-        One of ``ihvp_tf._derivatives``.
     """
 
     def __init__(self, derivative: Callable[..., Any]) -> None:
@@ -95,23 +90,8 @@ class Graph:
     ) -> Any:
         """The derivative as new numpy arrays, at the variables' current values, or at others.
 
-        Parameters
-        ----------
-        functions : sequence of callables
-            The user's functions: the loss, or predict and loss.
-        params, variables
-            What the functions are called with, and what is differentiated by.
-        batch, v
-            As the derivative takes them; here ``v`` is ``(P,)`` or ``(P, k)``, there a block is ``(k, P)``.
-        values : sequence of (variable, array)
-            The others.
-
-        Raises
-        ------
-        ihvp.errors.UnsupportedOperation
-            An operation lacks its second derivative.
-        ihvp.errors.LossError
-            The loss needs numbers while it is traced.
+        ``v`` is ``(P,)`` or ``(P, k)`` here, and a block is ``(k, P)`` for the derivative. ``values`` are
+        pairs of a variable and its other value.
         """
         batch = tf.nest.map_structure(to_tensor, batch)
         if v is None:
@@ -243,10 +223,7 @@ def _before_autograph(error: Exception) -> Exception:
 def _form(value: Any) -> Hashable:
     """What decides which trace serves an argument: nesting, shapes and dtypes, and the values of constants.
 
-    Raises
-    ------
-    TypeError
-        The argument has other parts than these.
+    A TypeError says that it has other parts than these.
     """
     kind = type(value)
     if isinstance(value, dict):

@@ -18,33 +18,19 @@ _CONVOLUTIONS = ("Conv2D", "Conv3D", "DepthwiseConv2dNative")
 
 
 class LinearMap(NamedTuple):
-    """One operation, and how its tensors are read.
+    """One operation, and how its tensors are read."""
 
-    Attributes
-    ----------
-    weight : ndarray
-        A view of the weight, its axes in the order groups, outputs, inputs.
-    groups, d_out, d_in : int
-    source, sink : Tensor
-        What is mapped, and what it is mapped to.
-    inputs : callable
-        The source as ``(places…, groups, d_in)``, or as indices ``(places…)`` of unit vectors.
-    outputs : callable
-        A tensor in the shape of the sink as ``(places…, groups, d_out)``.
-    last : bool
-        Whether the last axes of the sink are groups and outputs, in their order.
-    one_hot : bool
-    """
-
-    weight: np.ndarray
+    weight: np.ndarray  # a view of the weight, its axes in the order groups, outputs, inputs
     groups: int
     d_out: int
     d_in: int
+    # source, sink: what is mapped, and what it is mapped to
     source: Tensor
     sink: Tensor
+    # The source as (places…, groups, d_in), or as indices (places…) of unit vectors.
     inputs: Callable[[Tensor], Tensor]
-    outputs: Callable[[Tensor], Tensor]
-    last: bool = True
+    outputs: Callable[[Tensor], Tensor]  # a tensor in the shape of the sink as (places…, groups, d_out)
+    last: bool = True  # whether the last axes of the sink are groups and outputs, in their order
     one_hot: bool = False
 
 

@@ -18,7 +18,7 @@ import tensorflow as tf
 from tensorflow.python.eager.polymorphic_function.autograph_util import py_func_from_autograph
 from tensorflow.python.framework import op_def_library
 
-from ihvp_tf._substitution import Substitution
+from ihvp.shared_context import Substitution
 
 
 def has_stopped_mean(graph: Any) -> bool:

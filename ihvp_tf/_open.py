@@ -9,7 +9,7 @@ from typing import Any, Optional
 import numpy as np
 import tensorflow as tf
 
-from ihvp.backend import Batch, Params, Vector
+from ihvp.backend import Batch, OutputLoss, Params, Predict, Vector
 from ihvp.errors import VectorError
 from ihvp.layers import Layer
 from ihvp_tf._derivatives import (
@@ -44,7 +44,7 @@ class _Seen(tf.experimental.ExtensionType):  # type: ignore[misc]
 class CotangentLoss:
     """``⟨predict(params, batch), cotangents⟩``; equal for equal models, so that its graph is found again."""
 
-    predict: Callable[[Params, Batch], Any]
+    predict: Predict
 
     def __call__(self, params: Params, batch: tuple[Batch, Sequence[Any]]) -> Any:
         """The loss of a batch ``(batch, [cotangents])``."""
@@ -60,17 +60,10 @@ class OpenModel:
     Derivatives are taken in a graph of their own, which passes forward once for all cotangents: TensorFlow
     keeps no intermediate results from one call of a graph to the next.
 
-    Parameters
-    ----------
-    run : callable
-        ``run(derivative, functions, params, batch)`` of the backend.
-    predict, params, batch
-        As of ``open``.
+    ``run(derivative, functions, params, batch)`` is that of the backend.
     """
 
-    def __init__(
-        self, run: Callable[..., Any], predict: Callable[[Params, Batch], Any], params: Params, batch: Batch
-    ) -> None:
+    def __init__(self, run: Callable[..., Any], predict: Predict, params: Params, batch: Batch) -> None:
         self._run, self._predict, self._params, self._batch = run, predict, params, batch
         arrays = [leaf for leaf in tf.nest.flatten(batch) if len(getattr(leaf, "shape", ()))]
         self._count = int(arrays[0].shape[0]) if arrays else 1
@@ -109,11 +102,11 @@ class OpenModel:
             for layer in self.layers
         ]
 
-    def output_gradient(self, loss: Callable[[Any, Batch], Any]) -> Vector:
+    def output_gradient(self, loss: OutputLoss) -> Vector:
         """The gradient of ``loss(outputs, batch)`` by the outputs, ``(F,)``."""
         return self._run(output_gradient, (loss,), None, (self._batch, self._structure))
 
-    def output_hvp(self, loss: Callable[[Any, Batch], Any], v: Vector) -> Vector:
+    def output_hvp(self, loss: OutputLoss, v: Vector) -> Vector:
         """``∇²_outputs loss · v`` for ``v`` of shape ``(F, k)``."""
         rows = self._rows(np.asarray(v).T)
         return self._run(output_hessian_product, (loss,), None, (self._batch, self._structure, rows)).T

@@ -44,13 +44,7 @@ def owner_of(params: Params) -> Params:
 
 
 def variables_of(params: Params) -> list[Any]:
-    """The ``tf.Variable`` objects that are differentiated by.
-
-    Raises
-    ------
-    ihvp.errors.ParameterError
-        There are none, one is no floating variable, or one occurs twice.
-    """
+    """The ``tf.Variable`` objects that are differentiated by."""
     leaves = _leaves(owner_of(params))
     found = [
         f"{_name(leaf, i)} is {describe(leaf)}" for i, leaf in enumerate(leaves) if not is_variable(leaf)
@@ -168,13 +162,7 @@ def is_variable(value: Any) -> bool:
 
 
 def device_of(variables: Sequence[Any]) -> str:
-    """``"cpu"`` or ``"gpu:0"``: where the variables live; without any, where TensorFlow would put them.
-
-    Raises
-    ------
-    ihvp.errors.ParameterError
-        The variables are on several devices.
-    """
+    """``"cpu"`` or ``"gpu:0"``: where the variables live; without any, where TensorFlow would put them."""
     if not variables:
         return "gpu:0" if tf.config.list_logical_devices("GPU") else "cpu"
     specs = [tf.DeviceSpec.from_string(variable.device) for variable in variables]

@@ -17,19 +17,6 @@ class Window(NamedTuple):
 
     TensorFlow dilates some convolutions by a detour: positions of one remainder are put into batches of their
     own (``SpaceToBatchND``), convolved, and put back. Source and sink are then those of the whole.
-
-    Attributes
-    ----------
-    source, sink : Tensor
-    kernel, strides, dilations : tuples of d int
-    same : bool
-        Whether the input is padded so that a position gives ``1 / stride`` outputs.
-    padding : ndarray, ``(d, 2)``
-        Zeros before and after the input.
-    crops : ndarray, ``(d,)``
-        How many outputs are left out at the end.
-    unsqueezed : tuple of int
-        The axes of length 1 that the source gets before it is convolved, in that order.
     """
 
     source: Tensor
@@ -37,9 +24,10 @@ class Window(NamedTuple):
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
-    same: bool
-    padding: np.ndarray
-    crops: np.ndarray
+    same: bool  # whether the input is padded so that a position gives 1 / stride outputs
+    padding: np.ndarray  # (d, 2), zeros before and after the input
+    crops: np.ndarray  # (d,), how many outputs are left out at the end
+    # The axes of length 1 that the source gets before it is convolved, in that order.
     unsqueezed: tuple[int, ...]
 
     @classmethod

@@ -78,12 +78,7 @@ def _structure(params: Params) -> Hashable:
 
 
 def _identity(value: Any, anchors: list[Any]) -> Hashable:
-    """What ``value`` is, all that it refers to included, as long as the anchors live.
-
-    Raises
-    ------
-    _MayChange
-    """
+    """What ``value`` is, all that it refers to included, as long as the anchors live."""
     if type(value) in _PLAIN:
         return type(value), value
     if type(value) is tuple:

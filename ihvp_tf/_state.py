@@ -20,12 +20,7 @@ class UnchangedState:
     Integers (seeds, counters) go on from run to run out of the user's sight, so that a loss with active
     dropout still shows itself as one whose gradients differ. Graphs that write nothing cost nothing.
 
-    Parameters
-    ----------
-    concrete : tf.ConcreteFunction
-        The graph.
-    operations : set of str
-        The types of its operations.
+    ``operations`` are the types of those in the graph.
     """
 
     def __init__(self, concrete: Any, operations: set[str]) -> None:
@@ -36,12 +31,7 @@ class UnchangedState:
     def run(self, arguments: Sequence[Any], values: Iterable[tuple[Any, Any]] = ()) -> Any:
         """The results of the graph.
 
-        Parameters
-        ----------
-        arguments : sequence
-            Of the graph.
-        values : iterable of (variable, array)
-            The values of variables, where they are to be others than those that the variables hold.
+        ``values`` are pairs of a variable and a value, where it is to be another than the variable holds.
         """
         stand_ins = {id(variable.handle): _variable_like(variable, value) for variable, value in values}
         counted = {}

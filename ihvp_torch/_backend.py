@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ihvp.backend import Batch, Loss, Matvec, Params
+from ihvp.backend import Batch, Loss, Matvec, OutputLoss, Params, Predict
 from ihvp.errors import WrongShape
 from ihvp_torch._batch import Examples, to_device
 from ihvp_torch._compile import CompiledCurvature, Compiler
@@ -84,13 +83,7 @@ class TorchBackend:
         self._compiler = Compiler() if compile else None
 
     def flatten(self, params: Params) -> Tensor:
-        """All parameters as a new vector ``(P,)`` of their widest dtype.
-
-        Raises
-        ------
-        ihvp.errors.ParameterError
-            Unknown container, none at all, integer or complex ones, several devices.
-        """
+        """All parameters as a new vector ``(P,)`` of their widest dtype."""
         tensors = [tensor.detach() for tensor in parameters_of(params).tensors]
         return join(tensors, tensors)
 
@@ -113,27 +106,12 @@ class TorchBackend:
 
     @recording
     def grad(self, loss: Loss, params: Params, batch: Batch) -> Tensor:
-        """The gradient ``∇ loss(params, batch)``, ``(P,)``.
-
-        Raises
-        ------
-        ihvp.errors.LossNotScalar
-        ihvp.errors.LossIndependentOfParameters
-        """
-        parameters = parameters_of(params)
-        return flat_gradient(_function(loss, parameters, _on_device(batch, parameters)))
+        """The gradient ``∇ loss(params, batch)``, ``(P,)``."""
+        return flat_gradient(_function(loss, *_read(params, batch)))
 
     @recording
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Tensor) -> Tensor:
-        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``.
-
-        Raises
-        ------
-        ihvp.errors.LossNotScalar
-        ihvp.errors.LossIndependentOfParameters
-        ihvp.errors.UnsupportedOperation
-            An operation has no second derivative in any mode.
-        """
+        """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
         product = self._curvature(loss, params, batch)
         return multiply(product, v)
 
@@ -147,48 +125,30 @@ class TorchBackend:
 
     @recording
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Tensor:
-        """The gradients of the batch's examples, ``(B, P)``: row i is ``grad`` of example i alone.
-
-        Raises
-        ------
-        ihvp.errors.DataError
-            The batch's arrays do not agree on a number of examples, or there is none.
-        """
-        parameters = parameters_of(params)
-        examples = Examples(_on_device(batch, parameters))
+        """The gradients of the batch's examples, ``(B, P)``: row i is ``grad`` of example i alone."""
+        parameters, batch = _read(params, batch)
+        examples = Examples(batch)
         return per_example_gradients(lambda part: _function(loss, parameters, part), examples)
 
     @recording
-    def gnvp(
-        self,
-        predict: Callable[[Params, Batch], Any],
-        loss: Callable[[Any, Batch], Any],
-        params: Params,
-        batch: Batch,
-        v: Tensor,
-    ) -> Tensor:
+    def gnvp(self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch, v: Tensor) -> Tensor:
         """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict`` by the parameters.
 
         ``predict`` returns a tensor, or a dict, list or tuple of tensors; ``v`` is ``(P,)`` or ``(P, k)``.
         """
-        parameters = parameters_of(params)
-        batch = _on_device(batch, parameters)
+        parameters, batch = _read(params, batch)
 
         def output_curvature(outputs: Outputs) -> FirstThatWorks:
             function = Function(outputs.tensors, outputs.bind, lambda values: scalar(loss(values, batch)))
             return curvature(function, loss, self._hessian_ways)
 
-        predicted = content_with_replica(predict, parameters)
-        prediction = Function(
-            parameters.tensors, parameters.bind, lambda structure: predicted(structure, batch)
-        )
+        prediction = _prediction(predict, parameters, batch)
         return multiply(gauss_newton(prediction, output_curvature, predict, self._jacobian_ways), v)
 
     @recording
     def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
         """``loss(params, batch)`` as the loss returns it, the parameters bound as for a gradient."""
-        parameters = parameters_of(params)
-        batch = _on_device(batch, parameters)
+        parameters, batch = _read(params, batch)
         function = _function(loss, parameters, batch)
         # A loss may take gradients by the parameters itself, so they are leaves here too.
         evaluate = content_with_replica(loss, parameters)
@@ -197,15 +157,9 @@ class TorchBackend:
 
     @recording
     def example_products(self, loss: Loss, params: Params, batch: Batch, v: Tensor) -> Tensor:
-        """``∇C_i · v`` for each of the batch's examples, ``(B,)`` or ``(B, k)``, in forward mode.
-
-        Raises
-        ------
-        ihvp.errors.DataError
-            As :meth:`per_example_grads`.
-        """
-        parameters = parameters_of(params)
-        examples = Examples(_on_device(batch, parameters))
+        """``∇C_i · v`` for each of the batch's examples, ``(B,)`` or ``(B, k)``, in forward mode."""
+        parameters, batch = _read(params, batch)
+        examples = Examples(batch)
         return example_products(lambda part: _function(loss, parameters, part), examples, v)
 
     @recording
@@ -214,35 +168,26 @@ class TorchBackend:
 
         They are the part that belongs to the tensors of ``∇² loss · (v, 0)``, with the loss as a function of
         the parameters and them together. For ``v`` of shape ``(P, k)`` they have a leading axis k.
-
-        Raises
-        ------
-        ihvp.errors.UnsupportedOperation
-            As :meth:`hvp`.
         """
-        parameters = parameters_of(params)
-        inputs = Inputs(_on_device(batch, parameters))
+        parameters, batch = _read(params, batch)
+        inputs = Inputs(batch)
         function = inputs.jointly(content_with_replica(loss, parameters), parameters)
         product = curvature(function, loss, self._hessian_ways)
         joint = torch.cat([v, v.new_zeros(inputs.size, *v.shape[1:])])
         return inputs.assemble(multiply(product, joint)[len(v) :].movedim(0, -1))
 
     @recording
-    def open(self, predict: Callable[[Params, Batch], Any], params: Params, batch: Batch) -> OpenedModel:
+    def open(self, predict: Predict, params: Params, batch: Batch) -> OpenedModel:
         """A forward pass whose linear layers are found in the graph that autograd recorded.
 
         Products with matrices, convolutions and look-ups of eager code are seen, whatever module or function
         they are in; layers inside compiled, scripted and hand-written functions are not.
         """
-        parameters = parameters_of(params)
-        batch = _on_device(batch, parameters)
-        predicted = content_with_replica(predict, parameters)
-        prediction = Function(
-            parameters.tensors, parameters.bind, lambda structure: predicted(structure, batch)
-        )
+        parameters, batch = _read(params, batch)
+        prediction = _prediction(predict, parameters, batch)
         return OpenedModel(prediction, parameters.names, batch, self._hessian_ways)
 
-    def cotangent_loss(self, predict: Callable[[Params, Batch], Any]) -> Loss:
+    def cotangent_loss(self, predict: Predict) -> Loss:
         """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``."""
         return cotangent_loss(predict)
 
@@ -262,8 +207,7 @@ class TorchBackend:
         return total.T if vector.ndim == 2 else total
 
     def _curvature(self, loss: Loss, params: Params, batch: Batch) -> FirstThatWorks | CompiledCurvature:
-        parameters = parameters_of(params)
-        batch = _on_device(batch, parameters)
+        parameters, batch = _read(params, batch)
         ordinary = partial(curvature, key=loss, memory=self._hessian_ways)
         if self._compiler is not None:
             compiled = self._compiler.curvature(loss, parameters, batch, ordinary)
@@ -272,12 +216,19 @@ class TorchBackend:
         return ordinary(_function(loss, parameters, batch))
 
 
+def _read(params: Params, batch: Batch) -> tuple[Parameters, Batch]:
+    """The parameters, and the batch on their device."""
+    parameters = parameters_of(params)
+    return parameters, to_device(batch, parameters.tensors[0].device)
+
+
+def _prediction(predict: Predict, parameters: Parameters, batch: Batch) -> Function:
+    predicted = content_with_replica(predict, parameters)
+    return Function(parameters.tensors, parameters.bind, lambda structure: predicted(structure, batch))
+
+
 def _function(loss: Loss, parameters: Parameters, batch: Batch) -> Function:
     loss = content_with_replica(loss, parameters)
     return Function(
         parameters.tensors, parameters.bind, lambda structure: scalar(loss(structure, batch)), batch
     )
-
-
-def _on_device(batch: Batch, parameters: Parameters) -> Batch:
-    return to_device(batch, parameters.tensors[0].device)

@@ -46,17 +46,7 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 class Examples:
     """The examples of a batch: its tensors are cut along their first axis.
 
-    Parameters
-    ----------
-    batch : tree of tensors
-        Every tensor with at least one axis has the examples along the first. Other leaves belong to all.
-
-    Raises
-    ------
-    ihvp.errors.UnequalBatches
-        The tensors disagree on the number of examples.
-    ihvp.errors.DataError
-        There is no tensor, or no example.
+    Every tensor with at least one axis has the examples along the first. Other leaves belong to all.
     """
 
     def __init__(self, batch: Any) -> None:

@@ -72,14 +72,8 @@ class Compiler:
 class CompiledCurvature:
     """The product ``∇² loss · v`` at some parameters and a batch, by programs where they can be had.
 
-    Parameters
-    ----------
-    programs : dict
-        Those for such parameters and such a batch; others are added.
-    loss, parameters, batch
-        The point.
-    ordinary : callable
-        What is traced, and what is used where there is no program.
+    New ``programs`` are added to those for such parameters and such a batch. The ``ordinary`` product is what
+    is traced, and what is used where there is no program.
     """
 
     def __init__(

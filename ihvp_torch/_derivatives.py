@@ -26,24 +26,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Function:
-    """A function of tensors that stand in a user's structure.
+    """A function of tensors that stand in a user's structure."""
 
-    Parameters
-    ----------
-    tensors : sequence of Tensor
-        The point.
-    bind : callable
-        ``bind(leaves)``: a :data:`~ihvp_torch._parameters.Call` with ``leaves`` in the structure.
-    evaluate : callable
-        ``evaluate(structure)``: the value.
-    batch : tree of tensors, optional
-        The data that ``evaluate`` reads.
-    """
-
-    tensors: Sequence[Tensor]
-    bind: Callable[[Sequence[Tensor]], Call]
-    evaluate: Callable[[Any], Any]
-    batch: Any = None
+    tensors: Sequence[Tensor]  # the point
+    bind: Callable[[Sequence[Tensor]], Call]  # bind(leaves): a Call with leaves in the structure
+    evaluate: Callable[[Any], Any]  # evaluate(structure): the value
+    batch: Any = None  # the data that evaluate reads
 
     def point(self) -> list[Tensor]:
         """Aliases of the tensors, constant: no data is copied."""
@@ -77,12 +65,8 @@ def recording(function: Callable[P, R]) -> Callable[P, R]:
 def scalar(value: Any) -> Tensor:
     """``value``, if it is one real scalar tensor.
 
-    Raises
-    ------
-    ihvp.errors.LossNotScalar
-        It has axes, is complex or integer, or is no tensor.
-    ihvp.errors.LossIndependentOfParameters
-        It is a Python number, which has lost its derivative.
+    LossNotScalar if it has axes, is complex or integer, or no tensor; LossIndependentOfParameters for a
+    Python number, which has lost its derivative.
     """
     if isinstance(value, float | np.floating):
         raise LossIndependentOfParameters(f"it returned the number {float(value)!r}, which is not a tensor")
@@ -99,11 +83,6 @@ def gradient(
     """The derivatives of a scalar by each of the leaves; None where it does not depend on one.
 
     With a ``factor`` it is the gradient times that scalar, and its own graph is recorded.
-
-    Raises
-    ------
-    ihvp.errors.LossIndependentOfParameters
-        It depends on none.
     """
     if not value.requires_grad:
         raise LossIndependentOfParameters("its value carries no gradient")

@@ -22,12 +22,7 @@ _VECTORS, _PAIRS = 16, 1 << 13
 def example_products(function_of: Callable[[Any], Function], examples: Examples, v: Tensor) -> Tensor:
     """``∇C_i · v`` of each example as a batch of one: ``(B,)`` for ``(P,)``, ``(B, k)`` for ``(P, k)``.
 
-    Parameters
-    ----------
-    function_of : callable
-        ``function_of(batch)``: the loss on that batch.
-    examples : Examples
-    v : Tensor
+    ``function_of(batch)`` is the loss on that batch.
     """
     v = v.detach()
     try:

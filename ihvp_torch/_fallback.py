@@ -42,18 +42,9 @@ class Memory:
 class FirstThatWorks:
     """A product computed in the first way that the function's operations support.
 
-    Parameters
-    ----------
-    ways : mapping of str to callable
-        By name, in order: ``way()`` does the work that all products share and returns the product.
-    function : object
-        What the user gave; its entry in ``memory`` is tried first.
-    memory : Memory
-
-    Raises
-    ------
-    ihvp.errors.UnsupportedOperation
-        No way works; names the operation, and chains what torch said of the first way.
+    Of the named ways, in order, ``way()`` does the work that all products share and returns the product; the
+    entry of ``function``, which the user gave, in ``memory`` is tried first. Where none works,
+    UnsupportedOperation names the operation, and chains what torch said of the first way.
     """
 
     def __init__(self, ways: Mapping[str, Callable[[], Product]], function: Any, memory: Memory) -> None:

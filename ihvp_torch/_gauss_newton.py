@@ -48,14 +48,8 @@ def gauss_newton(
 ) -> FirstThatWorks:
     """``Jᵀ (∇²_outputs loss) J`` as a product.
 
-    Parameters
-    ----------
-    predict : Function
-        Its value is a tensor, or a tree of tensors.
-    output_curvature : callable
-        ``output_curvature(outputs)``: the product with ``∇²_outputs loss``.
-    key : object
-        The user's function under which ``memory`` keeps the way.
+    The value of ``predict`` is a tensor, or a tree of tensors; ``output_curvature(outputs)`` is the product
+    with ``∇²_outputs loss``; ``key`` is the user's function under which ``memory`` keeps the way.
     """
     ways = {name: partial(way(output_curvature), predict) for name, way in WAYS.items()}
     return FirstThatWorks(ways, key, memory)

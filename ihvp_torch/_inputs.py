@@ -15,12 +15,7 @@ from ihvp_torch._vector import split
 
 
 class Inputs:
-    """The tensors of a batch that a loss can be differentiated by: those of real floating numbers, with axes.
-
-    Parameters
-    ----------
-    batch : tree of tensors
-    """
+    """The tensors of a batch that a loss can be differentiated by: real floating numbers, with axes."""
 
     def __init__(self, batch: Any) -> None:
         self._batch = batch

@@ -21,15 +21,10 @@ from ihvp_torch._vector import multiply
 class Linearization:
     """The map ``v ↦ ∇² loss(params, batch) · v`` that keeps the gradient's graph.
 
-    Parameters
-    ----------
-    prepare : callable
-        ``prepare()``: the product at the parameters' present values, its shared work done.
-    params : Params
-        Watched: a tensor that was replaced or changed in place makes the next product prepare again.
-        Writing through ``tensor.data`` escapes torch's own bookkeeping and is not noticed.
-    batch : Batch
-        The caller's own, which is in memory anyway.
+    ``prepare()`` gives the product at the parameters' present values, its shared work done. A parameter that
+    was replaced or changed in place makes the next product prepare again; writing through ``tensor.data``
+    escapes torch's own bookkeeping and is not noticed. The batch is the caller's own, which is in memory
+    anyway.
     """
 
     def __init__(

@@ -147,13 +147,7 @@ Parameters: TypeAlias = TreeParameters | ModuleParameters
 
 
 def parameters_of(params: Any) -> Parameters:
-    """The parameters that are differentiated.
-
-    Raises
-    ------
-    ihvp.errors.ParameterError
-        Unknown container, no parameters, a parameter that is not real floating point, several devices.
-    """
+    """The parameters that are differentiated."""
     if isinstance(params, nn.Module):
         module = params
         places = slots(module)

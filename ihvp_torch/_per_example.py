@@ -21,11 +21,7 @@ _HOST_TILE, _DEVICE_TILE = 1 << 22, 1 << 26
 def per_example_gradients(function_of: Callable[[Any], Function], examples: Examples) -> Tensor:
     """``(B, P)``: row i is the gradient of the loss on example i, as a batch of one.
 
-    Parameters
-    ----------
-    function_of : callable
-        ``function_of(batch)``: the loss on that batch.
-    examples : Examples
+    ``function_of(batch)`` is the loss on that batch.
     """
     try:
         return _together(function_of, examples)

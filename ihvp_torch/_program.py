@@ -19,13 +19,7 @@ class CannotCompile(Exception):
 
 
 class Program:
-    """A traced map whose two graphs are compiled at their first use.
-
-    Parameters
-    ----------
-    trace : Trace
-        The map.
-    """
+    """A traced map whose two graphs are compiled at their first use."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
@@ -38,12 +32,7 @@ class Program:
         return self._trace.widest
 
     def share(self, inputs: Sequence[Tensor], v: Tensor) -> list[Tensor]:
-        """What all products with vectors like ``v`` need, all that they need of the inputs included.
-
-        Raises
-        ------
-        CannotCompile
-        """
+        """What all products with vectors like ``v`` need, all that they need of the inputs included."""
         given = [*inputs, *self._trace.constants]
         with torch.no_grad(), compiling:
             if self._shared is None:

@@ -16,11 +16,7 @@ def replicate(parts: Sequence[nn.Module], tensors: Mapping[int, Tensor]) -> nn.M
 
     What it and its parts write to themselves stays with the replica.
 
-    Parameters
-    ----------
-    parts : sequence of Module
-        The module, and all that it is made of, each once.
-    tensors : mapping
+    ``parts`` are the module and all that it is made of, each once.
     """
     replicas: dict[int, nn.Module] = {id(part): object.__new__(type(part)) for part in parts}
     # For a small network a product takes no longer than some ten lines of Python for each part.

@@ -33,10 +33,7 @@ def widest(tensors: Tensors, saved: Iterable[Tensor], batch: Any) -> int:
 def rows_at_once(widest: int, device: torch.device) -> int:
     """How many vectors go through the graph together.
 
-    Parameters
-    ----------
-    widest : int
-        Entries of the largest value on the way to one product.
+    ``widest`` is the number of entries of the largest value on the way to one product.
     """
     if device.type != "cpu":
         return max(1, _DEVICE_TILE // widest)
@@ -44,15 +41,7 @@ def rows_at_once(widest: int, device: torch.device) -> int:
 
 
 def compiled_rows(count: int, widest: int, device: torch.device) -> int:
-    """How many vectors a program takes: a power of two, so that few programs serve all counts.
-
-    Parameters
-    ----------
-    count : int
-        Vectors to multiply.
-    widest : int
-        As for :func:`rows_at_once`.
-    """
+    """How many vectors a program takes: a power of two, so that few programs serve all counts."""
     most = (_COMPILED_TILE if device.type == "cpu" else _DEVICE_TILE) // widest
     if count < 2 or most < _FEWEST:
         return 1
@@ -60,9 +49,7 @@ def compiled_rows(count: int, widest: int, device: torch.device) -> int:
 
 
 def together(
-    single: Callable[[Tensor, bool], Tensor],
-    several: Callable[[Tensor], Tensor],
-    at_once: Callable[[], int],
+    single: Callable[[Tensor, bool], Tensor], several: Callable[[Tensor], Tensor], at_once: Callable[[], int]
 ) -> Callable[[Tensor, bool], Tensor]:
     """``single`` for vectors; rows ``(k, P)`` by ``several`` where it is faster and torch can.
 

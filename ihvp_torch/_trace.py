@@ -23,26 +23,14 @@ _VIEWS = (
 
 @dataclass(frozen=True)
 class Trace:
-    """What a linear map of ``v`` does, as operations on tensors.
+    """What a linear map of ``v`` does, as operations on tensors."""
 
-    Parameters
-    ----------
-    shared : fx.GraphModule
-        Of all inputs but ``v``, the constants behind them: the values that the products need.
-    linear : fx.GraphModule
-        Of those values, the inputs numbered in ``passed``, and ``v``: the product.
-    passed : list of int
-    constants : list of Tensor
-        The tensors that the function found elsewhere than in its inputs.
-    widest : int
-        The entries of the largest value that depends on ``v``.
-    """
-
+    # Of all inputs but v, the constants behind them: the values that the products need.
     shared: fx.GraphModule
-    linear: fx.GraphModule
+    linear: fx.GraphModule  # of those values, the inputs numbered in passed, and v: the product
     passed: list[int]
-    constants: list[Tensor]
-    widest: int
+    constants: list[Tensor]  # the tensors that the function found elsewhere than in its inputs
+    widest: int  # the entries of the largest value that depends on v
 
 
 def trace(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Trace:

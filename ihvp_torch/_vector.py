@@ -13,18 +13,10 @@ Tensors = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Product:
-    """A linear map of vectors ``(P,)`` and of rows ``(k, P)``.
+    """A linear map of vectors ``(P,)`` and of rows ``(k, P)``."""
 
-    Parameters
-    ----------
-    apply : callable
-        ``apply(v, last)``; after the last, graphs may be freed.
-    held : callable, optional
-        ``held()``: the tensors that stay in memory for further products.
-    """
-
-    apply: Callable[[Tensor, bool], Tensor]
-    held: Callable[[], Iterable[Tensor]] = tuple
+    apply: Callable[[Tensor, bool], Tensor]  # apply(v, last); after the last, graphs may be freed
+    held: Callable[[], Iterable[Tensor]] = tuple  # the tensors that stay in memory for further products
 
     def __call__(self, v: Tensor, last: bool) -> Tensor:
         return self.apply(v, last)

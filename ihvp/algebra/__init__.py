@@ -12,6 +12,7 @@ from __future__ import annotations
 from ihvp.algebra._arrays import (
     all_finite,
     as_like,
+    as_numpy,
     by_columns,
     column,
     columns,
@@ -28,32 +29,15 @@ from ihvp.algebra._arrays import (
     wide_dtype,
     zeros_like,
 )
-from ihvp.algebra._blocks import (
-    add_product,
-    gram,
-    gram_parts,
-    matmul,
-    multiply,
-    plus_product,
-    small,
-    total,
-)
+from ihvp.algebra._blocks import add_product, gram, gram_parts, matmul, multiply, plus_product, small, total
 from ihvp.algebra._threads import leaving_the_cores_to
-from ihvp.algebra._vectors import (
-    axpy,
-    coefficients,
-    dot_parts,
-    dots,
-    norms,
-    scale,
-    subtract_from,
-    xpay,
-)
+from ihvp.algebra._vectors import axpy, coefficients, dot_parts, dots, norms, scale, subtract_from, xpay
 
 __all__ = [
     "add_product",
     "all_finite",
     "as_like",
+    "as_numpy",
     "axpy",
     "by_columns",
     "coefficients",

@@ -24,13 +24,23 @@ _SUMMED = 1 << 20
 
 
 def to_numpy(array: Any) -> NDArray[Any]:
-    """A numpy array with the values of ``array``, from any device."""
+    """A numpy array with the values of ``array``, from any framework and device."""
     if isinstance(array, np.ndarray):
         return array
-    # JAX copies to the host by itself and takes no device by name; torch is the other way round.
-    return np.asarray(
-        array if array_api_compat.is_jax_array(array) else array_api_compat.to_device(array, "cpu")
-    )
+    # JAX copies to the host by itself and takes no device by name; torch is the other way round. TensorFlow's
+    # tensors are no Array API objects, and numpy reads them.
+    if array_api_compat.is_array_api_obj(array) and not array_api_compat.is_jax_array(array):
+        array = array_api_compat.to_device(array, "cpu")
+    return np.asarray(array)
+
+
+def as_numpy(array: Any) -> NDArray[Any]:
+    """The same of what may require a gradient; half precision in float32."""
+    if array_api_compat.is_array_api_obj(array):
+        xp = array_api_compat.array_namespace(array)
+        # numpy does not know bfloat16, and float32 holds all of its numbers.
+        array = wide(array) if xp.isdtype(array.dtype, "real floating") else array
+    return to_numpy(array.detach() if hasattr(array, "detach") else array)
 
 
 def as_like(values: Any, like: Vector) -> Vector:
@@ -44,11 +54,8 @@ def fused(*overwritten: int) -> Callable[[Function], Function]:
 
     JAX charges each operation by itself; other frameworks run the function as it is written.
 
-    Parameters
-    ----------
-    overwritten : int
-        Which arguments the function writes to where their type allows. Those of JAX give their memory up to
-        results of the same shape, unless the same array is passed for another argument too.
+    ``overwritten`` are the arguments that the function writes to where their type allows. Those of JAX give
+    their memory up to results of the same shape, unless the same array is passed for another argument too.
     """
 
     def decorate(function: Function) -> Function:

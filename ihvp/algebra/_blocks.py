@@ -36,7 +36,7 @@ def gram_parts(x: Vector, y: Vector) -> Any:
 
 
 def total(parts: Any) -> NDArray[np.float64]:
-    """The sum of what :func:`gram_parts` gives."""
+    """The sum, on the host, of what :func:`gram_parts` gives, or ``dot_parts``."""
     with np.errstate(all="ignore"):
         return np.asarray(np.sum(to_numpy(parts), axis=0, dtype=np.float64))
 

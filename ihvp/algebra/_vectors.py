@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.algebra._arrays import as_like, fused, on_host, slices, summed, to_numpy, wide, wide_dtype
+from ihvp.algebra._blocks import total
 from ihvp.backend import Vector
 
 
@@ -17,17 +18,14 @@ def dots(x: Vector, y: Vector, parts: Any = None) -> NDArray[np.float64]:
 
     Large and tiny entries are scaled first where their products would leave the range of the dtype.
 
-    Parameters
-    ----------
-    parts : optional
-        The :func:`dot_parts` of x and y, where they are known.
+    ``parts`` are the :func:`dot_parts` of x and y, where they are known.
     """
-    products = _total(dot_parts(x, y) if parts is None else parts)
+    products = total(dot_parts(x, y) if parts is None else parts)
     if _in_range(products, x):
         return products
     (scale_x, x), (scale_y, y) = _scaled(x), _scaled(y)
     with np.errstate(all="ignore"):
-        return np.asarray(scale_x * scale_y * _total(dot_parts(x, y)))
+        return np.asarray(scale_x * scale_y * total(dot_parts(x, y)))
 
 
 def norms(x: Vector, parts: Any = None) -> NDArray[np.float64]:
@@ -35,11 +33,11 @@ def norms(x: Vector, parts: Any = None) -> NDArray[np.float64]:
 
     ``parts`` are the :func:`dot_parts` of x with itself, where they are known.
     """
-    squares = _total(dot_parts(x, x) if parts is None else parts)
+    squares = total(dot_parts(x, x) if parts is None else parts)
     if _in_range(squares, x):
         return np.asarray(np.sqrt(squares))
     scale, x = _scaled(x)
-    return np.asarray(scale * np.sqrt(_total(dot_parts(x, x))))
+    return np.asarray(scale * np.sqrt(total(dot_parts(x, x))))
 
 
 @fused()
@@ -61,11 +59,6 @@ def dot_parts(x: Vector, y: Vector) -> Any:
         if x.ndim == 1:
             return (x @ y)[None]
         return xp.stack([xp.linalg.vecdot(x[rows], y[rows], axis=0) for rows in summed(x)])
-
-
-def _total(parts: Any) -> NDArray[np.float64]:
-    with np.errstate(all="ignore"):
-        return np.asarray(np.sum(to_numpy(parts), axis=0, dtype=np.float64))
 
 
 def _in_range(products: NDArray[np.float64], like: Vector) -> bool:

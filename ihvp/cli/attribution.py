@@ -30,23 +30,14 @@ class Precision:
 
 @dataclass(frozen=True)
 class Setting:
-    """The trained model.
-
-    Attributes
-    ----------
-    problem : Problem
-    train, test : Digits
-    optimum : Optimum
-    precision : Precision
-    dtype, device : str
-        What the backend computes in and on.
-    """
+    """The trained model."""
 
     problem: Problem
     train: Digits
     test: Digits
     optimum: Optimum
     precision: Precision
+    # dtype, device: what the backend computes in and on
     dtype: str
     device: str
 
@@ -58,21 +49,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Why the model errs on a test digit.
+    """Why the model errs on a test digit."""
 
-    Attributes
-    ----------
-    index : int
-        The test digit's.
-    loss : float
-        Its loss.
-    influence : Scores
-        Of every training digit on the test digit, ``(1, N)``.
-    """
-
-    index: int
-    loss: float
-    influence: Scores
+    index: int  # the test digit's
+    loss: float  # its loss
+    influence: Scores  # of every training digit on the test digit, (1, N)
 
     @property
     def scores(self) -> NDArray[np.floating]:

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from ihvp._registry import usable_plugin
-from ihvp.errors import PackageNotInstalled
+from ihvp.packages import required
 
 
 def run(backend: str, options: Sequence[str]) -> int:
     """Run the suite in a process of its own, with the backend's environment; return pytest's exit status.
 
-    Parameters
-    ----------
-    backend : str
-        A registered name.
-    options : sequence of str
-        For pytest.
-
-    Raises
-    ------
-    UnknownBackend, BackendNotInstalled, BrokenBackend
-        The backend cannot be used.
-    PackageNotInstalled
-        pytest is missing.
+    ``options`` go to pytest.
     """
     plugin = usable_plugin(backend)
-    if importlib.util.find_spec("pytest") is None:
-        raise PackageNotInstalled("ihvp contract", "pytest", "pip install pytest")
+    required("pytest", "ihvp contract", "pip install pytest")
     suite = ["-p", "ihvp.testing.option", "--pyargs", "ihvp.testing", "--ihvp-backend", backend]
     command = [sys.executable, "-m", "pytest", *suite, *options]
     return subprocess.run(command, env={**os.environ, **plugin.environment}, check=False).returncode

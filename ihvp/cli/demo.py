@@ -14,7 +14,7 @@ from ihvp._registry import usable_plugin
 from ihvp.cli import picture
 from ihvp.cli.attribution import Attribution, Proof, Setting, attribute, prove, train, worst_mistake
 from ihvp.experiments import digits
-from ihvp.plot.style import require_matplotlib
+from ihvp.packages import required
 
 T = TypeVar("T")
 
@@ -23,26 +23,9 @@ REMOVED = 10
 
 
 def run(console: Console, backend: str, out: Path) -> None:
-    """Run the demo on a backend and leave its picture in the folder ``out``.
-
-    Parameters
-    ----------
-    console : Console
-        Where the story is told.
-    backend : str
-        A registered name.
-    out : Path
-        A folder.
-
-    Raises
-    ------
-    PackageNotInstalled
-        scikit-learn or matplotlib is missing.
-    UnknownBackend, BackendNotInstalled, BrokenBackend, MissingCapability
-        The backend cannot be used.
-    """
+    """Run the demo on a backend and leave its picture in the folder ``out``."""
     plugin = usable_plugin(backend)
-    require_matplotlib("ihvp demo", "demo")
+    required("matplotlib.figure", "ihvp demo", "pip install 'ihvp[demo]'")  # at once, not after the work
     training, test = digits.load()
     told = _Story(console)
 

@@ -52,13 +52,7 @@ class SolverName(StrEnum):
 
 
 def find_objective(place: str) -> Objective:
-    """The objective that ``module:name`` names, or that the function of this name makes.
-
-    Raises
-    ------
-    ImportedObject
-        There is none.
-    """
+    """The objective that ``module:name`` names, or that the function of this name makes."""
     found = find(place)
     made = _made(found)
     if not isinstance(made, Objective):
@@ -70,13 +64,7 @@ def find_objective(place: str) -> Objective:
 
 
 def find_data(place: str) -> Any:
-    """The data that ``module:name`` names, or that the function of this name makes.
-
-    Raises
-    ------
-    ImportedObject
-        There is no such module or name.
-    """
+    """The data that ``module:name`` names, or that the function of this name makes."""
     return _made(find(place))
 
 
@@ -87,10 +75,7 @@ def _made(found: Any) -> Any:
 def find(place: str) -> Any:
     """What ``module:name`` names; modules of the current folder are found too.
 
-    Raises
-    ------
-    ImportedObject
-        There is no such module or name.
+    Raises ImportedObject where there is no such module or name.
     """
     module, separator, name = place.partition(":")
     if not (module and separator and name):
@@ -127,17 +112,8 @@ def run(
 ) -> None:
     """Show the most influential examples of the first test points, and leave files in the folder ``out``.
 
-    Parameters
-    ----------
-    console : Console
-    objective, test_data, damping, solver, test_loss, train_loss
-        As for :class:`ihvp.Influence`.
-    top : int
-        How many examples for each test point.
-    which : {"both", "helpful", "harmful"}
-        As for :meth:`ihvp.Influence.top_k`.
-    out : Path or None
-        ``scores.npy`` or ``scores.zarr``, and ``top.csv``.
+    There are ``top`` examples for each point; in the folder, ``scores.npy`` or ``scores.zarr``, and
+    ``top.csv``.
     """
     if top > objective.num_examples:
         raise InvalidOption(

@@ -75,8 +75,7 @@ def backends(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def contract(
-    context: typer.Context,
-    backend: Annotated[str, typer.Argument(help="A name that `ihvp backends` lists.")],
+    context: typer.Context, backend: Annotated[str, typer.Argument(help="A name that `ihvp backends` lists.")]
 ) -> None:
     """Test a backend: run the suite that every backend has to pass. Needs pytest.
 

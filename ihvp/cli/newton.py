@@ -23,19 +23,11 @@ _MAX_HALVINGS = 20
 
 @dataclass(frozen=True)
 class Optimum:
-    """Where the gradient vanishes.
+    """Where the gradient vanishes."""
 
-    Attributes
-    ----------
-    weights : ndarray (P,)
-    gradient_norm : float
-    steps : int
-        Newton steps taken.
-    """
-
-    weights: NDArray[Any]
+    weights: NDArray[Any]  # (P,)
     gradient_norm: float
-    steps: int
+    steps: int  # Newton steps taken
 
 
 def minimise(
@@ -43,17 +35,8 @@ def minimise(
 ) -> Optimum:
     """Minimise a strictly convex function until its gradient is no longer than ``tolerance``.
 
-    Parameters
-    ----------
-    objective_at : callable
-        The function at weights ``(P,)``.
-    start : ndarray (P,)
-        The first weights.
-
-    Raises
-    ------
-    IhvpError
-        The gradient stopped falling above the tolerance.
+    ``objective_at`` gives it at weights ``(P,)``. An IhvpError says that the gradient stopped falling above
+    the tolerance.
     """
     weights, objective = start, objective_at(start)
     gradient = to_numpy(objective.gradient())

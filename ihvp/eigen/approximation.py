@@ -70,36 +70,17 @@ class Products:
 
 @dataclass(frozen=True, eq=False)
 class Approximation:
-    """What a method says that it has found.
+    """What a method says that it has found."""
 
-    Attributes
-    ----------
-    values : ndarray (k,)
-        In any order.
-    vectors : Vector (P, k)
-        Orthonormal.
-    residuals : ndarray (k,)
-        ``‖A x − θ x‖`` as the method knows it.
-    assured : ndarray (k,) of bool
-        Whether no other eigenvalue belongs in the place of this one.
-    size : float
-        The largest magnitude of an eigenvalue.
-    leading : Vector (P,)
-        The eigenvector that belongs to it.
-    image : callable
-        ``c ↦ A X c`` for ``(k,)`` as the method knows it, of which the residuals are a consequence.
-    complete : bool
-        Whether the method was not stopped by its limit.
-    """
-
-    values: NDArray[np.float64]
-    vectors: Vector
-    residuals: NDArray[np.float64]
-    assured: NDArray[np.bool_]
-    size: float
-    leading: Vector
+    values: NDArray[np.float64]  # (k,), in any order
+    vectors: Vector  # (P, k), orthonormal
+    residuals: NDArray[np.float64]  # (k,), ‖A x − θ x‖ as the method knows it
+    assured: NDArray[np.bool_]  # (k,), whether no other eigenvalue belongs in the place of this one
+    size: float  # the largest magnitude of an eigenvalue
+    leading: Vector  # (P,), the eigenvector that belongs to it
+    # c ↦ A X c for (k,) as the method knows it, of which the residuals are a consequence
     image: Callable[[NDArray[np.float64]], Vector]
-    complete: bool
+    complete: bool  # whether the method was not stopped by its limit
 
 
 def certified(product: Products, found: Approximation, tol: float, *, seed: int, noisy: bool) -> Eigenpairs:
@@ -110,12 +91,8 @@ def certified(product: Products, found: Approximation, tol: float, *, seed: int,
     residual may be wrong in the mean, and that is added to it. Where the sums are not within the tolerance,
     every pair has its residual computed anew, by a product of its own.
 
-    Parameters
-    ----------
-    tol : float
-        Of residuals relative to ``found.size``.
-    noisy : bool
-        Whether residuals as small as the products' own error for the leading vector are small enough.
+    ``tol`` relates residuals to ``found.size``. Where ``noisy``, those as small as the products' own error
+    for the leading vector are small enough.
     """
     space, limit = product.space, tol * found.size
     if noisy:

@@ -20,19 +20,7 @@ _MOST_PASSES = 4
 class GrowingBasis:
     """Orthonormal vectors as the rows of one array that is allocated once.
 
-    Parameters
-    ----------
-    space : VectorSpace
-        Where the vectors live.
-    capacity : int
-        The most vectors.
-    dtype
-        Of the array.
-
-    Attributes
-    ----------
-    size : int
-        The vectors that it holds.
+    It has room for ``capacity`` vectors, and holds ``size`` of them.
     """
 
     def __init__(self, space: VectorSpace, capacity: int, dtype: Any) -> None:
@@ -52,15 +40,8 @@ class GrowingBasis:
         Classical Gram–Schmidt, repeated where a pass has cancelled digits: twice is enough unless ``w`` lies
         in the span (Daniel, Gragg, Kaufman and Stewart, Mathematics of Computation 30, 1976).
 
-        Parameters
-        ----------
-        w : Vector
-            Given up.
-        norm : float
-            ``‖w‖``.
-        since : int
-            What lies along the basis is known to lie, but for rounding, along the vectors from this one on.
-            They alone take part in the first pass.
+        ``w`` is given up, and ``norm`` is ``‖w‖``. What lies along the basis is known to lie, but for
+        rounding, along the vectors from ``since`` on: they alone take part in the first pass.
         """
         coefficients = np.zeros(self.size)
         for first in [since] * (since > 0) + [0] * _MOST_PASSES:

@@ -13,8 +13,9 @@ from ihvp.arguments import check_choice, check_flag, check_function, check_integ
 from ihvp.backend import Vector
 from ihvp.eigen.approximation import Products, certified
 from ihvp.eigen.failure import failure
+from ihvp.eigen.lanczos import Search
 from ihvp.eigen.opg import opg_eigenpairs
-from ihvp.eigen.search import search
+from ihvp.eigen.search import searched
 from ihvp.eigen.wanted import CHOICES, Wanted, Which
 from ihvp.eigenpairs import Eigenpairs
 from ihvp.errors import InvalidOption, VectorError
@@ -145,22 +146,19 @@ def eigsh(
     if known is not None and (confidence is None or not np.all(known.converged) or _is_exact(known, limit)):
         pairs, size, complete = known, float(np.abs(known.values).max()), True
     else:
-        found = search(
-            product,
-            Wanted(which, k),
+        search = Search(
             capacity=capacity,
             tol=limit,
-            confidence=confidence,
+            missed=None if confidence is None else 1 - confidence,
             noisy=tol is None,
+            max_restarts=max_restarts,
             seed=seed,
             start=start,
             known=known,
-            max_restarts=max_restarts,
-            callback=callback,
-            progress=progress,
         )
+        found = searched(product, Wanted(which, k), search, callback, progress)
         size, complete = found.size, found.complete
-        pairs = certified(product, found, limit, seed=seed, noisy=tol is None)
+        pairs = certified(product, found, limit, seed=seed, noisy=search.noisy)
         if known is not None:
             pairs = replace(pairs, truncation_error=known.truncation_error)
     if on_failure == "raise" and not np.all(pairs.converged):

@@ -22,12 +22,8 @@ def failure(
 ) -> EigenpairsNotConverged:
     """The error for pairs of which some have not converged.
 
-    Parameters
-    ----------
-    size : float
-        The largest magnitude of an eigenvalue, to which ``tol`` relates.
-    complete : bool
-        Whether the method was not stopped by its limit.
+    ``tol`` relates to ``size``, the largest magnitude of an eigenvalue; ``complete`` says that the method was
+    not stopped by its limit.
     """
     missing = np.flatnonzero(~pairs.converged)
     worst = int(missing[np.argmax(pairs.residuals[missing])])

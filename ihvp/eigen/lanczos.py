@@ -27,22 +27,29 @@ _MISSED = 1e-3
 _COUPLED, _UNSEEN = 0.25, 0.9
 
 
+@dataclass(frozen=True, eq=False)
+class Search:
+    """How eigenpairs are searched for."""
+
+    capacity: int  # the size of the basis, from k + 2 to P − 1
+    tol: float  # residuals of at most so many times the largest Ritz value in magnitude are small enough
+    # The chance to miss a wanted eigenvector that is accepted. None probes only after the basis has spanned
+    # an invariant subspace.
+    missed: float | None
+    noisy: bool  # whether the products' own error, if larger, takes the place of tol in what a probe must see
+    max_restarts: int
+    seed: int  # of the random vectors
+    start: Vector | None
+    known: Eigenpairs | None  # to begin with a probe for others
+
+
 @dataclass(frozen=True)
 class Ritz:
-    """Eigenpairs of the projected operator, the most wanted first.
+    """Eigenpairs of the projected operator, the most wanted first."""
 
-    Attributes
-    ----------
-    values : ndarray (m,)
-    rotation : ndarray (m, m)
-        The Ritz vectors in the basis, as columns.
-    residuals : ndarray (m,)
-        Norms, from the one direction that leaves the basis.
-    """
-
-    values: NDArray[np.float64]
-    rotation: NDArray[np.float64]
-    residuals: NDArray[np.float64]
+    values: NDArray[np.float64]  # (m,)
+    rotation: NDArray[np.float64]  # (m, m), the Ritz vectors in the basis, as columns
+    residuals: NDArray[np.float64]  # (m,), norms, from the one direction that leaves the basis
 
 
 class Lanczos:
@@ -58,47 +65,16 @@ class Lanczos:
     Of an eigenspace the Krylov space of one start holds one vector. Therefore, once the pairs have converged,
     a *probe* goes on from a random vector that is orthogonal to them. It ends with a further pair, after
     which the next one begins, or with the proof that there is none (:class:`~ihvp.eigen.probe.Probe`).
-
-    Parameters
-    ----------
-    product : Products
-    wanted : Wanted
-    capacity : int
-        The size of the basis, from k + 2 to P − 1.
-    tol : float
-        Residuals of at most ``tol`` times the largest Ritz value in magnitude are small enough.
-    missed : float or None
-        The chance to miss a wanted eigenvector that is accepted. None probes only after the basis has spanned
-        an invariant subspace.
-    noisy : bool
-        Whether the products' own error, where it is larger, takes the place of the tolerance in what a probe
-        has to see.
-    seed : int
-        Of the random vectors.
-    start : Vector, optional
-    known : Eigenpairs, optional
-        To begin with a probe for others.
     """
 
-    def __init__(
-        self,
-        product: Products,
-        *,
-        wanted: Wanted,
-        capacity: int,
-        tol: float,
-        missed: float | None,
-        noisy: bool,
-        seed: int,
-        start: Vector | None = None,
-        known: Eigenpairs | None = None,
-    ) -> None:
-        self.product, self.wanted, self.k, self.capacity = product, wanted, wanted.k, capacity
-        self.tol, self.missed, self.noisy = tol, missed, noisy
-        self._random = np.random.default_rng(seed)
+    def __init__(self, product: Products, wanted: Wanted, search: Search) -> None:
+        self.product, self.wanted, self.k, self.capacity = product, wanted, wanted.k, search.capacity
+        self.tol, self.missed, self.noisy = search.tol, search.missed, search.noisy
+        self.max_restarts, known, start = search.max_restarts, search.known, search.start
+        self._random = np.random.default_rng(search.seed)
         self._eps = float(product.space.xp.finfo(product.dtype).eps)
-        self._basis = GrowingBasis(product.space, capacity, product.dtype)
-        self._projected = np.zeros((capacity, capacity))
+        self._basis = GrowingBasis(product.space, self.capacity, product.dtype)
+        self._projected = np.zeros((self.capacity, self.capacity))
         self._image_norm = self._size = 0.0  # the largest norm of a product, and magnitude of a Ritz value
         self._couplings = np.zeros(0)  # of the next direction to the basis: b
         self._left: list[tuple[Vector, NDArray[np.float64]]] = []  # directions left by probes, with their b
@@ -116,7 +92,7 @@ class Lanczos:
             start = algebra.wide(start)
             self._next = start / float(algebra.norms(start))
 
-    def run(self, max_restarts: int, max_products: int | None, monitor: Monitor) -> Approximation:
+    def run(self, max_products: int | None, monitor: Monitor) -> Approximation:
         """Iterate until the pairs have converged and no other is missed, or up to a limit.
 
         The basis may be full once more than ``max_restarts``, and ``max_products`` be made.
@@ -137,7 +113,7 @@ class Lanczos:
             spent = max_products is not None and self.product.count >= max_products
             if not probes and not spent and self._basis.size < self.capacity:
                 continue
-            if spent or restarts == max_restarts:
+            if spent or restarts == self.max_restarts:
                 return self._approximation(ritz, complete=False)
             restarts += 1
             if probes:

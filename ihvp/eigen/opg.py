@@ -31,30 +31,11 @@ def opg_eigenpairs(
     small (Nilsen et al., "Efficient computation of Hessian matrices in TensorFlow", 2019, section 5.4; the
     implementation there centres the gradients and makes one pass).
 
-    Parameters
-    ----------
-    operator : OPG
-        G.
-    k : int
-        The eigenpairs to find, at most P.
-    tol : float, optional
-        A pair has converged when its residual ``‖G x − λ x‖`` is at most ``tol`` times the largest
-        eigenvalue. Default ε^(2/3) of the dtype.
-    rank : int, optional
-        The singular values to keep, at least k. Default 2k + 10, or up to 128 as long as their vectors take
-        no more than 2¹⁷ numbers.
-    max_passes : int
-        The most block products with G. Pairs that have not converged by then are marked so.
-
-    Returns
-    -------
-    Eigenpairs
-        ``truncation_error`` is the trace of what the first pass left out of G: 0 to rounding where that pass
-        alone is exact.
-
-    Raises
-    ------
-    InvalidOption
+    A pair has converged when its residual ``‖G x − λ x‖`` is at most ``tol`` times the largest eigenvalue, by
+    default ε^(2/3). The singular values kept, ``rank``, are at least k; by default 2k + 10, or up to 128 as
+    long as their vectors take no more than 2¹⁷ numbers. After ``max_passes`` block products with G, pairs
+    that have not converged are marked so. The ``truncation_error`` is the trace of what the first pass left
+    out of G: 0 to rounding where that pass alone is exact.
 
     Examples
     --------

@@ -23,14 +23,8 @@ class Probe:
     symmetric matrices with the Lanczos method", SIAM Journal on Matrix Analysis and Applications 22, 2000,
     where only the last of the components counts).
 
-    Parameters
-    ----------
-    points : ndarray (n,)
-        λ.
-    places : ndarray (n,)
-        The place among the wanted pairs that each point belongs to.
-    capacity : int
-        Vectors of the basis.
+    ``places`` are those among the wanted pairs that each of the ``points`` λ belongs to, and ``capacity`` is
+    the number of vectors of the basis.
     """
 
     def __init__(self, points: NDArray[np.float64], places: NDArray[np.intp], capacity: int) -> None:

@@ -15,24 +15,12 @@ from ihvp.backend import Vector
 
 @dataclass(frozen=True)
 class RitzPairs:
-    """Approximate eigenpairs with residuals by fresh products.
+    """Approximate eigenpairs with residuals by fresh products."""
 
-    Attributes
-    ----------
-    values : ndarray (k,)
-        Ritz values, descending; none is above the eigenvalue of its place.
-    vectors : Vector (P, k)
-        Orthonormal.
-    residuals : ndarray (k,)
-        ``‖A x − θ x‖``: an eigenvalue lies within this distance of θ.
-    passes : int
-        Block products that were made.
-    """
-
-    values: NDArray[np.float64]
-    vectors: Vector
-    residuals: NDArray[np.float64]
-    passes: int
+    values: NDArray[np.float64]  # (k,), Ritz values, descending; none is above the eigenvalue of its place
+    vectors: Vector  # (P, k), orthonormal
+    residuals: NDArray[np.float64]  # (k,), ‖A x − θ x‖: an eigenvalue lies within this distance of θ
+    passes: int  # block products that were made
 
 
 def refine(
@@ -45,18 +33,9 @@ def refine(
     This is Davidson's method in blocks and without preconditioner, whose bases span Krylov spaces (Saad,
     "Numerical Methods for Large Eigenvalue Problems", 2011, section 8.4).
 
-    Parameters
-    ----------
-    matvec : callable
-        ``V ↦ A V`` for blocks ``(P, j)``.
-    basis : Vector (P, r)
-        Orthonormal columns, the best first; r ≥ k.
-    k : int
-        The pairs to find.
-    tol : float
-        Residuals of at most ``tol`` times the largest value in magnitude are good enough.
-    max_passes : int
-        The most block products to spend, at least 1. A result that came too late has residuals that say so.
+    ``basis`` has r ≥ k orthonormal columns, the best first. Residuals of at most ``tol`` times the largest
+    value in magnitude are good enough. A result that needed more than ``max_passes`` block products has
+    residuals that say so.
     """
     width, limit = basis.shape[1], min(2 * basis.shape[1], basis.shape[0])
     pairs = _certified(matvec, basis[:, :k], passes=1)
@@ -71,7 +50,7 @@ def refine(
         if fresh is None or passes + 2 > max_passes:
             return _certified(matvec, vectors, passes + 1)
         if basis.shape[1] + fresh.shape[1] > limit:
-            kept = _native(rotation[:, :width], basis)
+            kept = algebra.as_like(rotation[:, :width].copy(), basis)
             basis, images = basis @ kept, images @ kept
         basis = algebra.concatenate([basis, fresh])
         images = algebra.concatenate([images, matvec(fresh)])
@@ -96,18 +75,13 @@ def _ritz_pairs(
     basis: Vector, images: Vector, rotation: NDArray[np.float64]
 ) -> tuple[Vector, NDArray[np.float64], Vector]:
     """Vectors, values and residuals."""
-    vectors, products = (block @ _native(rotation, block) for block in (basis, images))
+    vectors, products = (block @ algebra.as_like(rotation.copy(), block) for block in (basis, images))
     values = algebra.dots(vectors, products)
     return vectors, values, products - vectors * algebra.coefficients(values, vectors)
 
 
 def _unfinished(values: NDArray[np.float64], norms: NDArray[np.float64], tol: float) -> NDArray[np.intp]:
     return np.flatnonzero(norms > tol * np.abs(values).max())
-
-
-def _native(matrix: NDArray[np.float64], like: Vector) -> Vector:
-    xp = array_api_compat.array_namespace(like)
-    return xp.asarray(matrix.copy(), dtype=like.dtype, device=array_api_compat.device(like))
 
 
 def _directions(basis: Vector, residuals: Vector) -> Vector | None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ihvp.backend import Vector
 from ihvp.eigen.approximation import Approximation, Products
 from ihvp.eigen.dense import dense_eigenpairs
-from ihvp.eigen.lanczos import Lanczos
+from ihvp.eigen.lanczos import Lanczos, Search
 from ihvp.eigen.wanted import Wanted
-from ihvp.eigenpairs import Eigenpairs
 from ihvp.memory import free_memory, require_memory
 from ihvp.progress import Monitor, Step
 
@@ -19,18 +17,10 @@ _VECTORS = 4
 _DECOMPOSED = 1 << 12
 
 
-def search(
+def searched(
     product: Products,
     wanted: Wanted,
-    *,
-    capacity: int,
-    tol: float,
-    confidence: float | None,
-    noisy: bool,
-    seed: int,
-    start: Vector | None,
-    known: Eigenpairs | None,
-    max_restarts: int,
+    search: Search,
     callback: Callable[[Step], object] | None,
     progress: bool | None,
 ) -> Approximation:
@@ -38,37 +28,18 @@ def search(
 
     A dense decomposition takes P products, whatever the spectrum. It is made at once where a basis would span
     the space, and after P/2 products of Lanczos' method where the matrix is small.
-
-    Parameters
-    ----------
-    capacity : int
-        Vectors in the basis.
-    confidence : float or None
-        That no wanted eigenvalue is missed.
-    known : Eigenpairs, optional
-        To be confirmed or completed.
     """
-    space = product.space
+    space, capacity = product.space, search.capacity
     if capacity >= space.size:
         return dense_eigenpairs(product, wanted)
     numbers = (capacity + 3 * wanted.k + _VECTORS) * space.size
     what = f"A Lanczos basis of {capacity} vectors of P = {space.size:,} with k = {wanted.k} results"
     bytes_each = int(space.xp.finfo(product.dtype).bits // 8)
     require_memory(space, numbers, bytes_each, what, "Pass a smaller ncv or k.")
-    iteration = Lanczos(
-        product,
-        wanted=wanted,
-        capacity=capacity,
-        tol=tol,
-        missed=None if confidence is None else 1 - confidence,
-        noisy=noisy,
-        seed=seed,
-        start=start,
-        known=known,
-    )
+    iteration = Lanczos(product, wanted, search)
     affordable = product.count + space.size // 2 if _is_decomposed(product) else None
     with Monitor("Lanczos", callback, progress) as monitor:
-        found = iteration.run(max_restarts, affordable, monitor)
+        found = iteration.run(affordable, monitor)
     if affordable is None or found.complete or product.count < affordable:
         return found
     del iteration

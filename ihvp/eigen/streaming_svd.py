@@ -18,25 +18,13 @@ from ihvp.errors import EmptyData
 
 @dataclass(frozen=True)
 class StreamedSVD:
-    """What is known of a matrix J ``(rows, P)`` after one pass over its rows.
+    """What is known of a matrix J ``(rows, P)`` after one pass over its rows."""
 
-    Attributes
-    ----------
-    values : ndarray (r,)
-        Its leading singular values, descending, never above the true ones.
-    vectors : Vector (P, r)
-        Its right singular vectors, orthonormal.
-    rows : int
-        The rows that were seen.
-    discarded : float
-        ``trace(JᵀJ − V diag(values²) Vᵀ)``, summed over what each truncation left out. The difference is
-        positive semi-definite, so this bounds the error of every squared singular value; 0 means that all is
-        exact.
-    """
-
-    values: NDArray[np.float64]
-    vectors: Vector
-    rows: int
+    values: NDArray[np.float64]  # (r,), its leading singular values, descending, never above the true ones
+    vectors: Vector  # (P, r), its right singular vectors, orthonormal
+    rows: int  # the rows that were seen
+    # trace(JᵀJ − V diag(values²) Vᵀ), summed over what each truncation left out. The difference is positive
+    # semi-definite, so this bounds the error of every squared singular value; 0 means that all is exact
     discarded: float
 
 
@@ -50,19 +38,8 @@ def streaming_svd(chunks: Iterable[Vector], /, *, rank: int) -> StreamedSVD:
     robust visual tracking", International Journal of Computer Vision 77, 2008, without its mean update.
     Time O(rows · P · rank), memory O(P · rank), whatever the sizes of the chunks.
 
-    Parameters
-    ----------
-    chunks : iterable of arrays (b, P)
-        The rows of J, in any array library with the linear algebra of the Array API standard.
-    rank : int
-        r, the singular values to keep.
-
-    Raises
-    ------
-    EmptyData
-        There is no row.
-    InvalidOption
-        ``rank`` is not a positive integer.
+    The chunks ``(b, P)`` may be in any array library with the linear algebra of the Array API standard. No
+    row at all is an EmptyData.
 
     Examples
     --------
@@ -77,7 +54,10 @@ def streaming_svd(chunks: Iterable[Vector], /, *, rank: int) -> StreamedSVD:
     rows, discarded = 0, 0.0
     for block in _blocks(chunks, rank):
         rows += block.shape[0]
-        stacked = block.T if vectors is None else _beside(vectors, values, block.T)
+        stacked = block.T
+        if vectors is not None:
+            weighted = vectors * algebra.coefficients(values, vectors)
+            stacked = algebra.concatenate([weighted, stacked])
         xp = array_api_compat.array_namespace(stacked)
         # The triangle is small whatever P: its SVD costs next to nothing, on any device.
         basis, triangle = xp.linalg.qr(stacked)
@@ -88,10 +68,6 @@ def streaming_svd(chunks: Iterable[Vector], /, *, rank: int) -> StreamedSVD:
     if vectors is None:
         raise EmptyData("There is no row to decompose; expected at least one.")
     return StreamedSVD(values, vectors, rows, discarded)
-
-
-def _beside(vectors: Vector, values: NDArray[np.float64], block: Vector) -> Vector:
-    return algebra.concatenate([vectors * algebra.coefficients(values, vectors), block])
 
 
 def _blocks(chunks: Iterable[Vector], rows: int) -> Iterator[Vector]:

@@ -56,12 +56,7 @@ class Wanted:
 
         A further eigenvalue beyond the point, away from the others, would take that place.
 
-        Parameters
-        ----------
-        found : ndarray (k,)
-            Values, the most wanted first.
-        margin : float
-            The distance by which they may be wrong.
+        ``found`` are values, the most wanted first, which may be wrong by ``margin``.
         """
         places = np.arange(self.k)
         if self.which == "LM":

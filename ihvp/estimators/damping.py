@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ihvp.arguments import check_integer, check_number, check_seed
+from ihvp.arguments import check_number, check_seed
 from ihvp.backend import Vector
-from ihvp.estimators.probes import gaussians, products, up_to
+from ihvp.estimators.probes import checked_count, gaussians, products
 from ihvp.operators.base import LinearOperator, check_operator
 from ihvp.solvers.ritz import ritz_range
 
@@ -39,10 +39,6 @@ def suggest_damping(
     float
         λ, for ``ihvp.solve(A, v, damping=λ)`` or ``A + λ``; 1 for a matrix that is zero.
 
-    Raises
-    ------
-    InvalidOption
-
     Examples
     --------
     >>> import numpy as np
@@ -55,8 +51,7 @@ def suggest_damping(
     check_operator(operator)
     check_seed(seed)
     space = operator.space
-    count = min(50, space.size) if steps is None else steps
-    check_integer("steps", count, 1, space.size, up_to(space.size))
+    count = checked_count("steps", steps, 50, space.size)
     if condition is None:
         condition = space.eps**-0.5
     check_number("condition", condition, lambda number: number > 1, "a finite number above 1")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ihvp.arguments import check_integer, check_seed
+from ihvp.arguments import check_seed
 from ihvp.errors import InvalidOption
 from ihvp.estimators.leave_one_out import range_basis
-from ihvp.estimators.probes import Estimate, identity_products, native, signs, up_to
+from ihvp.estimators.probes import Estimate, checked_count, identity_products, native, signs
 from ihvp.operators.base import LinearOperator, check_operator
 
 
@@ -35,10 +35,6 @@ def diagonal(operator: LinearOperator, *, num_samples: int | None = None, seed: 
     Estimate
         ``.value`` and ``.standard_error`` are native vectors ``(P,)``.
 
-    Raises
-    ------
-    InvalidOption
-
     Examples
     --------
     >>> import numpy as np
@@ -50,8 +46,7 @@ def diagonal(operator: LinearOperator, *, num_samples: int | None = None, seed: 
     check_operator(operator)
     check_seed(seed)
     space = operator.space
-    count = min(100, space.size) if num_samples is None else num_samples
-    check_integer("num_samples", count, 1, space.size, up_to(space.size))
+    count = checked_count("num_samples", num_samples, 100, space.size)
     xp = space.xp
     if count == space.size:
         value = space.zeros()

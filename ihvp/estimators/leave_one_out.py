@@ -20,20 +20,13 @@ class RangeBasis:
 
     The basis of the range without probe i is Q without ``s_i``: ``Q_i Q_iᵀ = Q (I − s_i s_iᵀ) Qᵀ``, where
     ``s_i`` is the normalised column i of ``R⁻ᵀ`` (Epperly, Tropp and Webber, section 2.1).
-
-    Attributes
-    ----------
-    basis, product : Vector (P, n)
-        Q and Z.
-    triangle : ndarray (n, n)
-        R.
-    directions : ndarray (n, n) or None
-        The columns ``s_i``; None where the range of A is exhausted, so that Q has all of it.
     """
 
+    # basis, product (P, n), Q and Z
     basis: Vector
     product: Vector
-    triangle: NDArray[np.float64]
+    triangle: NDArray[np.float64]  # (n, n), R
+    # (n, n), the columns s_i; None where the range of A is exhausted, so that Q has all of it
     directions: NDArray[np.float64] | None
 
 

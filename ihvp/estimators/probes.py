@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
+from ihvp.arguments import check_integer
 from ihvp.backend import Vector
 from ihvp.errors import NonFinite
 from ihvp.operators.base import LinearOperator
@@ -51,9 +51,11 @@ class Estimate:
         return float(self.value)
 
 
-def up_to(size: int) -> str:
-    """What a number of products or steps is expected to be, for an error text."""
-    return f"an integer from 1 to P = {size}, the number of parameters"
+def checked_count(option: str, asked: int | None, default: int, size: int) -> int:
+    """A number of products or steps from 1 to P: the one that was asked for, or the default, or P."""
+    count = min(default, size) if asked is None else asked
+    check_integer(option, count, 1, size, f"an integer from 1 to P = {size}, the number of parameters")
+    return int(count)
 
 
 def gaussians(space: VectorSpace, generator: np.random.Generator, count: int) -> Vector:
@@ -67,12 +69,7 @@ def signs(space: VectorSpace, generator: np.random.Generator, count: int) -> Vec
 
 
 def products(operator: LinearOperator, block: Vector) -> Vector:
-    """``A`` times a block, some columns at a time.
-
-    Raises
-    ------
-    NonFinite
-    """
+    """``A`` times a block, some columns at a time."""
     parts = [
         operator.apply(block[:, start : start + _COLUMNS]) for start in range(0, block.shape[1], _COLUMNS)
     ]
@@ -97,6 +94,4 @@ def host(block: Vector) -> NDArray[np.float64]:
 
 def native(matrix: NDArray[np.float64], like: Vector) -> Vector:
     """A small host matrix in the array type of ``like``."""
-    xp = array_api_compat.array_namespace(like)
-    matrix = np.ascontiguousarray(matrix)
-    return xp.asarray(matrix, dtype=like.dtype, device=array_api_compat.device(like))
+    return algebra.as_like(np.ascontiguousarray(matrix), like)

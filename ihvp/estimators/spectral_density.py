@@ -13,7 +13,7 @@ from ihvp import algebra
 from ihvp.arguments import as_array, check_integer, check_number, check_seed, naming
 from ihvp.backend import Vector
 from ihvp.errors import FunctionFailed, InvalidOption
-from ihvp.estimators.probes import Estimate, gaussians, products, up_to
+from ihvp.estimators.probes import Estimate, checked_count, gaussians, products
 from ihvp.memory import require_memory
 from ihvp.operators.base import LinearOperator, check_operator
 
@@ -140,14 +140,6 @@ def spectral_density(
     seed : int
         Of the random vectors.
 
-    Returns
-    -------
-    SpectralDensity
-
-    Raises
-    ------
-    InvalidOption
-
     Examples
     --------
     >>> import numpy as np
@@ -161,10 +153,8 @@ def spectral_density(
     check_seed(seed)
     size = operator.space.size
     count = min(10, size) if num_samples is None else num_samples
-    length = min(80, size) if steps is None else steps
     check_integer("num_samples", count, 1)
-    check_integer("steps", length, 1, size, up_to(size))
-    count, length = int(count), int(length)
+    count, length = int(count), checked_count("steps", steps, 80, size)
     operator.verify()
     space, numbers = operator.space, count * (length + 1) * size
     require_memory(space, numbers, space.itemsize, "The Lanczos vectors", "Lower num_samples or steps.")

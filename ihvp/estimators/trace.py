@@ -8,10 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.arguments import check_choice, check_integer, check_seed
+from ihvp.arguments import check_choice, check_seed
 from ihvp.errors import InvalidOption
 from ihvp.estimators.leave_one_out import range_basis
-from ihvp.estimators.probes import Estimate, gaussians, host, identity_products, products, signs, up_to
+from ihvp.estimators.probes import (
+    Estimate,
+    checked_count,
+    gaussians,
+    host,
+    identity_products,
+    products,
+    signs,
+)
 from ihvp.operators.base import LinearOperator, check_operator
 
 Method = Literal["xtrace", "hutch++", "hutchinson"]
@@ -49,10 +57,6 @@ def trace(
     Estimate
         ``.value`` and ``.standard_error`` are floats; also ``float(…)``.
 
-    Raises
-    ------
-    InvalidOption
-
     Examples
     --------
     >>> import numpy as np
@@ -66,8 +70,7 @@ def trace(
     check_choice("method", method, get_args(Method))
     check_seed(seed)
     size = operator.space.size
-    count = min(100, size) if num_samples is None else num_samples
-    check_integer("num_samples", count, 1, size, up_to(size))
+    count = checked_count("num_samples", num_samples, 100, size)
     if count == size:
         exact = sum(float(algebra.dots(e, column).sum()) for e, column in identity_products(operator))
         return Estimate(exact, 0.0, size)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ihvp.errors import InvalidOption, UnknownExperiment
 from ihvp.experiments.finding import Finding
-from ihvp.plot.style import require_matplotlib
+from ihvp.packages import required
 
 __all__ = ["EXPERIMENTS", "Experiment", "Finding", "run"]
 
@@ -51,25 +51,8 @@ EXPERIMENTS = {
 def run(name: str, out: Path, backend: str | None = None, *, full: bool = False) -> Finding:
     """Run one experiment and write its table and figure.
 
-    Parameters
-    ----------
-    name : str
-        A key of ``EXPERIMENTS``.
-    out : Path
-        The folder for ``NAME.csv`` and ``NAME.png``; made if need be.
-    backend : str, optional
-        Who differentiates. Without it the experiment chooses.
-    full : bool
-        The long form, where there is one.
-
-    Raises
-    ------
-    UnknownExperiment
-        There is none of this name.
-    InvalidOption
-        ``full`` was asked of an experiment without a long form, or a backend of one that runs on another.
-    PackageNotInstalled
-        matplotlib is missing; found before any work.
+    ``out`` is the folder for ``NAME.csv`` and ``NAME.png``, made if need be. Without ``backend`` the
+    experiment chooses one. That matplotlib is missing is found before any work.
     """
     if name not in EXPERIMENTS:
         raise UnknownExperiment(name, EXPERIMENTS)
@@ -81,7 +64,7 @@ def run(name: str, out: Path, backend: str | None = None, *, full: bool = False)
         raise InvalidOption(
             "backend", backend, f"{experiment.only!r}, the one backend that {name!r} is about"
         )
-    require_matplotlib("ihvp experiment", "plot")
+    required("matplotlib.figure", "ihvp experiment", "pip install 'ihvp[plot]'")
     out.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"full": True} if full else {}
     finding: Finding = import_module(experiment.module).run(out, backend, **options)

@@ -17,9 +17,7 @@ from ihvp.space import VectorSpace
 def plugins(backend: str | None) -> list[BackendPlugin]:
     """The one asked for, or all that are installed and can run a loss written for every framework.
 
-    Raises
-    ------
-    UnknownBackend, BackendNotInstalled, BrokenBackend, MissingCapability
+    A backend that cannot be used is UnknownBackend, BackendNotInstalled, BrokenBackend or MissingCapability.
     """
     if backend is not None:
         plugin = registry.usable_plugin(backend)
@@ -30,37 +28,21 @@ def plugins(backend: str | None) -> list[BackendPlugin]:
 
 
 def dialect(plugin: BackendPlugin) -> Dialect:
-    """The plugin's dialect.
-
-    Raises
-    ------
-    MissingCapability
-        It has none.
-    """
+    """The plugin's dialect."""
     if plugin.dialect is None:
-        raise MissingCapability(plugin.name, "dialect")
+        raise MissingCapability(plugin.name, "dialect", "Choose another backend; `ihvp backends` lists them.")
     return plugin.dialect()
 
 
 def eps(backend: str) -> float:
-    """The machine epsilon of what the backend makes of float64 parameters: JAX's are float32 by default.
-
-    Raises
-    ------
-    UnknownBackend, BackendNotInstalled, BrokenBackend, MissingCapability
-    """
+    """The machine epsilon of what the backend makes of float64 parameters: JAX's are float32 by default."""
     (plugin,) = plugins(backend)
     params = dialect(plugin).parameters({"w": np.zeros(1)})
     return VectorSpace.of(plugin.factory(params).flatten(params)).eps
 
 
 def objective(problem: Problem, backend: str) -> Objective:
-    """The problem's loss over its batch, on one backend.
-
-    Raises
-    ------
-    UnknownBackend, BackendNotInstalled, BrokenBackend, MissingCapability
-    """
+    """The problem's loss over its batch, on one backend."""
     (plugin,) = plugins(backend)
     written = dialect(plugin)
     params = written.parameters(problem.params)

@@ -103,11 +103,9 @@ def _draw(
     line = np.array([1e5, 1e7])
     left.loglog(line, 2.5 * start * line / line[-1], color=figure.NEUTRAL, linewidth=1, linestyle=":")
     left.annotate("∝ p", (1e6, 0.25 * start), xytext=(-6, 4), textcoords="offset points", ha="right")
-    left.set_xlabel("parameters p")
-    left.set_ylabel("time of one product Hv [ms]")
+    left.set(xlabel="parameters p", ylabel="time of one product Hv [ms]")
     left.legend(loc="upper left", frameon=False)
-    right.set_xlabel("parameters p")
-    right.set_ylabel("time of Hv [gradients]")
+    right.set(xlabel="parameters p", ylabel="time of Hv [gradients]")
     # Room above the curves for the legend.
     right.set_ylim(0, 1.5 * max((curve[:, 1] / curve[:, 2]).max() for curve in curves.values()))
     right.legend(loc="upper center", ncols=2, frameon=False, title="median for p ≥ 10$^5$")

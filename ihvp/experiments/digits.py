@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.backend import BackendPlugin
-from ihvp.errors import MissingCapability, PackageNotInstalled
+from ihvp.experiments import choice
 from ihvp.objective import Objective
+from ihvp.packages import required
 
 Batch: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 """Images ``(n, 65)``, one-hot labels ``(n, 10)`` and masses ``(n,)``."""
@@ -52,18 +53,9 @@ class Digits:
 
 
 def load() -> tuple[Digits, Digits]:
-    """The first 1,500 digits for training and the other 297 for testing.
-
-    Raises
-    ------
-    PackageNotInstalled
-        scikit-learn, which has the digits, is missing.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise PackageNotInstalled("load_digits", "scikit-learn", "pip install 'ihvp[demo]'") from error
-    pixels, labels = load_digits(return_X_y=True)
+    """The first 1,500 digits for training and the other 297 for testing."""
+    datasets = required("sklearn.datasets", "load_digits", "pip install 'ihvp[demo]'", "scikit-learn")
+    pixels, labels = datasets.load_digits(return_X_y=True)
     images = np.column_stack([pixels / 16, np.ones(len(pixels))])
     first, rest = slice(TRAINING_DIGITS), slice(TRAINING_DIGITS, None)
     return Digits(images[first], labels[first]), Digits(images[rest], labels[rest])
@@ -115,30 +107,14 @@ def probabilities(weights: NDArray[np.float64], images: NDArray[np.float64]) -> 
 class Problem:
     """The digits' losses in one backend.
 
-    Attributes
-    ----------
-    data_loss : callable
-        The cross-entropy alone, without the regulariser, as ``Objective`` takes a loss or gradient.
-
-    Parameters
-    ----------
-    plugin : BackendPlugin
-        The backend's record.
-
-    Raises
-    ------
-    MissingCapability
-        The plugin has no dialect in which the loss could be written.
+    ``data_loss`` is the cross-entropy alone, without the regulariser, as ``Objective`` takes a loss or
+    gradient.
     """
 
     shape = (65, 10)
 
     def __init__(self, plugin: BackendPlugin) -> None:
-        if plugin.dialect is None:
-            raise MissingCapability(
-                plugin.name, "dialect", "Choose another backend; `ihvp backends` lists them."
-            )
-        self._name, self._dialect = plugin.name, plugin.dialect()
+        self._name, self._dialect = plugin.name, choice.dialect(plugin)
         # One function for all objectives: a backend that compiles finds it again.
         if plugin.differentiates == "loss":
             self._terms: dict[str, Any] = {"loss": regularised(self._dialect.xp)}

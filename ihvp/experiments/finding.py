@@ -8,24 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim, what was measured, and whether the claim held.
+    """A claim, what was measured, and whether the claim held."""
 
-    Attributes
-    ----------
-    claim : str
-        The claim of the earlier notebook, in a sentence.
-    found : str
-        What this run measured, with its numbers.
-    brief : str
-        The same in a few words, for a table.
-    held : bool
-        Whether the claim held in this run.
-    files : tuple of Path
-        What was written, the table (CSV) before the figure (PNG).
-    """
-
-    claim: str
-    found: str
-    brief: str
-    held: bool
-    files: tuple[Path, ...]
+    claim: str  # the claim of the earlier notebook, in a sentence
+    found: str  # what this run measured, with its numbers
+    brief: str  # the same in a few words, for a table
+    held: bool  # whether the claim held in this run
+    files: tuple[Path, ...]  # what was written, the table (CSV) before the figure (PNG)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,14 +35,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """A matrix and the errors of its approximations.
+    """A matrix and the errors of its approximations."""
 
-    Attributes
-    ----------
-    matrix : ndarray (P, P)
-    """
-
-    matrix: Array
+    matrix: Array  # (P, P)
 
     @cached_property
     def eigenpairs(self) -> tuple[Array, Array]:
@@ -87,7 +81,11 @@ def run(out: Path, backend: str | None = None) -> Finding:
         mean = sum(to_numpy(operator(_over(objective, problem, rows)).to_dense()) for rows in batches)
         _worsen(wrong, "minibatches", _distance(mean / len(batches), spectra[name, "all 1,000"].matrix))
 
-    errors_by_k = list(_rows(spectra))
+    errors_by_k = [
+        (name, part, k, float(value), *spectrum.errors(k))
+        for (name, part), spectrum in spectra.items()
+        for k, value in enumerate(spectrum.eigenpairs[0], 1)
+    ]
     errors = {row[0]: row[4:] for row in errors_by_k if row[1] == "all 1,000" and row[2] == K}
     listed = "; ".join(f"{name}: {low:.2g} and {full:.2g}" for name, (low, full) in errors.items())
     return Finding(
@@ -114,12 +112,6 @@ def _distance(found: Any, expected: Array) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def _rows(spectra: dict[tuple[str, str], Spectrum]) -> Iterator[tuple[str, str, int, float, float, float]]:
-    for (name, part), spectrum in spectra.items():
-        for k, value in enumerate(spectrum.eigenpairs[0], 1):
-            yield name, part, k, float(value), *spectrum.errors(k)
-
-
 def _draw(rows: list[tuple[str, str, int, float, float, float]], path: Path) -> Path:
     canvas, axes = figure.panels(len(MATRICES), sharey=True, height=4.2)
     for ax, name in zip(axes, MATRICES, strict=True):
@@ -128,8 +120,7 @@ def _draw(rows: list[tuple[str, str, int, float, float, float]], path: Path) -> 
             ax.semilogy(k, low, color=style["color"], label=f"{part}, rank K")
             ax.semilogy(k, full, ":", color=style["color"], linewidth=2.2, label=f"{part}, full rank")
         ax.axvline(K, color=figure.NEUTRAL, linewidth=1, linestyle="--", label=f"K = {K}")
-        ax.set_ylim(1e-4, 10)
-        ax.set_xlabel("eigenpairs K")
+        ax.set(xlabel="eigenpairs K", ylim=(1e-4, 10))
         ax.set_title(name, fontsize=12)
     axes[0].set_ylabel("relative error of the matrix")
     handles, labels = axes[0].get_legend_handles_labels()

@@ -31,22 +31,13 @@ _WINDOW = ((-0.05, 1.4), (-0.15, 0.25))
 
 @dataclass(frozen=True)
 class Path2D:
-    """The iterates ``s_j / σ`` of one setting, as far as they are finite, and the answer beside them.
+    """The iterates ``s_j / σ`` of one setting, as far as they are finite, and the answer beside them."""
 
-    Attributes
-    ----------
-    scale, damping : float
-        σ and λ.
-    points : ndarray (n, 2)
-        From ``v / σ`` on.
-    exact : ndarray (2,)
-        ``(H + λI)⁻¹ v``.
-    """
-
+    # scale, damping: σ and λ
     scale: float
     damping: float
-    points: NDArray[np.float64]
-    exact: NDArray[np.float64]
+    points: NDArray[np.float64]  # (n, 2), from v / σ on
+    exact: NDArray[np.float64]  # (2,), (H + λI)⁻¹ v
 
     def rows(self) -> list[tuple[float, float, int, float, float]]:
         """What the table says of it."""
@@ -84,13 +75,7 @@ def follow(H: ihvp.Hessian, scale: float, damping: float = 0.0) -> Path2D:
 
 
 def end(H: ihvp.Hessian, scale: float, damping: float = 0.0) -> NDArray[np.float64]:
-    """The answer of :class:`~ihvp.LiSSA` after :data:`DEPTH` steps, whatever its residual.
-
-    Raises
-    ------
-    Diverged
-        The scale is too small.
-    """
+    """The answer of :class:`~ihvp.LiSSA` after :data:`DEPTH` steps, whatever its residual."""
     solver = ihvp.LiSSA(scale=scale, recursion_depth=DEPTH, rtol=None)
     return np.asarray(to_numpy(ihvp.solve(H, H.space.asarray(V), damping, solver).x), dtype=np.float64)
 

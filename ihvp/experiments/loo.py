@@ -30,14 +30,8 @@ _CLOSE = 0.99
 class Model:
     """The optimum ``(65, 10)``, and the optima without some digits, by numpy in float64.
 
-    Attributes
-    ----------
-    weights : ndarray (65, 10)
-        The optimum with all digits.
-    known : dict
-        The optima found without some digits, by their numbers.
-    question : int
-        The test digit that the model reads worst.
+    ``known`` has the optima without some digits by their numbers; ``question`` is the test digit that the
+    model reads worst.
     """
 
     def __init__(self) -> None:

@@ -97,11 +97,7 @@ def _few(data: tuple[Any, Any]) -> tuple[Any, Any]:
 class Ways:
     """The ways of one backend to ``∇² loss · v`` of the network at ``weights``.
 
-    Parameters
-    ----------
-    plugin : BackendPlugin
-    weights, batch, direction
-        numpy arrays, as :func:`ihvp.experiments.network.made` makes them.
+    Weights, batch and direction are numpy arrays, as :func:`ihvp.experiments.network.made` makes them.
     """
 
     def __init__(self, plugin: BackendPlugin, weights: Any, batch: tuple[Any, Any], direction: Any) -> None:

@@ -47,10 +47,6 @@ def run(out: Path, backend: str | None = None) -> Finding:
         error is not None and max(off_exact, off_printed) < lissa_path.AGREEMENT,
         (
             lissa_path.write(paths, out / "scale.csv"),
-            lissa_path.draw(
-                paths,
-                [f"scale {path.scale:g}" for path in paths],
-                out / "scale.png",
-            ),
+            lissa_path.draw(paths, [f"scale {path.scale:g}" for path in paths], out / "scale.png"),
         ),
     )

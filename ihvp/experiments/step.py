@@ -92,10 +92,11 @@ def _toy_gradient(w: Any, batch: Any) -> Any:
 
 def run(out: Path, backend: str | None = None) -> Finding:
     """Sweep the step of numdiff, whatever ``backend`` says, on three problems, and mark the automatic one."""
-    rows = list(_rows())
+    known = problems()
+    kinds = [(name, order) for name in known for order in _ORDERS]
+    rows = [row for name, order in kinds for row in _errors(name, known[name], order, (None, *_STEPS))]
     csv = table.write(out / "step.csv", COLUMNS, rows)
     png = _draw(rows, out / "step.png")
-    known = problems()
     chain, _ = known["chain"].product("float32", 2, SEED_STEP)
     # The notebook's own rounding is 2e-6 here; in float64 the comparison does not add another's.
     toy, _ = known["toy"].product("float64", 2, SEED_STEP)
@@ -115,12 +116,6 @@ def run(out: Path, backend: str | None = None) -> Finding:
         bool(held),
         (csv, png),
     )
-
-
-def _rows() -> Iterator[tuple[str, str, int, float, bool, float]]:
-    for name, problem in problems().items():
-        for order in _ORDERS:
-            yield from _errors(name, problem, order, (None, *_STEPS))
 
 
 def _errors(
@@ -163,8 +158,7 @@ def _draw(rows: list[tuple[str, str, int, float, bool, float]], path: Path) -> P
         ax.axvline(SEED_STEP, color=figure.NEUTRAL, linewidth=1, linestyle="--", label="the notebook's r")
         ax.plot([], [], "o", color="white", markeredgecolor="black", label="automatic r (order 4: square)")
         ax.set_title(problem.title, fontsize=12)
-        ax.set_xlabel("step r (dimensionless)")
-        ax.set_ylim(floor, 10)
+        ax.set(xlabel="step r (dimensionless)", ylim=(floor, 10))
     axes[0].set_ylabel("relative error of Hv")
     handles, labels = axes[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=12)

@@ -14,16 +14,7 @@ from ihvp.memory import require_memory
 def allocate(shape: tuple[int, ...], dtype: np.dtype[Any], what: str, advice: str) -> NDArray[Any]:
     """An array of the host, not yet filled.
 
-    Parameters
-    ----------
-    shape : tuple of int
-    dtype : dtype
-    what, advice : str
-        For the error's text.
-
-    Raises
-    ------
-    TooLarge
+    Where it does not fit, ``what`` and ``advice`` make the text of :class:`~ihvp.errors.TooLarge`.
     """
     sizes = " × ".join(f"{size:,}" for size in shape)
     require_memory(None, math.prod(shape), dtype.itemsize, f"{what}, {sizes},", advice)

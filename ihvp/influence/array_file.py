@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.errors import PackageNotInstalled
 from ihvp.files import replace
+from ihvp.packages import required
 
 Chunk = tuple[int, int, int, int]
 """The first row, the first column, and the numbers of rows and columns."""
@@ -135,11 +135,7 @@ class ZarrFolder:
 
 def import_zarr() -> Any:
     """The package, or PackageNotInstalled."""
-    try:
-        import zarr
-    except ImportError as error:
-        raise PackageNotInstalled("out='….zarr'", "zarr", "pip install 'ihvp[influence]'") from error
-    return zarr
+    return required("zarr", "out='….zarr'", "pip install 'ihvp[influence]'")
 
 
 def _synchronise(path: Path) -> None:

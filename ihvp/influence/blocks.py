@@ -21,21 +21,11 @@ _EXAMPLES = 2048
 
 @dataclass(frozen=True)
 class Block:
-    """Some consecutive examples.
+    """Some consecutive examples."""
 
-    Attributes
-    ----------
-    first : int
-        The number of the first one in its data.
-    batches : list of Batch
-        Those that hold them.
-    count : int
-        The number of examples.
-    """
-
-    first: int
-    batches: list[Batch]
-    count: int
+    first: int  # the number of the first one in its data
+    batches: list[Batch]  # those that hold them
+    count: int  # the number of examples
 
 
 def blocks(batches: Batches, rows: int) -> Iterator[Block]:
@@ -57,10 +47,7 @@ def blocks(batches: Batches, rows: int) -> Iterator[Block]:
 def counted_blocks(objective: Objective, rows: int) -> Iterator[Block]:
     """The blocks of all examples, as many as ``num_examples`` says.
 
-    Raises
-    ------
-    DataError
-        This pass gives another number of them.
+    A DataError says that this pass gives another number of them.
     """
     expected, seen = objective.num_examples, 0
     for block in blocks(objective.batches, rows):

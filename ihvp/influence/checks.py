@@ -14,12 +14,7 @@ from ihvp.objective import Objective
 
 
 def check_loss(option: str, loss: Any) -> None:
-    """Refuse a loss that is no function.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse a loss that is no function."""
     if loss is not None and not callable(loss) and not isinstance(loss, GradientFunction):
         raise InvalidOption(option, loss, "a function of the objective's form, or None for its own loss")
 
@@ -27,15 +22,7 @@ def check_loss(option: str, loss: Any) -> None:
 def check_order(batches: Batches, what: str) -> None:
     """Refuse data that begins with another batch at each pass: its examples have no numbers.
 
-    Parameters
-    ----------
-    batches : Batches
-    what : str
-        Whose examples they are, for the error text.
-
-    Raises
-    ------
-    OrderChanges
+    ``what`` says whose examples they are, here and in all of this package.
     """
     if batches.in_memory:
         return
@@ -45,12 +32,7 @@ def check_order(batches: Batches, what: str) -> None:
 
 
 def check_structure(test: Batches, training: Batches) -> None:
-    """Refuse test data of another structure than the training data, whose loss it is to have.
-
-    Raises
-    ------
-    UnequalBatches
-    """
+    """Refuse test data of another structure than the training data, whose loss it is to have."""
     found, expected = (describe_structure(next(iter(batches))[0]) for batches in (test, training))
     if found != expected:
         raise UnequalBatches(
@@ -63,19 +45,6 @@ def check_values(objective: Objective, what: str) -> None:
     """Refuse examples that the loss has no finite value for, where the value is known.
 
     Gradients do not tell: for a label out of range, JAX has the value NaN and the gradient zero.
-
-    Parameters
-    ----------
-    objective : Objective
-        The loss over the examples.
-    what : str
-        Whose examples they are, for the error text.
-
-    Raises
-    ------
-    DataError
-        The loss cannot take these examples; its own error is chained.
-    NonFinite
     """
     if isinstance(objective.loss, GradientFunction) and objective.loss.loss is None:
         return

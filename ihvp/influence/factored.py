@@ -62,22 +62,7 @@ def rotated(
 ) -> list[Any]:
     """The gradients of a block's examples in the factors' basis, layer by layer.
 
-    Parameters
-    ----------
-    contraction : Contraction or DualInverse
-    objective : Objective
-    block : Block
-    what : str
-        Whose examples they are, for the error text.
-    power : float
-        Of the weights, as for :meth:`ihvp.Objective.batch_gradient_chunks`.
-
-    Raises
-    ------
-    DataError
-        The loss cannot take these examples; its own error is chained.
-    NonFinite
-        A gradient holds NaN or infinity.
+    ``power`` and errors are those of :func:`~ihvp.influence.gradients.gradients`.
     """
     parts = []
     for batch in block.batches:

@@ -26,23 +26,9 @@ _FEW = 24
 def gradients(objective: Objective, block: Block, what: str, power: float = 1.0) -> Vector:
     """The gradients of a block's examples, ``(count, P)``, weighed as :class:`~ihvp.Objective` rows are.
 
-    Parameters
-    ----------
-    objective : Objective
-        The loss and its parameters.
-    block : Block
-    what : str
-        Whose examples they are, for the error text.
-    power : float
-        Of the weights, as for :meth:`ihvp.Objective.batch_gradient_chunks`: 1 for training examples, 0 for
-        test points.
-
-    Raises
-    ------
-    DataError
-        The loss cannot take these examples; its own error is chained.
-    NonFinite
-        A gradient holds NaN or infinity.
+    ``what`` says whose examples they are, for the errors: DataError where the loss cannot take them,
+    NonFinite where a gradient is not finite. ``power`` is that of
+    :meth:`ihvp.Objective.batch_gradient_chunks`: 1 for training examples, 0 for test points.
     """
     parts: list[Vector] = []
     for batch in block.batches:
@@ -58,21 +44,6 @@ def derivatives_along(objective: Objective, block: Block, x: Vector, what: str) 
     """``N w_i / W ∇C_i · x_j`` of a block's examples and the columns of ``x``, ``(count, k)``.
 
     The gradients are formed where many vectors share them, and where the backend has no other way.
-
-    Parameters
-    ----------
-    objective : Objective
-        The loss and its parameters.
-    block : Block
-    x : Vector
-        ``(P, k)``.
-    what : str
-        Whose examples they are, for the error text.
-
-    Raises
-    ------
-    DataError, NonFinite
-        As :func:`gradients`.
     """
     backend, space = objective.backend, objective.space
     # Half precision is added up in single precision where the gradients are formed, and only there.

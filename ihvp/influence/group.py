@@ -72,13 +72,7 @@ def _put(values: NDArray[Any], row: int, column: int, tile: NDArray[Any]) -> Non
 
 
 def groups_of(indices: Any, count: int) -> tuple[list[NDArray[np.intp]], bool]:
-    """The groups as arrays of example numbers, and whether there is more than one.
-
-    Raises
-    ------
-    InvalidOption
-        Not integers, out of range, twice in a group, or none at all.
-    """
+    """The groups as arrays of example numbers, and whether there is more than one."""
     expected = f"different integers from 0 to {count - 1:,}, or a list of such groups"
     try:
         listed = [] if is_special(indices) else list(indices)
@@ -108,14 +102,7 @@ class Removal:
     removed together (Basu, You and Feizi, "On second-order group influence functions for black-box
     predictions", ICML 2020, treat its expansion).
 
-    Parameters
-    ----------
-    objective : Objective
-        Over the training examples, with the loss that goes away.
-    inverse : Inverse
-        ``(H + λI)⁻¹``.
-    total : int
-        N.
+    ``objective`` is over the training examples, with the loss that goes away, and ``total`` is N.
     """
 
     def __init__(self, objective: Objective, inverse: Inverse, total: int) -> None:
@@ -139,19 +126,12 @@ class Removal:
     ) -> tuple[Vector, float]:
         """The step of each group, ``(P, n_groups)``, and the largest recomputed residual.
 
-        Raises
-        ------
-        InvalidOption
-            The curvature is no mean over examples of which some could be taken away.
-        SolverError
-            What remains has no definite curvature, or a solve missed its tolerance.
+        A curvature that is no mean over examples is an InvalidOption.
         """
         curvature, damping, solver = self._inverse.operator, self._inverse.damping, self._inverse.solver
         if not isinstance(curvature, CurvatureOperator):
             raise InvalidOption(
-                "second_order",
-                True,
-                "a curvature that knows its examples: a Hessian, GaussNewton or OPG",
+                "second_order", True, "a curvature that knows its examples: a Hessian, GaussNewton or OPG"
             )
         steps, residual = [], 0.0
         for part in self._on_each(groups):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ihvp.algebra import to_numpy
 from ihvp.backend import Batch, SupportsInputDerivatives, Vector
-from ihvp.data import count_examples, map_leaves
+from ihvp.data import count_examples, is_array, map_leaves
 from ihvp.errors import DataError, WeightError, describe
 from ihvp.influence.allocation import allocate
 from ihvp.influence.blocks import Block, counted_blocks, rows_at_once
@@ -30,25 +30,9 @@ def influence_on_inputs(
 ) -> Batch:
     """``1/N ∂(∇C_i · x_j)/∂z_i`` for every floating array z of the training examples.
 
-    Parameters
-    ----------
-    model : TrainedModel
-    points : Points
-        The inverse products x_j.
-    training : Objective
-        C over the examples.
-    progress : bool, optional
-
-    Returns
-    -------
-    Batch
-        The structure of a training batch: arrays ``(n_test, n_train, *shape)``, and None in the place of what
-        is not made of real floating numbers, or what the weights are made of, which are fixed.
-
-    Raises
-    ------
-    DataError
-        There is no such array, or the loss cannot take the data.
+    Arrays are ``(n_test, n_train, *shape)``, in the structure of a training batch. None is in the place of
+    what is not made of real floating numbers, and of what the weights are made of, which are fixed. A
+    DataError says that there is no such array.
     """
     batch, _ = next(iter(training.batches))
     weighing = iter(_weighing(training, batch))
@@ -101,19 +85,8 @@ def input_derivatives(objective: Objective, batch: Batch, first: int, x: Vector)
     :math:`10 \varepsilon^{2/3}` of the gradient's change over a unit of z where the loss is smooth, with the
     coarser ε of the parameters and of z.
 
-    Parameters
-    ----------
-    objective : Objective
-    batch : Batch
-    first : int
-        The number of the batch's first example.
-    x : Vector
-        ``(P, k)``.
-
-    Returns
-    -------
-    Batch
-        The structure of ``batch``: numpy arrays ``(k, B, *shape)``, and None.
+    ``first`` is the number of the batch's first example, and x is ``(P, k)``. The result has the structure of
+    ``batch``: numpy arrays ``(k, B, *shape)``, and None.
     """
     backend = objective.backend
     if not isinstance(backend, SupportsInputDerivatives):
@@ -136,8 +109,7 @@ def input_derivatives(objective: Objective, batch: Batch, first: int, x: Vector)
 
 
 def _differences(objective: Objective, batch: Batch, first: int, x: Vector) -> Batch:
-    leaves: list[Any] = []
-    map_leaves(leaves.append, batch)
+    leaves = _leaves(batch)
     count, epsilon = count_examples(batch), objective.space.eps
     objective.require_additive(batch)
     if objective.weighting.function is not None:
@@ -145,12 +117,11 @@ def _differences(objective: Objective, batch: Batch, first: int, x: Vector) -> B
 
     def products_at(place: int, values: NDArray[Any]) -> NDArray[np.float64]:
         changed = [*leaves[:place], _like(leaves[place], values), *leaves[place + 1 :]]
-        following = iter(changed)
-        block = Block(first, [map_leaves(lambda _: next(following), batch)], count)
+        block = Block(first, [_filled(batch, changed)], count)
         return derivatives_along(objective, block, x, "training")
 
     def derivative(place: int) -> NDArray[np.float64]:
-        values = _numpy(leaves[place])
+        values = to_numpy(leaves[place])
         coarser = max(epsilon, float(np.finfo(values.dtype).eps))
         result = np.empty((x.shape[1], *values.shape))
         for coordinate in np.ndindex(values.shape[1:]):
@@ -166,14 +137,12 @@ def _differences(objective: Objective, batch: Batch, first: int, x: Vector) -> B
             result[(slice(None), *at)] = (change / moved[:, None]).T
         return result
 
-    found = iter([derivative(i) if _is_input(leaf) else None for i, leaf in enumerate(leaves)])
-    return map_leaves(lambda _: next(found), batch)
+    return _filled(batch, [derivative(i) if _is_input(leaf) else None for i, leaf in enumerate(leaves)])
 
 
 def _weighing(objective: Objective, batch: Batch) -> list[bool]:
     """Which arrays of a batch the weights of its examples are made of, such as sample weights, or a mask."""
-    leaves: list[Any] = []
-    map_leaves(leaves.append, batch)
+    leaves = _leaves(batch)
     if objective.weighting.function is None:
         return [False] * len(leaves)
     count = count_examples(batch)
@@ -182,27 +151,19 @@ def _weighing(objective: Objective, batch: Batch) -> list[bool]:
     def depend_on(place: int) -> bool:
         if not _is_input(leaves[place]):
             return False
-        changed = _like(leaves[place], 1.5 * _numpy(leaves[place]) + 1)
-        following = iter([*leaves[:place], changed, *leaves[place + 1 :]])
+        changed = _like(leaves[place], 1.5 * to_numpy(leaves[place]) + 1)
+        other = _filled(batch, [*leaves[:place], changed, *leaves[place + 1 :]])
         try:
-            other = objective.weighting.of(map_leaves(lambda _: next(following), batch), count)
+            return not np.array_equal(objective.weighting.of(other, count), weights)
         except WeightError:
             return True
-        return not np.array_equal(other, weights)
 
     return [depend_on(place) for place in range(len(leaves))]
 
 
 def _inputs(batch: Batch) -> list[Any]:
-    """The arrays of a batch that consist of real floating numbers.
-
-    Raises
-    ------
-    DataError
-        There are none.
-    """
-    found: list[Any] = []
-    map_leaves(lambda leaf: found.append(leaf) if _is_input(leaf) else None, batch)
+    """The arrays of a batch that consist of real floating numbers."""
+    found = [leaf for leaf in _leaves(batch) if _is_input(leaf)]
     if not found:
         raise DataError(
             f"A batch of the training data is {describe(batch)} and holds no array of floating numbers; "
@@ -211,18 +172,24 @@ def _inputs(batch: Batch) -> list[Any]:
     return found
 
 
+def _leaves(batch: Batch) -> list[Any]:
+    found: list[Any] = []
+    map_leaves(found.append, batch)
+    return found
+
+
+def _filled(batch: Batch, leaves: list[Any]) -> Batch:
+    following = iter(leaves)
+    return map_leaves(lambda _: next(following), batch)
+
+
 def _is_input(leaf: Any) -> bool:
-    shape = getattr(leaf, "shape", None)
-    if shape is None or callable(shape) or len(shape) == 0:
+    if not is_array(leaf):
         return False
     if array_api_compat.is_array_api_obj(leaf):
         xp = array_api_compat.array_namespace(leaf)
         return bool(xp.isdtype(leaf.dtype, "real floating"))
     return np.asarray(leaf).dtype.kind == "f"
-
-
-def _numpy(leaf: Any) -> NDArray[Any]:
-    return to_numpy(leaf) if array_api_compat.is_array_api_obj(leaf) else np.asarray(leaf)
 
 
 def _like(leaf: Any, values: NDArray[Any]) -> Any:

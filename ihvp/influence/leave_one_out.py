@@ -13,17 +13,11 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.arguments import is_integer, naming
 from ihvp.backend import Params
-from ihvp.errors import (
-    FunctionFailed,
-    InvalidOption,
-    LossNotAdditive,
-    NonFinite,
-    PackageNotInstalled,
-    ParameterError,
-)
+from ihvp.errors import FunctionFailed, InvalidOption, LossNotAdditive, NonFinite, ParameterError
 from ihvp.influence.group import groups_of
 from ihvp.influence.influence import Influence
 from ihvp.objective import Objective
+from ihvp.packages import required
 from ihvp.progress import track
 from ihvp.solvers import Solver
 
@@ -104,17 +98,8 @@ class LeaveOneOut:
         return float(x @ self.actual / (x @ x)) if x.any() else np.nan
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A ``DataFrame`` with the columns removed, predicted and actual.
-
-        Raises
-        ------
-        PackageNotInstalled
-            pandas is missing.
-        """
-        try:
-            import pandas
-        except ImportError as error:
-            raise PackageNotInstalled("LeaveOneOut.to_pandas", "pandas", "pip install pandas") from error
+        """A ``DataFrame`` with the columns removed, predicted and actual; needs pandas."""
+        pandas = required("pandas", "LeaveOneOut.to_pandas", "pip install pandas")
         removed = [int(group[0]) if len(group) == 1 else group.tolist() for group in self.groups]
         return pandas.DataFrame({"removed": removed, "predicted": self.predicted, "actual": self.actual})
 
@@ -241,7 +226,7 @@ def _losses(
         if n_jobs == 1:
             results = (_loss_without(group, train_fn, question) for group in groups)
         else:
-            joblib = _joblib()
+            joblib = required("joblib", "leave_one_out(n_jobs=…)", "pip install 'ihvp[influence]'")
             task, dtype = joblib.delayed(_loss_elsewhere), str(question.space.dtype)
             calls = (task(group, train_fn, question, dtype) for group in groups)
             results = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(calls)
@@ -279,16 +264,6 @@ def _loss_elsewhere(
             "which processes inherit, in place of jax.config.update. Or take n_jobs=1."
         )
     return _loss_without(group, train_fn, question)
-
-
-def _joblib() -> Any:
-    try:
-        import joblib
-    except ImportError as error:
-        raise PackageNotInstalled(
-            "leave_one_out(n_jobs=…)", "joblib", "pip install 'ihvp[influence]'"
-        ) from error
-    return joblib
 
 
 def _correlation(

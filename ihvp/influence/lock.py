@@ -15,10 +15,7 @@ from ihvp.errors import StoreInUse
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock of a file, which is made if need be; a process that is killed lets go of it.
 
-    Raises
-    ------
-    StoreInUse
-        Somebody else has it.
+    Where somebody else has it, that is StoreInUse.
     """
     with path.open("ab") as file:
         try:

@@ -26,41 +26,22 @@ _COLUMNS = 160
 
 
 class Points(Protocol):
-    """Where inverse products come from.
+    """Where inverse products come from."""
 
-    Attributes
-    ----------
-    count : int
-        The number of test points.
-    residual : float
-        The largest recomputed residual so far.
-    """
-
-    count: int
-    residual: float
+    count: int  # the number of test points
+    residual: float  # the largest recomputed residual so far
 
     def blocks(self, rows: int, store: Store | None = None) -> Iterator[tuple[int, Vector]]:
         """Yields the number of a block's first point and its ``(H + λI)⁻¹ ∇L``, ``(P, k)`` with k ≤ rows."""
-        ...
 
     def fingerprints(self) -> dict[str, str]:
         """Of the points and of the question that is asked about them, by name."""
-        ...
 
 
 class Unsolved:
     """Points whose products are solved for, unless a store has them.
 
     What is solved at once is kept at once, so that an interruption costs one solve; a block has several.
-
-    Parameters
-    ----------
-    question : Objective
-        The test loss over the test data.
-    inverse : Inverse
-        ``(H + λI)⁻¹``.
-    progress : bool, optional
-        Whether to show the solver's progress.
     """
 
     def __init__(self, question: Objective, inverse: Inverse, progress: bool | None) -> None:

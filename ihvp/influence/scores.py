@@ -12,8 +12,8 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from ihvp.arguments import check_integer
-from ihvp.errors import PackageNotInstalled
 from ihvp.influence.top_k import Running, TopK, Which, check_which
+from ihvp.packages import required
 
 if TYPE_CHECKING:
     import pandas
@@ -110,17 +110,8 @@ class Scores(NDArrayOperatorsMixin):
         return running.result(self.residual)
 
     def to_pandas(self) -> pandas.DataFrame | pandas.Series:
-        """A ``DataFrame`` with a row for each test point, or a ``Series`` where there is one axis only.
-
-        Raises
-        ------
-        PackageNotInstalled
-            pandas is missing.
-        """
-        try:
-            import pandas
-        except ImportError as error:
-            raise PackageNotInstalled("Scores.to_pandas", "pandas", "pip install pandas") from error
+        """A ``DataFrame`` with a row for each test point, or a ``Series`` of one axis only; needs pandas."""
+        pandas = required("pandas", "Scores.to_pandas", "pip install pandas")
         labels = [
             pandas.RangeIndex(length, name=axis) for length, axis in zip(self.shape, self.axes, strict=True)
         ]
@@ -141,11 +132,6 @@ class Scores(NDArrayOperatorsMixin):
 
 
 def check_k(k: Any, count: int, axis: str) -> None:
-    """Refuse a ``k`` that is no number of examples.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse a ``k`` that is no number of examples."""
     expected = f"an integer from 1 to {count:,}, the number of {axis} examples"
     check_integer("k", k, 1, count, expected)

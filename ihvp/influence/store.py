@@ -65,34 +65,10 @@ class Store:
     whatever ends the run; what has no line is computed again. So is what does not have the checksum of its
     line, which covers what the scores depend on, the place and the numbers: with a ``StoreDamaged`` warning.
 
-    Parameters
-    ----------
-    folder : str or Path
-        Made if need be.
-    shape : (n_test, n_train)
-    dtype : dtype
-    chunk : (int, int)
-        The largest chunk.
-    depends_on : mapping of str to str
-        Names and fingerprints of what the scores depend on.
-
-    Attributes
-    ----------
-    done : mapping of Chunk to str
-        What is finished, with the checksums.
-
-    Raises
-    ------
-    InvalidOption
-        ``folder`` is no path.
-    StoreMismatch
-        The folder holds scores that depend on something else, or of another format or series of versions.
-    StoreInUse
-        Another run writes to the folder.
-    StoreError
-        The folder cannot be written, its manifest is damaged, or the disk has no room.
-    PackageNotInstalled
-        zarr is wanted and missing.
+    ``chunk`` is the size of the largest one, and ``depends_on`` has names and fingerprints of what the scores
+    depend on: in a folder whose scores depend on something else, or are of another format or series of
+    versions, that is StoreMismatch. StoreInUse: another run writes to it. StoreError: it cannot be written,
+    its manifest is damaged, or the disk has no room.
     """
 
     def __init__(

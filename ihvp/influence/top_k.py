@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.arguments import check_choice
-from ihvp.errors import PackageNotInstalled
+from ihvp.packages import required
 
 if TYPE_CHECKING:
     import pandas
@@ -52,17 +52,8 @@ class TopK:
         return self.scores
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A ``DataFrame`` with the columns test, rank, train and score.
-
-        Raises
-        ------
-        PackageNotInstalled
-            pandas is missing.
-        """
-        try:
-            import pandas
-        except ImportError as error:
-            raise PackageNotInstalled("TopK.to_pandas", "pandas", "pip install pandas") from error
+        """A ``DataFrame`` with the columns test, rank, train and score; needs pandas."""
+        pandas = required("pandas", "TopK.to_pandas", "pip install pandas")
         tests, k = self.indices.shape
         return pandas.DataFrame(
             {
@@ -85,13 +76,7 @@ class TopK:
 
 
 class Running:
-    """The best k of each row, of scores that come in tiles.
-
-    Parameters
-    ----------
-    rows, k : int
-    which : {"helpful", "harmful", "both"}
-    """
+    """The best k of each row, of scores that come in tiles."""
 
     def __init__(self, rows: int, k: int, which: Which) -> None:
         self._k, self._which = k, which
@@ -123,10 +108,5 @@ class Running:
 
 
 def check_which(which: Any) -> None:
-    """Refuse another name of a ranking.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse another name of a ranking."""
     check_choice("which", which, get_args(Which))

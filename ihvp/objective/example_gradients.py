@@ -26,15 +26,10 @@ class ExampleGradients(WeightedMean):
     ) -> Iterator[Vector]:
         r"""The gradients of the examples of one batch in blocks ``(b, P)``, not checked for NaN.
 
-        Parameters
-        ----------
-        batch : Batch
-        power : float
-            Row n is :math:`(N w_n / W)^{power} \, \nabla C_n`, and 0 where :math:`w_n = 0`: 1 gives the rows
-            that average to the gradient, 0 the gradients of the examples alone, and 1/2 those whose outer
-            products average to the :class:`~ihvp.OPG`.
-        rows : int, optional
-            The most rows of a block; by default as many as keep its memory bounded.
+        Row n is :math:`(N w_n / W)^{power} \, \nabla C_n`, and 0 where :math:`w_n = 0`: the ``power`` 1 gives
+        the rows that average to the gradient, 0 the gradients of the examples alone, and 1/2 those whose
+        outer products average to the :class:`~ihvp.OPG`. A block has at most ``rows``, by default as many as
+        keep its memory bounded.
         """
         self.require_additive(batch, any_weights=power == 0)
         count = count_examples(batch)
@@ -65,11 +60,7 @@ class ExampleGradients(WeightedMean):
     def part_factors(self, batch: Batch, power: float) -> NDArray[np.float64]:
         """By what the part of each example in its batch's gradient is multiplied to be its row, ``(B,)``.
 
-        Parameters
-        ----------
-        batch : Batch
-        power : float
-            As for :meth:`batch_gradient_chunks`.
+        ``power`` is that of :meth:`batch_gradient_chunks`.
         """
         weights = self.weighting.of(batch, count_examples(batch))
         factors = self._row_factors(weights, power)

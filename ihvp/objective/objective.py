@@ -13,7 +13,16 @@ import numpy as np
 from ihvp import algebra
 from ihvp._inference import create_backend
 from ihvp.arguments import check_choice, check_flag, check_function, naming
-from ihvp.backend import Batch, CurvatureBackend, GradientFunction, Params, SupportsValue, Vector
+from ihvp.backend import (
+    Batch,
+    CurvatureBackend,
+    GradientFunction,
+    OutputLoss,
+    Params,
+    Predict,
+    SupportsValue,
+    Vector,
+)
 from ihvp.data import Batches, count_examples
 from ihvp.errors import (
     IhvpError,
@@ -103,7 +112,7 @@ class Objective(ExampleGradients):
         data: Any = None,
         batch_size: int | None = None,
         reduction: str = "mean",
-        predict: Callable[[Params, Batch], Any] | None = None,
+        predict: Predict | None = None,
         backend: str | CurvatureBackend | None = None,
         *,
         grad: Callable[[Params, Batch], Any] | None = None,
@@ -183,7 +192,7 @@ class Objective(ExampleGradients):
         """
         return named_blocks(self.backend, self.params)
 
-    def require_predict(self) -> tuple[Callable[[Params, Batch], Any], Callable[[Any, Batch], Any]]:
+    def require_predict(self) -> tuple[Predict, OutputLoss]:
         """What predicts, and the loss of its outputs.
 
         Raises

@@ -7,8 +7,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
-import array_api_compat
-
 from ihvp.arguments import check_choice
 from ihvp.backend import (
     CAPABILITIES,
@@ -22,6 +20,7 @@ from ihvp.backend import (
     capabilities_of,
 )
 from ihvp.errors import InvalidOption, MissingCapability
+from ihvp.objective.entries import Entries
 
 Only: TypeAlias = "str | Sequence[str] | Callable[[str], bool]"
 """Names of parameters or of layers, or a function that says of a parameter's name whether it is meant."""
@@ -30,10 +29,7 @@ Only: TypeAlias = "str | Sequence[str] | Callable[[str], bool]"
 def named_blocks(backend: CurvatureBackend, params: Params) -> Mapping[str, slice]:
     """The part of the flat vector that each array of the parameters is, by its name.
 
-    Raises
-    ------
-    MissingCapability
-        The backend does not name them.
+    MissingCapability where the backend does not name them.
     """
     if not isinstance(backend, SupportsBlocks):
         raise MissingCapability(
@@ -45,11 +41,7 @@ def named_blocks(backend: CurvatureBackend, params: Params) -> Mapping[str, slic
 def parts_of(blocks: Mapping[str, slice], by: str) -> dict[str, list[slice]]:
     """The entries of each parameter, or of the parameters of each layer together, in their order.
 
-    Parameters
-    ----------
-    blocks : mapping of str to slice
-    by : {"parameter", "layer"}
-        A layer's name is that of its parameters up to the last ``.`` or ``/``.
+    A layer's name is that of its parameters up to the last ``.`` or ``/``.
 
     Examples
     --------
@@ -67,19 +59,9 @@ def parts_of(blocks: Mapping[str, slice], by: str) -> dict[str, list[slice]]:
 def restrict(backend: CurvatureBackend, params: Params, only: Only) -> CurvatureBackend:
     """A backend whose vectors are the entries of some parameters; the others stay as they are.
 
-    Losses are evaluated and differentiated as a whole, so that every capability of the backend stays.
-
-    Parameters
-    ----------
-    backend : CurvatureBackend
-    params : Params
-    only : str, sequence of str, or callable
-        A name stands for that parameter, or for all whose name begins with it and a ``.`` or ``/``.
-
-    Raises
-    ------
-    InvalidOption
-        A name that no parameter has, or none is left.
+    Losses are evaluated and differentiated as a whole, so that every capability of the backend stays. A name
+    stands for that parameter, or for all whose name begins with it and a ``.`` or ``/``. A name that no
+    parameter has is an InvalidOption, and so is that none is left.
     """
     blocks = named_blocks(backend, params)
     listed = isinstance(only, (list, tuple, set, frozenset)) and all(isinstance(name, str) for name in only)
@@ -95,14 +77,15 @@ def restrict(backend: CurvatureBackend, params: Params, only: Only) -> Curvature
         chosen = set().union(*found.values())
     if not chosen:
         raise InvalidOption("only", only, f"at least one of {', '.join(blocks)}")
-    return _restricted(backend, {name: (place, name in chosen) for name, place in blocks.items()})
+    size = max(place.stop for place in blocks.values())
+    return _restricted(backend, {name: blocks[name] for name in blocks if name in chosen}, size)
 
 
 def _belongs(key: str, name: str) -> bool:
     return key == name or key.startswith((f"{name}.", f"{name}/"))
 
 
-def _restricted(backend: CurvatureBackend, blocks: Mapping[str, tuple[slice, bool]]) -> CurvatureBackend:
+def _restricted(backend: CurvatureBackend, blocks: Mapping[str, slice], size: int) -> CurvatureBackend:
     """One with the capabilities of the backend, found by their methods."""
     methods = {
         name: vars(_Capable)[name]
@@ -111,16 +94,17 @@ def _restricted(backend: CurvatureBackend, blocks: Mapping[str, tuple[slice, boo
         if not name.startswith("_") and hasattr(CAPABILITIES[capability], name)
     }
     kind = type("Restricted", (_Restricted,), methods)
-    return kind(backend, blocks)  # type: ignore[no-any-return]
+    return kind(backend, blocks, size)  # type: ignore[no-any-return]
 
 
 class _Restricted:
-    def __init__(self, inner: CurvatureBackend, blocks: Mapping[str, tuple[slice, bool]]) -> None:
-        self.inner, self.device, self._blocks = inner, inner.device, dict(blocks)
-        self._pieces = sorted(blocks.values(), key=lambda pair: pair[0].start)
+    def __init__(self, inner: CurvatureBackend, blocks: Mapping[str, slice], size: int) -> None:
+        self.inner, self.device, self._blocks, self._size = inner, inner.device, blocks, size
+        self.entries = Entries(blocks.values(), size)
+        self._part, self._whole = self.entries.of, self.entries.within
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restricted, (self.inner, self._blocks)
+        return _restricted, (self.inner, self._blocks, self._size)
 
     def flatten(self, params: Params) -> Vector:
         return self._part(self.inner.flatten(params))
@@ -134,27 +118,6 @@ class _Restricted:
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
         return self._part(self.inner.hvp(loss, params, batch, self._whole(v)))
 
-    def _part(self, whole: Vector, axis: int = 0) -> Vector:
-        xp = array_api_compat.array_namespace(whole)
-        index: tuple[Any, ...] = (slice(None),) * axis
-        parts = [whole[(*index, place)] for place, chosen in self._pieces if chosen]
-        return xp.concat(parts, axis=axis)
-
-    def _whole(self, part: Vector, others: Vector = None) -> Vector:
-        """The vector with zeros, or the entries of ``others``, for the parameters that stay."""
-        xp, start, found = array_api_compat.array_namespace(part), 0, []
-        for place, chosen in self._pieces:
-            size = place.stop - place.start
-            if chosen:
-                found.append(part[start : start + size])
-                start += size
-            elif others is not None:
-                found.append(others[place])
-            else:
-                shape, device = (size, *part.shape[1:]), array_api_compat.device(part)
-                found.append(xp.zeros(shape, dtype=part.dtype, device=device))
-        return xp.concat(found, axis=0)
-
 
 class _Capable(_Restricted):
     """What a backend may have beside; each method belongs to one capability."""
@@ -162,7 +125,7 @@ class _Capable(_Restricted):
     inner: Any
 
     def linearize(self, loss: Loss, params: Params, batch: Batch) -> Matvec:
-        return _Linear(self, self.inner.linearize(loss, params, batch))
+        return _Linear(self.entries, self.inner.linearize(loss, params, batch))
 
     def hvp_sum(self, loss: Loss, params: Params, batch: Batch, v: Vector, size: int) -> Vector:
         return self._part(self.inner.hvp_sum(loss, params, batch, self._whole(v), size))
@@ -192,23 +155,19 @@ class _Capable(_Restricted):
 
     def open(self, predict: Callable[..., Any], params: Params, batch: Batch) -> Any:
         """The layers whose weights are meant, with or without their biases, in the shorter vector."""
-        model, starts, shift = self.inner.open(predict, params, batch), {}, 0
-        for place, chosen in self._pieces:
-            if chosen:
-                starts[place.start, place.stop] = shift
-                shift += place.stop - place.start
+        model = self.inner.open(predict, params, batch)
 
-        def moved(at: int, size: int) -> int | None:
-            inside = [
-                shift + at - start
-                for (start, stop), shift in starts.items()
-                if start <= at and at + size <= stop
-            ]
-            return inside[0] if inside else None
+        def moved(part: slice) -> int | None:
+            inside = (
+                here.start + part.start - place.start
+                for place, here in self.entries.places
+                if place.start <= part.start and part.stop <= place.stop
+            )
+            return next(inside, None)
 
         kept = []
         for number, layer in enumerate(model.layers):
-            weight, *bias = (moved(part.start, part.stop - part.start) for part in layer.slices)
+            weight, *bias = map(moved, layer.slices)
             if weight is not None:
                 kept.append((number, replace(layer, start=weight, bias=bias[0] if bias else None)))
         numbers = [number for number, _ in kept]
@@ -231,21 +190,17 @@ class _Capable(_Restricted):
         return self.inner.cotangent_loss(predict)  # type: ignore[no-any-return]
 
     def blocks(self, params: Params) -> dict[str, slice]:
-        start, found = 0, {}
-        for name, (place, chosen) in sorted(self._blocks.items(), key=lambda item: item[1][0].start):
-            if chosen:
-                found[name] = slice(start, start + place.stop - place.start)
-                start += place.stop - place.start
-        return found
+        names = sorted(self._blocks, key=lambda name: self._blocks[name].start)
+        return {name: here for name, (_, here) in zip(names, self.entries.places, strict=True)}
 
 
 class _Linear:
     """A linearised gradient, by some of the parameters."""
 
-    def __init__(self, backend: _Restricted, inner: Matvec) -> None:
-        self._backend, self._inner = backend, inner
+    def __init__(self, entries: Entries, inner: Matvec) -> None:
+        self._entries, self._inner = entries, inner
         if hasattr(inner, "nbytes"):
             self.nbytes = inner.nbytes
 
     def __call__(self, v: Vector) -> Vector:
-        return self._backend._part(self._inner(self._backend._whole(v)))
+        return self._entries.of(self._inner(self._entries.within(v)))

@@ -24,31 +24,15 @@ Term: TypeAlias = "tuple[Vector, int, float]"
 
 
 class WeightedMean:
-    """What an objective sums over, and how.
-
-    Attributes
-    ----------
-    params : Params
-    batches : Batches
-        The data.
-    reduction : {"mean", "sum"}
-        What the loss does over a batch.
-    weighting : Weighting
-        What the examples weigh.
-    loss : callable
-        As the backend takes it.
-    backend : CurvatureBackend
-    space : VectorSpace
-        Of the parameters.
-    """
+    """What an objective sums over, and how."""
 
     params: Params
-    batches: Batches
-    reduction: str
-    weighting: Weighting
-    loss: Any
+    batches: Batches  # the data
+    reduction: str  # "mean" or "sum": what the loss does over a batch
+    weighting: Weighting  # what the examples weigh
+    loss: Any  # as the backend takes it
     backend: CurvatureBackend
-    space: VectorSpace
+    space: VectorSpace  # of the parameters
 
     _num_examples: int | None
     _total_weight: float | None
@@ -81,24 +65,20 @@ class WeightedMean:
         if self.weighting.function is None:
             return 1.0
         if self._mean_weight is None:
-            weight, examples = float(self.total_weight), float(self.num_examples)
-            if isinstance(self.backend, SupportsReduce):
-                weight = self._over_processes(self.backend, weight)
-                examples = self._over_processes(self.backend, examples)
+            weight = self._over_processes(float(self.total_weight))
+            examples = self._over_processes(float(self.num_examples))
             self._mean_weight = self._positive(weight) / examples
         return self._mean_weight
 
     @property
     def total_examples(self) -> int:
         """N over all the processes that the data is spread over; to be asked by all of them at once."""
-        if not isinstance(self.backend, SupportsReduce):
-            return self.num_examples
-        return int(self._over_processes(self.backend, self.num_examples))
+        return int(self._over_processes(self.num_examples))
 
     @property
     def num_processes(self) -> int:
         """Over how many processes the data is spread; to be asked by all of them at once."""
-        return int(self._over_processes(self.backend, 1)) if isinstance(self.backend, SupportsReduce) else 1
+        return int(self._over_processes(1))
 
     def mean(
         self,
@@ -157,7 +137,7 @@ class WeightedMean:
         self._check_weight(weight)
         unit = largest if self.reduction == "mean" else 1
         if isinstance(self.backend, SupportsReduce):
-            weight = self._over_processes(self.backend, weight)
+            weight = self._over_processes(weight)
             self._positive(weight)
             if total is None:
                 total = self.space.zeros() if zeros is None else zeros()
@@ -185,11 +165,13 @@ class WeightedMean:
                 self.require_additive(first, batch)
             yield term(batch) if share else None, count, share
 
-    def _over_processes(self, backend: SupportsReduce, count: float) -> float:
+    def _over_processes(self, count: float) -> float:
+        if not isinstance(self.backend, SupportsReduce):
+            return count
         # Numbers of examples stay integers; weights are summed in double precision.
         dtype = self.space.xp.int64 if isinstance(count, int) else self.space.xp.float64
         counted = self.space.xp.asarray([count], dtype=dtype, device=self.space.device)
-        return type(count)(backend.reduce(counted)[0])
+        return type(count)(self.backend.reduce(counted)[0])
 
     def _pass(self) -> Iterator[tuple[Batch, int]]:
         try:
@@ -252,9 +234,7 @@ class WeightedMean:
     def verify(self) -> None:
         """Check once that the loss has a gradient: finite, the same twice, not identically zero.
 
-        Raises
-        ------
-        LossNotScalar, LossIndependentOfParameters, NonFinite, NonDeterministicGradient
+        Raises LossNotScalar, LossIndependentOfParameters, NonFinite or NonDeterministicGradient.
         """
         if not self._premises.has_gradient and self._weighs_here():
             self._verify_on(self._first_batch())
@@ -262,18 +242,10 @@ class WeightedMean:
     def require_additive(self, *at_hand: Batch, any_weights: bool = False) -> None:
         """Check once that the gradient of a batch is the weighted mean, or the sum, of those of its parts.
 
-        Parameters
-        ----------
-        *at_hand : Batch
-            Some batches, for data that is neither in memory nor a list; by default its first ones.
-        any_weights : bool
-            Whether any combination of the parts will do, in place of the declared one: gradients of single
-            examples need no more.
-
-        Raises
-        ------
-        LossNotAdditive, LossIgnoresBatch
-            And those of :meth:`verify`.
+        Of data that is neither in memory nor a list, some batches may be ``at_hand``; by default its first
+        ones are taken. Where ``any_weights``, any combination of the parts will do, in place of the declared
+        one: gradients of single examples need no more. Raises LossNotAdditive, LossIgnoresBatch, and those of
+        :meth:`verify`.
         """
         if not self._premises.needs_parts or self._without_parts is self.batches:
             return
@@ -294,10 +266,7 @@ class WeightedMean:
     def verify_second_derivative(self) -> None:
         """Compare once a product with the Hessian with differences of gradients, on the first batch.
 
-        Raises
-        ------
-        WrongSecondDerivative
-            And those of :meth:`verify`.
+        Raises WrongSecondDerivative, and those of :meth:`verify`.
         """
         self.verify()
         if self._weighs_here():

@@ -235,12 +235,7 @@ class LinearOperator(ABC):
 
 
 def require_same_space(left: LinearOperator, right: LinearOperator, verb: str) -> None:
-    """Refuse to combine operators on different vectors.
-
-    Raises
-    ------
-    VectorError
-    """
+    """Refuse to combine operators on different vectors."""
     check_operator(left)
     check_operator(right)
     if not left.space.matches(right.space):
@@ -251,12 +246,7 @@ def require_same_space(left: LinearOperator, right: LinearOperator, verb: str) -
 
 
 def check_operator(operator: Any, option: str = "operator") -> None:
-    """Refuse what is no operator.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse what is no operator."""
     check_instance(option, operator, LinearOperator, "a LinearOperator; wrap a matrix in ihvp.Dense")
 
 
@@ -270,14 +260,7 @@ def _real(value: Any, place: str) -> float:
 
 
 class Shifted(LinearOperator):
-    """``A + λ I``.
-
-    Parameters
-    ----------
-    operator : LinearOperator
-        A.
-    shift : float
-        λ.
+    """``A + λ I``, of an operator A and the shift λ.
 
     Examples
     --------
@@ -308,14 +291,7 @@ class Shifted(LinearOperator):
 
 
 class Scaled(LinearOperator):
-    """``c A``.
-
-    Parameters
-    ----------
-    operator : LinearOperator
-        A.
-    factor : float
-        c.
+    """``c A``, of an operator A and a factor c.
 
     Examples
     --------

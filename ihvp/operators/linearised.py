@@ -18,17 +18,8 @@ class LinearisedBatches:
 
     A linearisation that does not tell its ``nbytes`` takes all that is left: no second one is kept.
 
-    Parameters
-    ----------
-    objective : Objective
-    budget : int, optional
-        In bytes; by default half of what is free on the device.
-
-    Attributes
-    ----------
-    budget : int
-    bytes_each : float or None
-        What an example of the last batch takes; None before the first, and where it is not told.
+    They keep ``budget`` bytes, by default half of what is free on the device. ``bytes_each`` is what an
+    example of the last batch takes; None before the first, and where it is not told.
     """
 
     def __init__(self, objective: Objective, budget: int | None) -> None:

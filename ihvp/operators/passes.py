@@ -36,12 +36,8 @@ class Passes:
     it takes small ones, and larger ones if they do not all fit. Data that is one batch without a
     ``batch_size`` is cut where that is faster and its examples add up.
 
-    Parameters
-    ----------
-    objective : Objective
-        Over data that is ``lasting``, with a loss that is verified.
-    budget : int, optional
-        The bytes that linearised batches may keep; by default half of what is free on the device.
+    The objective is over data that is ``lasting``, with a loss that is verified; linearised batches may keep
+    ``budget`` bytes, by default half of what is free on the device.
     """
 
     def __init__(self, objective: Objective, budget: int | None) -> None:

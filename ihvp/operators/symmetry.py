@@ -14,10 +14,6 @@ def check_symmetric(operator: LinearOperator) -> None:
 
     The difference has the size of ``‖A − Aᵀ‖_F``, so that an asymmetry beyond rounding, and beyond the
     backend's product error, does not stay hidden.
-
-    Raises
-    ------
-    NotSymmetric, NonFinite
     """
     space = operator.space
     probes = space.asarray(np.random.default_rng(0).standard_normal((space.size, 2)))

@@ -1,8 +1,9 @@
 """Pictures of results, by matplotlib: functions draw into ``ax`` and return it.
 
-Without ``ax`` it makes a figure, which matplotlib shows as it shows others. :func:`influence_panels` takes a
-figure, or a part of one. The colours are of Okabe and Ito's palette, which every kind of colour vision tells
-apart; dashes and markers tell curves apart in print.
+Without ``ax`` it makes a figure, which matplotlib shows as it shows others, and without matplotlib it is
+:class:`~ihvp.errors.PackageNotInstalled`. :func:`influence_panels` takes a figure, or a part of one. The
+colours are of Okabe and Ito's palette, which every kind of colour vision tells apart; dashes and markers tell
+curves apart in print.
 """
 
 from ihvp.plot.eigenvalues import spectrum

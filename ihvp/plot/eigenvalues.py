@@ -17,11 +17,7 @@ _FLOOR = 1e-8
 
 
 def spectrum(
-    eigenpairs: Eigenpairs | None = None,
-    density: Any = None,
-    ax: Any = None,
-    *,
-    width: float | None = None,
+    eigenpairs: Eigenpairs | None = None, density: Any = None, ax: Any = None, *, width: float | None = None
 ) -> Any:
     """Eigenvalues as stems, in front of the density of all eigenvalues.
 
@@ -38,18 +34,12 @@ def spectrum(
         The standard deviation to which each of the density's nodes is widened; see
         :meth:`ihvp.SpectralDensity.density`.
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Raises
     ------
     NothingToDraw
         There is neither an eigenvalue nor a density.
     InvalidOption
         ``width`` is no positive number.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import isqrt
 from typing import Any
 
-import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,8 +63,6 @@ def influence_panels(
         All scores of the test point are 0.
     InvalidOption
         There is no such test point, or ``k`` is no positive number.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------
@@ -84,7 +81,7 @@ def influence_panels(
     if not helpful and not harmful:
         raise NothingToDraw("influence_panels", f"no score but 0 for test point {test}", "some influence")
     shown = {i: picture(images, i) for i, _ in (*helpful, *harmful)}
-    asked = None if question is None else picture(_host(question)[None], 0)
+    asked = None if question is None else picture(to_numpy(question)[None], 0)
     rows = [
         row
         for row in (
@@ -101,7 +98,8 @@ def influence_panels(
     if asked is not None:
         left, right = figure.subfigures(1, 2, width_ratios=(2.2, 1.1 * columns))
         show(left.subplots(), asked, title)
-    span = _span(list(shown.values()))
+    # Equal values look equal in all panels.
+    span = min(each.min() for each in shown.values()), max(each.max() for each in shown.values())
     for part, (heading, color, entries) in zip(
         np.atleast_1d(right.subfigures(len(rows), 1)), rows, strict=True
     ):
@@ -124,19 +122,13 @@ def show(
 ) -> None:
     """One image in ``ax``, grey ones black on white, without ticks."""
     ax.imshow(pixels, cmap="gray_r", vmin=low, vmax=high)
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(xticks=[], yticks=[])
     if title is not None:
         ax.set_title(title, fontsize=11)
 
 
 def picture(images: Any, index: int) -> NDArray[Any]:
-    """One of the images, ``(height, width)`` or ``(height, width, channels)``.
-
-    Raises
-    ------
-    NotImages
-    """
+    """One of the images, ``(height, width)`` or ``(height, width, channels)``."""
     shape = tuple(images.shape if hasattr(images, "shape") else np.shape(images))
     if len(shape) not in (3, 4) or (len(shape) == 4 and not {shape[1], shape[3]} & _CHANNELS):
         side = isqrt(shape[1]) if len(shape) == 2 else 0
@@ -149,14 +141,10 @@ def picture(images: Any, index: int) -> NDArray[Any]:
             f"{shape[0]:,} images, where a score belongs to example {index:,}",
             "Pass all training inputs, in the order of the training data.",
         )
-    pixels = _host(images[index])
+    pixels = to_numpy(images[index])
     if pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS:
         pixels = np.moveaxis(pixels, 0, 2)
     return pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-
-
-def _host(pixels: Any) -> NDArray[Any]:
-    return to_numpy(pixels) if array_api_compat.is_array_api_obj(pixels) else np.asarray(pixels)
 
 
 def _most(ranked: Any, test: int, k: int) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
@@ -172,8 +160,3 @@ def _most(ranked: Any, test: int, k: int) -> tuple[list[tuple[int, float]], list
     helpful = [(int(indices[i]), float(scores[i])) for i in order[:k] if scores[i] > 0]
     harmful = [(int(indices[i]), float(scores[i])) for i in order[::-1][:k] if scores[i] < 0]
     return helpful, harmful
-
-
-def _span(pixels: Sequence[NDArray[Any]]) -> tuple[float, float]:
-    """The darkest and the brightest value, so that equal values look equal in all panels."""
-    return min(float(each.min()) for each in pixels), max(float(each.max()) for each in pixels)

@@ -39,18 +39,12 @@ def lissa_path(
     xlim, ylim : tuple of float, optional
         The window, where several paths are to be compared; not of one that diverges.
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Raises
     ------
     NothingToDraw
         There is no finite point.
     VectorError
         The points do not lie in a plane.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------
@@ -84,8 +78,7 @@ def lissa_path(
     ax.plot(*path.T, "-", color=NEUTRAL, linewidth=0.7)
     ax.plot(*path.T, "o", color=HELPS, markersize=3, label="after j steps")
     _number(ax, path)
-    ax.set_xlabel("x₁")
-    ax.set_ylabel("x₂")
+    ax.set(xlabel="x₁", ylabel="x₂")
     ax.legend(loc="best", frameon=False)
     return ax
 

@@ -19,15 +19,6 @@ def detection(curve: Any, ax: Any = None, label: str | None = None) -> Any:
     label : str, optional
         What the examples are ranked by.
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
-    Raises
-    ------
-    PackageNotInstalled
-        matplotlib is missing.
-
     Examples
     --------
     >>> from ihvp import plot
@@ -41,7 +32,6 @@ def detection(curve: Any, ax: Any = None, label: str | None = None) -> Any:
         ax.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1, linestyle=":", label="random order")
     color, dashes, _ = next(islice(curves(), len(ax.lines) - 1, None))
     ax.plot(curve.checked, curve.found, linewidth=2, label=label, color=color, linestyle=dashes)
-    ax.set_xlabel("fraction of the training data checked")
-    ax.set_ylabel("fraction of the mislabelled found")
+    ax.set(xlabel="fraction of the training data checked", ylabel="fraction of the mislabelled found")
     ax.legend(loc="lower right", frameon=False)
     return ax

@@ -20,16 +20,10 @@ def scores(influence_scores: Any, ax: Any = None) -> Any:
     influence_scores : ihvp.influence.Scores
     ax : matplotlib.axes.Axes, optional
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Raises
     ------
     NothingToDraw
         There are no scores.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------
@@ -49,8 +43,7 @@ def scores(influence_scores: Any, ax: Any = None) -> Any:
             np.arange(1, row.size + 1), row, color=HELPS, linewidth=1, alpha=max(0.1, 1 / len(rows) ** 0.5)
         )
     ax.axhline(0, color=NEUTRAL, linewidth=0.8)
-    ax.set_xlabel(f"{influence_scores.axes[-1]} examples, the most helpful first")
-    ax.set_ylabel(_SCORE)
+    ax.set(xlabel=f"{influence_scores.axes[-1]} examples, the most helpful first", ylabel=_SCORE)
     return ax
 
 
@@ -64,16 +57,10 @@ def top_k(top: Any, test: int = 0, ax: Any = None) -> Any:
         The number of the test point.
     ax : matplotlib.axes.Axes, optional
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Raises
     ------
     InvalidOption
         There is no such test point.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------
@@ -92,17 +79,11 @@ def top_k(top: Any, test: int = 0, ax: Any = None) -> Any:
     ax.set_yticks(places, [str(index) for index in top.indices[test]])
     ax.invert_yaxis()
     ax.axvline(0, color=NEUTRAL, linewidth=0.8)
-    ax.set_ylabel("training example")
-    ax.set_xlabel(_SCORE)
+    ax.set(xlabel=_SCORE, ylabel="training example")
     return ax
 
 
 def check_test(test: int, count: int) -> None:
-    """Refuse the number of a test point that is not there.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse the number of a test point that is not there."""
     if not 0 <= test < count:
         raise InvalidOption("test", test, f"the number of a test point, from 0 to {count - 1}")

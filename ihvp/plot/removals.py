@@ -16,16 +16,10 @@ def leave_one_out(removals: Any, ax: Any = None) -> Any:
     removals : ihvp.influence.LeaveOneOut
     ax : matplotlib.axes.Axes, optional
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Raises
     ------
     NothingToDraw
         Nothing was removed.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------
@@ -44,8 +38,7 @@ def leave_one_out(removals: Any, ax: Any = None) -> Any:
     high = max(removals.predicted.max(), removals.actual.max())
     ax.plot([low, high], [low, high], color=NEUTRAL, linewidth=1, label="actual = predicted")
     ax.plot(removals.predicted, removals.actual, ".", color=HELPS, markersize=5, alpha=0.7)
-    ax.set_xlabel("predicted change of the test loss")
-    ax.set_ylabel("actual change, by training again")
+    ax.set(xlabel="predicted change of the test loss", ylabel="actual change, by training again")
     ax.set_title(
         f"r = {removals.pearson.value:.4f}, slope {removals.slope:.3f}, n = {len(removals.actual):,}"
     )

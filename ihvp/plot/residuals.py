@@ -32,16 +32,10 @@ def convergence(
     rtol : float, optional
         The tolerance, drawn as a line.
 
-    Returns
-    -------
-    matplotlib.axes.Axes
-
     Raises
     ------
     NothingToDraw
         There is no solve, or none with a residual above 0.
-    PackageNotInstalled
-        matplotlib is missing.
 
     Examples
     --------
@@ -80,8 +74,7 @@ def convergence(
             )
     if rtol is not None:
         ax.axhline(rtol, color=NEUTRAL, linewidth=1, linestyle=":", label=f"tolerance {rtol:g}")
-    ax.set_xlabel("steps")
-    ax.set_ylabel("relative residual")
+    ax.set(xlabel="steps", ylabel="relative residual")
     if ax.get_legend_handles_labels()[1]:
         ax.legend(loc="best", frameon=False)
     return ax

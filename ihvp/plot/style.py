@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib import import_module
 from itertools import cycle
 from typing import Any
 
-from ihvp.errors import PackageNotInstalled
+from ihvp.packages import required
 
 # Blue, vermilion and grey of Okabe and Ito's palette, which every kind of colour vision tells apart.
 HELPS, HARMS, NEUTRAL = "#0072B2", "#D55E00", "#555555"
@@ -28,50 +27,13 @@ def curves() -> Iterator[tuple[str, Any, str]]:
 
 
 def axes(ax: Any = None) -> Any:
-    """``ax``, or the axes of a new figure, without the frame's upper and right side.
-
-    Raises
-    ------
-    PackageNotInstalled
-        matplotlib is missing.
-    """
+    """``ax``, or the axes of a new figure, without the frame's upper and right side."""
     if ax is None:
         ax = pyplot().subplots(layout="constrained")[1]
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def require_matplotlib(feature: str, extra: str) -> None:
-    """Say at once, not after the work, that a picture cannot be drawn.
-
-    Parameters
-    ----------
-    feature : str
-        What needs it, for the error text.
-    extra : str
-        The extra that brings it.
-
-    Raises
-    ------
-    PackageNotInstalled
-        matplotlib is missing.
-    """
-    _imported("matplotlib.figure", feature, extra)
-
-
 def pyplot() -> Any:
-    """``matplotlib.pyplot``.
-
-    Raises
-    ------
-    PackageNotInstalled
-        matplotlib is missing.
-    """
-    return _imported("matplotlib.pyplot", "ihvp.plot", "plot")
-
-
-def _imported(module: str, feature: str, extra: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise PackageNotInstalled(feature, "matplotlib", f"pip install 'ihvp[{extra}]'") from error
+    """``matplotlib.pyplot``."""
+    return required("matplotlib.pyplot", "ihvp.plot", "pip install 'ihvp[plot]'")

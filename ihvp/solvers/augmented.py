@@ -15,12 +15,7 @@ from ihvp.solvers.sweep import Start, Sweep
 class Augmented(Sweep):
     """Solves within the span of a sketch, extends it by the residuals, and leaves the rest to another sweep.
 
-    Parameters
-    ----------
-    sketch : Sketch
-        Grows by residuals where it may; the other sweep is preconditioned by it.
-    start : callable
-        Makes the other sweep.
+    The sketch grows by residuals where it may, and preconditions the other sweep, which ``start`` makes.
     """
 
     def __init__(

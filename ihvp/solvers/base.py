@@ -98,21 +98,8 @@ def true_residual(operator: CountedOperator, v: Vector, x: Vector) -> Vector:
 class Log:
     """The course of a solve: iterations, relative residuals, and the Solution that they end in.
 
-    Parameters
-    ----------
-    sizes : ndarray (k,)
-        ‖v‖ of each column.
-    norms : ndarray (k,)
-        ‖v − (A + λI) x‖ before the first step.
-    monitor : Monitor
-        Hears of each step.
-    watch : Watch, optional
-        Foretells the end, where no limit of iterations was asked for.
-
-    Attributes
-    ----------
-    forecast : Forecast or None
-        Why the work is to stop: it would exceed the budget.
+    ``sizes`` are ‖v‖ of each column and ``norms`` ‖v − (A + λI) x‖ before the first step. The watch foretells
+    the end, where no limit of iterations was asked for.
     """
 
     def __init__(
@@ -123,7 +110,7 @@ class Log:
         watch: Watch | None = None,
     ) -> None:
         self.sizes, self.monitor, self.watch = sizes, monitor, watch
-        self.forecast: Forecast | None = None
+        self.forecast: Forecast | None = None  # why the work is to stop: it would exceed the budget
         self.iterations = 0
         self._current = relative(norms, sizes)
         self._rows = [self._current.copy()]

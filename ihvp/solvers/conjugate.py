@@ -21,12 +21,7 @@ class Conjugate(Sweep):
 
     Beside the product, ``x``, ``r`` and ``p`` are all that it holds; without preconditioner ``z`` is ``r``.
 
-    Parameters
-    ----------
-    preconditioner : LinearOperator or callable, optional
-        M.
-    fatal : bool
-        Whether one direction with ``pᵀ(A + λI)p ≤ 0`` ends the sweep, or the work on its column.
+    ``fatal`` says whether one direction with ``pᵀ(A + λI)p ≤ 0`` ends the sweep, or the work on its column.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from ihvp.errors import Diverged, IndefiniteCurvature, NonFinite
 from ihvp.operators.base import Shifted
 from ihvp.solution import Solution
 from ihvp.solvers.base import CountedOperator
+from ihvp.solvers.diagnosis import sufficient_damping
 from ihvp.solvers.ritz import RitzRange, ritz_range
 
 # I − A/scale contracts down to half the largest eigenvalue. Aiming at the whole of it leaves a factor of two:
@@ -23,25 +24,13 @@ def contracting_scale(matrices: Iterable[CountedOperator], start: Vector, steps:
 
     The largest magnitude of an eigenvalue by a few Lanczos steps, times 1.1; 0 if all matrices are zero.
 
-    Parameters
-    ----------
-    matrices : iterable of CountedOperator
-        The matrix, or random ones whose expectation it is. A random recursion keeps its mean square bounded
-        where ``E[M²] ≤ 2 scale E[M]``, for which ``‖M‖ ≤ 2 scale`` in all batches suffices; the largest
-        eigenvalue of the expectation, which is smaller, does not (Bach and Moulines, "Non-strongly-convex
-        smooth stochastic approximation with convergence rate O(1/n)", 2013).
-    start : Vector
-        Any vector ``(P,)`` but zero.
-    steps : int
-        The most products to spend on each.
-
-    Raises
-    ------
-    NonFinite
-        A product is NaN or infinite.
+    A random recursion keeps its mean square bounded where ``E[M²] ≤ 2 scale E[M]``, for which ``‖M‖ ≤ 2
+    scale`` in all batches suffices; the largest eigenvalue of the expectation, which is smaller, does not
+    (Bach and Moulines, "Non-strongly-convex smooth stochastic approximation with convergence rate O(1/n)",
+    2013). ``start`` is any vector but zero, and ``steps`` the most products to spend on each matrix.
     """
     ranges = [ritz_range(_checked(matrix), start, steps) for matrix in matrices]
-    return _MARGIN * max(_largest(ritz) for ritz in ranges)
+    return _MARGIN * max(ritz.largest for ritz in ranges)
 
 
 def spectrum(operator: CountedOperator, start: Vector) -> RitzRange:
@@ -52,12 +41,12 @@ def spectrum(operator: CountedOperator, start: Vector) -> RitzRange:
 def is_indefinite(operator: Shifted, ritz: RitzRange, start: Vector) -> bool:
     """Whether the lowest Ritz value proves a negative eigenvalue, beyond rounding and noisy products."""
     noise = operator.product_error(start / float(algebra.norms(start)))
-    return ritz.lowest < -(10 * operator.space.eps * _largest(ritz) + noise)
+    return ritz.lowest < -(10 * operator.space.eps * ritz.largest + noise)
 
 
 def larger_scale(ritz: RitzRange) -> float:
     """A scale that contracts for the eigenvalues that a Ritz range bounds."""
-    return _MARGIN * (_largest(ritz) + ritz.highest_error)
+    return _MARGIN * (ritz.largest + ritz.highest_error)
 
 
 def diverged(solution: Solution, scale: float, suggested: float) -> Diverged:
@@ -74,10 +63,7 @@ def diverged(solution: Solution, scale: float, suggested: float) -> Diverged:
 
 def no_series(solution: Solution, operator: Shifted, ritz: RitzRange) -> IndefiniteCurvature:
     """The error for an eigenvalue that is not positive, of which no scale makes a contraction."""
-    # The true lowest eigenvalue may lie below the Ritz value by its error bound; the tenth is for what the
-    # Krylov space has not seen, and the last term keeps the damped matrix away from singular.
-    margin = operator.space.eps**0.5 * _largest(ritz) or 1.0
-    suggested = operator.shift + 1.1 * max(-ritz.lowest, 0.0) + ritz.lowest_error + margin
+    suggested = sufficient_damping(operator, ritz)
     return IndefiniteCurvature(
         f"The matrix is not positive definite: with damping {operator.shift:g} a few Lanczos steps reach "
         f"down to {ritz.lowest:.3e} and up to {ritz.highest:.3e}. The recursion sums the series of "
@@ -97,7 +83,3 @@ def _checked(operator: CountedOperator) -> Matvec:
         return result
 
     return product
-
-
-def _largest(ritz: RitzRange) -> float:
-    return max(abs(ritz.lowest), abs(ritz.highest))

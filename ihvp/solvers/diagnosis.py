@@ -61,8 +61,7 @@ def failure(
             # Without rounding P steps are enough for a definite matrix.
             if definite and (reason == "stagnated" or (forecast is None and limit >= operator.space.size)):
                 ritz = ritz_range(operator.apply, column, _RITZ_STEPS)
-                size = max(abs(ritz.highest), abs(ritz.lowest))
-                if ritz.lowest <= 10 * operator.space.eps * size:
+                if ritz.lowest <= 10 * operator.space.eps * ritz.largest:
                     return _indefinite(operator, solution, min(ritz.lowest, 0.0), ritz, rtol)
             if reason == "stagnated":
                 return stagnated(operator, solution, rtol, column, x)
@@ -83,7 +82,7 @@ def indefinite_spectrum(
     operator: Shifted, solution: Solution, lowest: float, highest: float
 ) -> IndefiniteCurvature:
     """The error for a matrix ``A + λI`` whose extreme eigenvalues are known."""
-    damping = _sufficient_damping(operator, RitzRange(lowest, 0.0, highest, 0.0))
+    damping = sufficient_damping(operator, RitzRange(lowest, 0.0, highest, 0.0))
     return IndefiniteCurvature(
         f"The matrix is not positive definite: with damping {operator.shift:g} its eigenvalues reach from "
         f"{lowest:.3e} to {highest:.3e}. Add damping: {damping:.3e} makes it positive definite. Or ask for "
@@ -112,18 +111,20 @@ def _image(operator: Shifted, direction: Vector) -> float:
     return float(algebra.norms(operator.apply(direction / float(algebra.norms(direction)))))
 
 
-def _sufficient_damping(operator: Shifted, ritz: RitzRange) -> float:
-    highest = max(abs(ritz.highest), abs(ritz.lowest))
+def sufficient_damping(operator: Shifted, ritz: RitzRange) -> float:
+    """A total damping that makes the matrix positive definite as far as a Ritz range tells."""
     # The true lowest eigenvalue may lie below the Ritz value by its error bound; a tenth is for what the
     # Krylov space has not seen, and the last term keeps the damped matrix away from singular.
-    missing = 1.1 * max(-ritz.lowest, 0.0) + ritz.lowest_error + (operator.space.eps**0.5 * highest or 1.0)
+    missing = (
+        1.1 * max(-ritz.lowest, 0.0) + ritz.lowest_error + (operator.space.eps**0.5 * ritz.largest or 1.0)
+    )
     return operator.shift + missing
 
 
 def _indefinite(
     operator: Shifted, solution: Solution, curvature: float, ritz: RitzRange, rtol: float
 ) -> IndefiniteCurvature:
-    damping = _sufficient_damping(operator, ritz)
+    damping = sufficient_damping(operator, ritz)
     iterations = iterations_of_cg(ritz, rtol, damping - operator.shift)
     takes = f", with about {_rounded(iterations)} products" if math.isfinite(iterations) else ""
     found = "zero" if curvature == 0 else "negative"

@@ -31,31 +31,18 @@ _MATRICES = 3
 
 @dataclass(eq=False)
 class Factorisation:
-    """``A + λI``, factorised.
+    """``A + λI``, factorised."""
 
-    Attributes
-    ----------
-    operator : Shifted
-        The matrix by its products, for the certificate.
-    solve : callable
-        ``r ↦ (A + λI)⁻¹ r`` for vectors and blocks; the pseudo-inverse where the matrix is singular.
-    extremes : (float, float)
-        The lowest and the highest eigenvalue, where the matrix is not positive definite.
-    indefinite, singular : bool
-        Whether an eigenvalue is negative, or zero, beyond rounding.
-    owed : int
-        Products that the matrix took and no solution has been charged with.
-    largest : float
-        The norm of the matrix, from below.
-    """
-
-    operator: Shifted
+    operator: Shifted  # the matrix by its products, for the certificate
+    # r ↦ (A + λI)⁻¹ r for vectors and blocks; the pseudo-inverse where the matrix is singular
     solve: Callable[[Vector], Vector]
+    # The lowest and the highest eigenvalue, where the matrix is not positive definite.
     extremes: tuple[float, float] = (np.nan, np.nan)
+    # indefinite, singular: whether an eigenvalue is negative, or zero, beyond rounding
     indefinite: bool = False
     singular: bool = False
-    owed: int = 0
-    largest: float = 0.0
+    owed: int = 0  # products that the matrix took and no solution has been charged with
+    largest: float = 0.0  # the norm of the matrix, from below
 
     def correction(self, r: Vector) -> Vector:
         """``(A + λI)⁻¹ r``, in the dtype of ``r`` whatever that of the factors is."""
@@ -116,13 +103,7 @@ class Direct(Solver):
     def apply(self, prepared: Factorisation, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
         rtol = prepared.operator.space.eps**0.5 if self.rtol is None else self.rtol
         course = Refinement(
-            prepared.operator,
-            v,
-            rtol=rtol,
-            atol=self.atol,
-            x0=x0,
-            monitor=monitor,
-            largest=prepared.largest,
+            prepared.operator, v, rtol=rtol, atol=self.atol, x0=x0, monitor=monitor, largest=prepared.largest
         )
         course.operator.products, prepared.owed = course.operator.products + prepared.owed, 0
         while course.pending.size:
@@ -152,12 +133,7 @@ class Direct(Solver):
 
 
 def require_matrix(operator: LinearOperator) -> None:
-    """Refuse an operator whose matrix and its factorisation do not fit in memory.
-
-    Raises
-    ------
-    TooLarge
-    """
+    """Refuse an operator whose matrix and its factorisation do not fit in memory."""
     space = operator.space
     # Half precision is factorised in float32.
     require_memory(

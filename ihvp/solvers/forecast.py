@@ -32,19 +32,10 @@ _TINY = np.finfo(float).tiny
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a solve would take from its start.
+    """What a solve would take from its start."""
 
-    Attributes
-    ----------
-    iterations : float
-        Until the slowest column has reached its target; infinite where no progress is seen.
-    columns : int
-        That are multiplied in an iteration.
-    seconds : float
-    """
-
-    iterations: float
-    columns: int
+    iterations: float  # until the slowest column has reached its target; infinite where no progress is seen
+    columns: int  # that are multiplied in an iteration
     seconds: float
 
 
@@ -56,14 +47,7 @@ class Watch:
     condition that a few Lanczos steps see, by the bound of Chebyshev on conjugate gradients (Saad, "Iterative
     Methods for Sparse Linear Systems", 2003, section 6.11.3).
 
-    Parameters
-    ----------
-    system : LinearOperator
-        ``A + λI``.
-    v : Vector
-        The right-hand sides.
-    targets : ndarray (k,)
-        The relative residuals to reach.
+    ``system`` is ``A + λI``, and ``targets`` are the relative residuals to reach.
     """
 
     def __init__(self, system: LinearOperator, v: Vector, targets: NDArray[np.float64]) -> None:
@@ -77,10 +61,7 @@ class Watch:
     def look(self, rows: Sequence[NDArray[np.float64]]) -> Forecast | None:
         """The forecast, if it exceeds the budget; None elsewhere, and where it is not the time to look.
 
-        Parameters
-        ----------
-        rows : sequence of ndarray (k,)
-            The relative residuals before the first iteration and after each.
+        ``rows`` are the relative residuals before the first iteration and after each, ``(k,)``.
         """
         done = len(rows) - 1 - self._since
         if done not in _LOOKS and (done < 200 or done & (done - 1)):
@@ -121,11 +102,7 @@ class Watch:
 def _left_at_steady_pace(course: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
     """The iterations until the slowest column is there, at the pace of the later half; infinite without any.
 
-    Parameters
-    ----------
-    course : ndarray (n, k)
-        The logarithms of the residuals after each iteration.
-    targets : ndarray (k,)
+    ``course`` are the logarithms of the residuals after each iteration, ``(n, k)``.
     """
     pace = _pace(course[len(course) - len(course) // 2 :])
     if np.any(pace >= 0):

@@ -27,29 +27,8 @@ from ihvp.solvers.tolerances import column_sizes
 class Shift:
     """The iterates of CG for one damping, by coefficients of a Lanczos process.
 
-    Its residual after step k is ``σ v_{k+1}``, its direction ``p ← σ v_{k+1} + ω p``.
-
-    Parameters
-    ----------
-    damping : float
-        λ.
-    v : Vector
-        The right-hand side.
-    rtol, atol : float
-        The tolerance.
-    monitor : Monitor
-        For the log.
-    watched : LinearOperator, optional
-        A, where the work is to stop if it would exceed the budget.
-
-    Attributes
-    ----------
-    open : ndarray (k,) of bool
-        The columns that are still worked on.
-    indefinite : ndarray (k,) of bool
-        The columns that ended in ``pᵀ(A + λI)p ≤ 0``.
-    direction : Vector or None
-        Such a p.
+    Its residual after step k is ``σ v_{k+1}``, its direction ``p ← σ v_{k+1} + ω p``. Where A is ``watched``,
+    the work is to stop if it would exceed the budget.
     """
 
     def __init__(
@@ -69,9 +48,9 @@ class Shift:
             watch = Watch(Shifted(watched, damping), v, relative(targets, sizes))
         self.damping = damping
         self.targets = goals(np.maximum(rtol * sizes, atol), sizes, v)
-        self.open = sizes > self.targets
-        self.indefinite = np.zeros(sizes.shape, dtype=bool)
-        self.direction: Vector | None = None
+        self.open = sizes > self.targets  # the columns that are still worked on
+        self.indefinite = np.zeros(sizes.shape, dtype=bool)  # those that ended in pᵀ(A + λI)p ≤ 0
+        self.direction: Vector | None = None  # such a p
         self.log = Log(sizes, sizes, monitor, watch)
         self.sigma = sizes.copy()
         self._step, self._omega, self._flat = np.ones(sizes.size), np.zeros(sizes.size), np.zeros(sizes.size)
@@ -144,28 +123,14 @@ class Shift:
 
 
 def shifted_iterates(
-    operator: CountedOperator,
-    shifts: Sequence[Shift],
-    v: Vector,
-    limit: int,
-    strict: bool,
+    operator: CountedOperator, shifts: Sequence[Shift], v: Vector, limit: int, strict: bool
 ) -> float:
     """Advance the shifts until each column of each is finished, or ``limit`` iterations are done.
 
     Returns the norm of A as far as the products have shown it.
 
-    Parameters
-    ----------
-    operator : CountedOperator
-        A, without damping.
-    shifts : sequence of Shift
-        One a damping, made for ``v``.
-    v : Vector
-        ``(P,)`` or ``(P, k)``.
-    limit : int
-        The most iterations.
-    strict : bool
-        Whether one column of curvature ≤ 0 ends its damping.
+    ``operator`` is A, without damping, and each shift is made for ``v``. Where ``strict``, one column of
+    curvature ≤ 0 ends its damping.
     """
     sizes, monitor = shifts[0].log.sizes, shifts[0].log.monitor
     places, iterations, largest = np.arange(sizes.size), 0, 0.0

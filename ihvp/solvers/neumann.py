@@ -26,48 +26,26 @@ _INTERVAL = 10
 
 @dataclass(frozen=True)
 class Series:
-    """What is summed: ``A + λI`` and the scale.
+    """What is summed: ``A + λI`` and the scale."""
 
-    Parameters
-    ----------
-    operator : Shifted
-        A + λI.
-    draw : Sampler, optional
-        The random matrices that take its place.
-    scale : float
-        σ; 0 stands for a zero matrix.
-    products : int
-        What the scale has cost.
-    """
-
-    operator: Shifted
-    draw: Sampler | None
-    scale: float
-    products: int = 0
+    operator: Shifted  # A + λI
+    draw: Sampler | None  # the random matrices that take its place
+    scale: float  # σ; 0 stands for a zero matrix
+    products: int = 0  # what the scale has cost
 
 
 @dataclass(frozen=True)
 class Course:
-    """How far the recursion goes.
+    """How far the recursion goes."""
 
-    Parameters
-    ----------
-    depth, repeats : int
-        Steps of a path, and paths; without random matrices there is one.
-    average : float
-        The part at the end of a path whose mean is its answer, if the matrices are random.
-    rtol : float
-        The relative residual to certify; 0 for none. A path without random matrices goes on below it, to
-        where rounding leaves little to gain.
-    seed : int
-        Of the random matrices.
-    """
-
+    # depth, repeats: steps of a path, and paths; without random matrices there is one
     depth: int
     repeats: int
-    average: float
+    average: float  # the part at the end of a path whose mean is its answer, if the matrices are random
+    # The relative residual to certify; 0 for none. A path without random matrices goes on below it, to where
+    # rounding leaves little to gain.
     rtol: float
-    seed: int
+    seed: int  # of the random matrices
 
     def parts(self) -> tuple[int, int]:
         """The steps at the end of a path that count, and the length of the parts that they are cut into."""
@@ -80,17 +58,9 @@ class Course:
 class Recursion:
     """``s ← v + s − M s / scale``, from ``s = v`` or ``s = scale x₀``, with the answer ``s / scale``.
 
-    Attributes
-    ----------
-    scale : float
-        May be changed before another :meth:`run`.
-    s, r : Vector
-        The iterate, and ``v − M s / scale`` with the matrix M of the next step: the way to the next iterate,
-        and where M is A the residual of ``s / scale``.
-    norms : ndarray (k,)
-        ``‖r‖`` of each column when it was last looked at.
-    recent : list of LinearOperator
-        The random matrices since the last look but one, among them those that let it grow.
+    Beside the iterate s it holds r, ``v − M s / scale`` with the matrix M of the next step: the way to the
+    next iterate, and where M is A the residual of ``s / scale``. Its ``norms`` are from when it was last
+    looked at.
     """
 
     def __init__(
@@ -100,8 +70,9 @@ class Recursion:
         self.sizes = column_sizes(v)
         # No step reaches the solution 0 of v = 0 exactly from elsewhere.
         self._x0 = None if x0 is None else x0 * algebra.coefficients((self.sizes > 0).astype(np.float64), v)
-        self.scale = series.scale or 1.0
+        self.scale = series.scale or 1.0  # may be changed before another run
         self.operator = CountedOperator(series.operator, series.products)
+        # The random matrices since the last look but one, among them those that let it grow.
         self.recent: list[LinearOperator] = []
         self._generator = np.random.default_rng(course.seed)
         self.s, self.r, self.norms = v * 0, v, self.sizes

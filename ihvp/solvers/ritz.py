@@ -15,20 +15,19 @@ from ihvp.backend import Vector
 
 @dataclass(frozen=True)
 class RitzRange:
-    """The extreme Ritz values with bounds on their errors.
+    """The extreme Ritz values with bounds on their errors."""
 
-    Attributes
-    ----------
-    lowest, highest : float
-        Estimates of the smallest and largest eigenvalue; the true ones lie at or beyond them.
-    lowest_error, highest_error : float
-        An eigenvalue lies within this distance of the estimate.
-    """
-
+    # lowest, highest: estimates of the smallest and largest eigenvalue; the true ones lie at or beyond them
     lowest: float
+    # lowest_error, highest_error: an eigenvalue lies within this distance of the estimate
     lowest_error: float
     highest: float
     highest_error: float
+
+    @property
+    def largest(self) -> float:
+        """The larger magnitude of the two."""
+        return max(abs(self.lowest), abs(self.highest))
 
 
 def ritz_range(matvec: Callable[[Vector], Vector], start: Vector, steps: int = 20) -> RitzRange:
@@ -39,14 +38,7 @@ def ritz_range(matvec: Callable[[Vector], Vector], start: Vector, steps: int = 2
     symmetric eigenproblem", Linear Algebra and its Applications 34, 1980). The error bound is the residual
     ``|β_m s_m|`` of the Ritz pair (Parlett, "The Symmetric Eigenvalue Problem", section 13.2).
 
-    Parameters
-    ----------
-    matvec : callable
-        ``v ↦ A v`` for ``(P,)``.
-    start : Vector
-        Any vector ``(P,)`` but zero.
-    steps : int
-        The most products to spend.
+    ``start`` is any vector but zero, and ``steps`` the most products to spend.
     """
     diagonal: list[float] = []
     off_diagonal: list[float] = []

@@ -30,20 +30,11 @@ _ROOM = 8.0
 
 
 class Certificate(NamedTuple):
-    """Norms of true residuals, bounded from above.
+    """Norms of true residuals, bounded from above."""
 
-    Attributes
-    ----------
-    norms : ndarray (k,)
-        Of the computed residuals.
-    rounding : ndarray (k,)
-        What the true residual may differ from the computed one.
-    measured : ndarray (k,) of bool
-        Whether the latter was measured; elsewhere it is an a priori bound, and may be far too large.
-    """
-
-    norms: NDArray[np.float64]
-    rounding: NDArray[np.float64]
+    norms: NDArray[np.float64]  # (k,), of the computed residuals
+    rounding: NDArray[np.float64]  # (k,), what the true residual may differ from the computed one
+    # (k,), whether the latter was measured; elsewhere it is an a priori bound, and may be far too large
     measured: NDArray[np.bool_]
 
     @property
@@ -72,18 +63,9 @@ def certify(
     mean takes the place of the residual. That is one more product for a column, three for fewer than a
     thousand unknowns.
 
-    Parameters
-    ----------
-    operator : CountedOperator
-        A, with damping.
-    sizes, targets : ndarray (k,)
-        ``‖v‖``, and the norms to stay within.
-    claimed : ndarray (k,) of bool, optional
-        The columns of which a method says that they are solved: what holds them up is worth knowing.
-    largest : float or None
-        The norm of A, as far as products have shown it; None where they have not.
-    shift : float
-        The damping, which may cancel in A.
+    A has the damping in it, which may cancel, as the ``shift``. Its norm is the ``largest`` that products
+    have shown, None where they have not. ``sizes`` are ``‖v‖``, and ``targets`` the norms to stay within. Of
+    the columns that a method ``claimed`` to have solved, what holds them up is worth knowing.
     """
     norms, lengths = (np.nan_to_num(np.atleast_1d(algebra.norms(y)), nan=np.inf) for y in (r, x))
     size, eps = v.shape[0], operator.operator.space.eps

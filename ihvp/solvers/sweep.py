@@ -16,33 +16,17 @@ from ihvp.solvers.base import CountedOperator, Log
 class Sweep(ABC):
     """The recurrence of a method from given iterates, on columns that it drops as they are done.
 
-    Parameters
-    ----------
-    numbers : ndarray (k,)
-        Which columns of the system these are.
-    x : Vector
-        The iterates to start from; taken over.
-    targets : ndarray (k,)
-        The residual norms to reach.
-
-    Attributes
-    ----------
-    places : ndarray
-        The columns, among the k, that are still worked on.
-    reasons : ndarray (k,) of str
-        Why a column was left: "reached" where the recurrence claims its target.
-    direction : Vector or None
-        A direction of curvature ≤ 0 that ended the sweep.
-    largest : float
-        The norm of the matrix as far as products have shown it, here or in earlier sweeps.
+    These are the columns ``numbers`` of the system, with iterates ``x`` to start from, which are taken over,
+    and residual norms to reach.
     """
 
     def __init__(self, numbers: NDArray[np.intp], x: Vector, targets: NDArray[np.float64]) -> None:
         self.numbers, self.targets, self.x = numbers, targets, x
-        self.places = np.arange(numbers.size)
+        self.places = np.arange(numbers.size)  # the columns, among the k, that are still worked on
+        # Why a column was left: "reached" where the recurrence claims its target.
         self.reasons = np.full(numbers.shape, "max_iterations", dtype=object)
-        self.direction: Vector | None = None
-        self.largest = 0.0
+        self.direction: Vector | None = None  # one of curvature ≤ 0 that ended the sweep
+        self.largest = 0.0  # the norm of the matrix as far as products have shown it, in earlier sweeps too
         self._parked: list[tuple[NDArray[np.intp], Vector]] = []
 
     @abstractmethod

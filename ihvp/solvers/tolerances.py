@@ -17,12 +17,7 @@ _SIZES = 1e-130, 1e130
 
 
 def check_tolerances(rtol: Any, atol: Any, max_iterations: Any) -> None:
-    """Reject hyper-parameters that no iteration could meet.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Reject hyper-parameters that no iteration could meet."""
     for name, value in (("rtol", rtol), ("atol", atol)):
         check_number(name, value, lambda number: number >= 0, "a finite number ≥ 0")
     check_integer("max_iterations", max_iterations, 0, none=True)
@@ -42,10 +37,7 @@ def iteration_limit(max_iterations: int | None, v: Vector) -> int:
 def column_sizes(v: Vector) -> NDArray[np.float64]:
     """``‖v‖`` of each column, ``(k,)``.
 
-    Raises
-    ------
-    VectorError
-        The square of a size would leave the range of float64.
+    A VectorError says that the square of one would leave the range of float64.
     """
     sizes = np.atleast_1d(algebra.norms(v))
     if np.any((sizes > 0) & ((sizes < _SIZES[0]) | (sizes > _SIZES[1]))):

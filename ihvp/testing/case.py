@@ -36,20 +36,11 @@ each_dtype = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
 @dataclass(frozen=True)
 class Functions:
-    """What is differentiated: a problem in the dialect.
+    """What is differentiated: a problem in the dialect."""
 
-    Attributes
-    ----------
-    loss : callable or GradientFunction
-        What ``grad`` and ``hvp`` take.
-    value : callable
-        The loss, also where ``loss`` is a gradient.
-    predict, output_loss : callable, optional
-        Its two halves, of a problem that has them.
-    """
-
-    loss: Any
-    value: Callable[..., Any]
+    loss: Any  # what grad and hvp take
+    value: Callable[..., Any]  # the loss, also where loss is a gradient
+    # predict, output_loss: its two halves, of a problem that has them
     predict: Callable[..., Any] | None = None
     output_loss: Callable[..., Any] | None = None
 
@@ -110,15 +101,9 @@ class Case:
 
 
 class Contract:
-    """The backend under test by its name, and problems in its framework.
+    """The backend under test by its name, and problems in its framework."""
 
-    Attributes
-    ----------
-    name : str
-        The backend's registered name.
-    """
-
-    name: ClassVar[str]
+    name: ClassVar[str]  # the backend's registered name
 
     @property
     def plugin(self) -> BackendPlugin:
@@ -168,9 +153,10 @@ class Contract:
         assert self.plugin.dialect is not None
         return functools.partial(function, self.plugin.dialect().xp)
 
-    def objective(self, case: Case, data: Any = None, **options: Any) -> ihvp.Objective:
-        """An objective of the case, on other data if given."""
-        source = {"grad": case.loss.grad} if isinstance(case.loss, GradientFunction) else {"loss": case.loss}
+    def objective(self, case: Case, data: Any = None, loss: Any = None, **options: Any) -> ihvp.Objective:
+        """An objective of the case, on other data and with another loss if given."""
+        loss = case.loss if loss is None else loss
+        source = {"grad": loss.grad} if isinstance(loss, GradientFunction) else {"loss": loss}
         return ihvp.Objective(
             **source,
             params=case.params,

@@ -11,12 +11,7 @@ from ihvp.testing.operators import OperatorContract
 
 
 class BackendContract(
-    CapabilityContract,
-    DerivativeContract,
-    FailureContract,
-    LayerContract,
-    MethodContract,
-    OperatorContract,
+    CapabilityContract, DerivativeContract, FailureContract, LayerContract, MethodContract, OperatorContract
 ):
     """Inherit, set ``name``, and pytest runs the contract on that registered backend.
 

@@ -7,13 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import ihvp
-from ihvp.backend import GradientFunction
-from ihvp.errors import (
-    LossIndependentOfParameters,
-    LossNotScalar,
-    NonFinite,
-)
+from ihvp.errors import LossIndependentOfParameters, LossNotScalar, NonFinite
 from ihvp.testing.case import SOFTMAX, Contract, raises
 
 
@@ -46,8 +40,6 @@ class FailureContract(Contract):
         def gradient(params: Any, batch: Any) -> Any:
             return {key: np.zeros_like(value) for key, value in params.items()}
 
-        constant = self.scalar(loss, gradient)
-        source = {"grad": gradient} if isinstance(constant, GradientFunction) else {"loss": constant}
-        objective = ihvp.Objective(**source, params=case.params, data=case.batch, backend=self.name)
+        objective = self.objective(case, loss=self.scalar(loss, gradient))
         with pytest.raises(LossIndependentOfParameters):
             objective.gradient()

@@ -20,32 +20,17 @@ PIECE = 4
 
 @dataclass(frozen=True)
 class Method:
-    """One method of the protocol.
-
-    Attributes
-    ----------
-    name : str
-    capability : str or None
-        The capability that it belongs to; None for those that every backend has.
-    of : callable
-        ``of(case)``: the map of a vector to the method's result; a linearised map is made here, once.
-    expected : callable
-        ``expected(problem, v)``: the result, in the form of :func:`numbers`.
-    product : bool
-        Whether it is a product, which backends may approximate.
-    of_vectors : bool
-        Whether the result depends on the vector.
-    like_vectors : bool
-        Whether the result is an array in the type of the vectors.
-    """
+    """One method of the protocol."""
 
     name: str
-    capability: str | None
+    capability: str | None  # the capability that it belongs to; None for those that every backend has
+    # of(case): the map of a vector to the method's result; a linearised map is made here, once
     of: Callable[[Case], Callable[[Any], Any]]
+    # expected(problem, v): the result, in the form of numbers
     expected: Callable[[TanhMLP, NDArray[Any]], NDArray[Any]]
-    product: bool = True
-    of_vectors: bool = True
-    like_vectors: bool = True
+    product: bool = True  # whether it is a product, which backends may approximate
+    of_vectors: bool = True  # whether the result depends on the vector
+    like_vectors: bool = True  # whether the result is an array in the type of the vectors
 
     def numbers(self, result: Any) -> NDArray[Any]:
         """A result as one numpy array; derivatives by several inputs one below the other."""

@@ -10,12 +10,8 @@ from numpy.testing import assert_allclose
 
 import ihvp
 from ihvp._problems import Problem
-from ihvp.backend import GradientFunction, SupportsProductError
-from ihvp.errors import (
-    VectorError,
-    WrongDtype,
-    WrongShape,
-)
+from ihvp.backend import SupportsProductError
+from ihvp.errors import VectorError, WrongDtype, WrongShape
 from ihvp.space import VectorSpace
 from ihvp.testing.case import NETWORK, SOFTMAX, TOY, Contract, at, each_problem
 
@@ -65,10 +61,7 @@ class OperatorContract(Contract):
             return {key: value * len(batch[0]) for key, value in NETWORK.gradient(params, batch).items()}
 
         summed = self.scalar(loss, gradient)
-        source = {"grad": gradient} if isinstance(summed, GradientFunction) else {"loss": summed}
-        objective = ihvp.Objective(
-            **source, params=case.params, data=case.batch, batch_size=4, reduction="sum", backend=self.name
-        )
+        objective = self.objective(case, loss=summed, batch_size=4, reduction="sum")
         self.close(case, objective.gradient(), NETWORK.flat_gradient(), product=False)
         v = np.random.default_rng(13).standard_normal(NETWORK.size)
         self.close(case, ihvp.Hessian(objective) @ v, NETWORK.hessian() @ v)
@@ -82,10 +75,8 @@ class OperatorContract(Contract):
         def gradient(params: Any, batch: Any) -> Any:
             return SOFTMAX.gradient(params, (batch["x"], batch["y"]))
 
-        split = self.scalar(loss, gradient)
-        source = {"grad": gradient} if isinstance(split, GradientFunction) else {"loss": split}
         data = {"x": case.batch[0], "y": case.batch[1]}
-        objective = ihvp.Objective(**source, params=case.params, data=data, batch_size=3, backend=self.name)
+        objective = self.objective(case, data, self.scalar(loss, gradient), batch_size=3)
         self.close(case, objective.gradient(), SOFTMAX.flat_gradient(), product=False)
 
     def test_an_answer_has_the_form_of_the_vector(self) -> None:

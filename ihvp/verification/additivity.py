@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,26 +31,11 @@ def compare_with_parts(
     mixed alike in both. Single precision takes two partitions, because nearly equal mixtures hide there in
     rounding: the second one is that of the first part, whose gradient is known, if it has examples enough.
 
-    Parameters
-    ----------
-    subject : Subject
-    batch : Batch
-    whole : Vector, optional
-        Its gradient, where it is known.
-    any_weights : bool
-        Whether any combination of the parts will do, in place of the declared one.
-
-    Returns
-    -------
-    str or None
-        Empty, or why nothing can be said of the loss. None where nothing can be said of it by this batch, in
-        which fewer than two examples weigh anything.
-
-    Raises
-    ------
-    LossNotAdditive, LossIgnoresBatch
-    WeightError
-        Examples weigh something else in a part of the batch.
+    ``whole`` is its gradient, where it is known. Where ``any_weights``, any combination of the parts will do,
+    in place of the declared one. The result is empty, or says why nothing can be said of the loss; None where
+    nothing can be said of it by this batch, in which fewer than two examples weigh anything. Raises
+    LossNotAdditive or LossIgnoresBatch, and WeightError where examples weigh something else in a part of the
+    batch.
     """
     weights = subject.weighting.of(batch, count_examples(batch))
     allowed, unknown = subject.space.eps**0.5, ""
@@ -185,8 +169,7 @@ def _stops(weights: NDArray[np.float64], most: int) -> Iterator[int]:
 
 def _rows_differ(batch: Batch) -> bool:
     for _, array in arrays_of(batch):
-        known = array_api_compat.is_array_api_obj(array)
-        values = np.asarray(algebra.to_numpy(array) if known else array)
+        values = algebra.to_numpy(array)
         if np.any(values[1:] != values[:1]):
             return True
     return False

@@ -11,12 +11,7 @@ from ihvp.verification.subject import Subject
 
 
 def verified_gradient(subject: Subject, batch: Batch) -> Vector:
-    """The gradient of a batch, checked by a second one: finite, the same twice, not identically zero.
-
-    Raises
-    ------
-    LossNotScalar, LossIndependentOfParameters, NonFinite, NonDeterministicGradient
-    """
+    """The gradient of a batch, checked by a second one: finite, the same twice, not identically zero."""
     one, two = subject.gradient(batch), subject.gradient(batch)
     if not algebra.all_finite(one):
         raise NonFinite("The gradient", 0)

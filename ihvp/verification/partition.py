@@ -18,26 +18,15 @@ _WEIGHTS = "Pass weights=…, a function weights(batch) -> (B,) of what the mean
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """The gradients of a batch and of two parts of it.
+    """The gradients of a batch and of two parts of it."""
 
-    Attributes
-    ----------
-    whole, first, second : Vector
-        The gradients.
-    sizes : (int, int)
-        How many examples the parts have.
-    share : float
-        What the first part weighs in the mean.
-    sum_declared : bool
-        Whether the loss is said to be a sum.
-    """
-
+    # whole, first, second: the gradients
     whole: Vector
     first: Vector
     second: Vector
-    sizes: tuple[int, int]
-    share: float
-    sum_declared: bool
+    sizes: tuple[int, int]  # how many examples the parts have
+    share: float  # what the first part weighs in the mean
+    sum_declared: bool  # whether the loss is said to be a sum
 
     @property
     def size(self) -> float:

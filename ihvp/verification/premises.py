@@ -34,10 +34,7 @@ class _Known:
 class Premises:
     """The checks of one loss; objectives with the same loss share them.
 
-    Parameters
-    ----------
-    enabled : bool
-        Whether additivity and second derivatives are checked.
+    Additivity and second derivatives are checked where ``enabled``.
     """
 
     def __init__(self, enabled: bool) -> None:
@@ -73,12 +70,7 @@ class Premises:
         return Check(premise, "not checked yet" if self.enabled else "switched off")
 
     def verify(self, subject: Subject, batch: Batch) -> Vector | None:
-        """Check the gradient of a batch, which is returned, unless that was done before.
-
-        Raises
-        ------
-        LossNotScalar, LossIndependentOfParameters, NonFinite, NonDeterministicGradient
-        """
+        """Check the gradient of a batch, which is returned, unless that was done before."""
         if self._known.gradient is not None:
             return None
         gradient = verified_gradient(subject, batch)
@@ -90,23 +82,10 @@ class Premises:
 
         Batches in which fewer than two examples weigh anything settle nothing.
 
-        Parameters
-        ----------
-        subject : Subject
-            Whose gradient was checked before, unless one batch in memory is all there is.
-        batches : Batches
-            In memory, or a list: those that the loss may see.
-        any_weights : bool
-            Whether only the gradients of single examples are asked for, whatever they weigh in a batch.
-
-        Returns
-        -------
-        bool
-            Whether it is settled.
-
-        Raises
-        ------
-        LossNotAdditive, LossIgnoresBatch, WeightError
+        The gradient of ``subject`` was checked before, unless one batch in memory is all there is.
+        ``batches`` are those that the loss may see, in memory or a list. Where ``any_weights``, only the
+        gradients of single examples are asked for, whatever they weigh in a batch. The result says whether it
+        is settled.
         """
         if not self.needs_parts or (any_weights and self._known.separate):
             return True
@@ -131,17 +110,7 @@ class Premises:
     ) -> None:
         """Check once that the values of batches add up, which need no gradient.
 
-        Parameters
-        ----------
-        subject : Subject
-        batches : Batches
-            As for :meth:`require_additive`.
-        evaluate : callable
-            The loss of a batch.
-
-        Raises
-        ------
-        LossNotAdditive
+        ``evaluate`` gives the loss of a batch.
         """
         for batch in probes(batches):
             difference = value_difference(subject, batch, evaluate)
@@ -159,12 +128,7 @@ class Premises:
             raise LossNotAdditive(difference, subject.declared, "So do its values.") from error
 
     def verify_second_derivative(self, subject: Subject, batch: Callable[[], Batch]) -> None:
-        """Compare once a product of a batch, which ``batch()`` gives, with differences of gradients.
-
-        Raises
-        ------
-        WrongSecondDerivative
-        """
+        """Compare once a product of a batch, which ``batch()`` gives, with differences of gradients."""
         if self._second is not None or not self.enabled:
             return
         if isinstance(subject.backend, SupportsProductError):

@@ -22,11 +22,6 @@ def probes(batches: Batches) -> Iterator[Batch]:
     Data that is one batch without a ``batch_size`` is the only one. Where each batch holds one example there
     is none: the loss never sees two.
 
-    Parameters
-    ----------
-    batches : Batches
-        In memory, or a list.
-
     Examples
     --------
     >>> x = np.arange(100)

@@ -52,50 +52,27 @@ _IN_CACHE = 2**14
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a product with the Hessian and a few gradients say of each other.
+    """What a product with the Hessian and a few gradients say of each other."""
 
-    Attributes
-    ----------
-    outcome : {"passed", "wrong", "inconclusive"}
-        ``"inconclusive"`` where the differences of the gradient are not good enough to judge by.
-    error : float
-        ``‖H u − D‖ / max(‖H u‖, ‖D‖)`` with a difference of gradients D; NaN where it is unknown.
-    allowed : float
-        The largest error that passes; NaN where no error could be told.
-    why : str
-        The reason, in one sentence.
-    """
-
+    # "inconclusive" where the differences of the gradient are not good enough to judge by
     outcome: Literal["passed", "wrong", "inconclusive"]
-    error: float
-    allowed: float
-    why: str
+    error: float  # ‖H u − D‖ / max(‖H u‖, ‖D‖) with a difference of gradients D; NaN where it is unknown
+    allowed: float  # the largest error that passes; NaN where no error could be told
+    why: str  # the reason, in one sentence
 
 
 @dataclass(frozen=True)
 class _Precision:
-    """What can be told in a precision, and the lengths along u for it, as fractions of the parameters' sizes.
-
-    Attributes
-    ----------
-    eps : float
-    allowed : float
-        The error that a right product may have.
-    rows : int
-        How many examples are enough.
-    place, near, far : float
-        ρ, h and f.
-    spread : float
-        How much more, or less, than its own size allows an entry may move.
-    """
+    """What can be told in a precision, and the lengths along u for it, as parts of the parameters' sizes."""
 
     eps: float
-    allowed: float
-    rows: int
+    allowed: float  # the error that a right product may have
+    rows: int  # how many examples are enough
+    # place, near, far: ρ, h and f
     place: float
     near: float
     far: float
-    spread: float
+    spread: float  # how much more, or less, than its own size allows an entry may move
 
 
 _PRECISIONS = (
@@ -114,25 +91,9 @@ def compare_with_gradients(
     float32, or of more where these cannot be evaluated or have no gradient. It holds five vectors beside what
     the backend needs.
 
-    Parameters
-    ----------
-    backend : CurvatureBackend
-        One that differentiates losses: products made from gradients have nothing to be compared with.
-    loss, params, batch
-        As the backend takes them.
-    space : VectorSpace
-        That of the parameters.
-
-    Returns
-    -------
-    Comparison
-        An error passes up to 1 % of the product in float64, 10 % in float32. Half precision is too coarse to
-        tell.
-
-    Raises
-    ------
-    Exception
-        What the loss or the backend raises on the whole batch.
+    The backend is one that differentiates losses: products made from gradients have nothing to be compared
+    with. An error passes up to 1 % of the product in float64, 10 % in float32; half precision is too coarse
+    to tell. What the loss or the backend raises on the whole batch is not caught.
 
     Examples
     --------

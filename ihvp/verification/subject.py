@@ -19,27 +19,14 @@ _FAR = 8
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A loss at its parameters.
-
-    Parameters
-    ----------
-    backend : CurvatureBackend
-    loss : callable
-    params : Params
-    space : VectorSpace
-        Of the parameters.
-    reduction : {"mean", "sum"}
-        What the loss does over its batch.
-    weighting : Weighting
-        What its examples weigh.
-    """
+    """A loss at its parameters."""
 
     backend: CurvatureBackend
     loss: Any
     params: Params
-    space: VectorSpace
-    reduction: str
-    weighting: Weighting
+    space: VectorSpace  # of the parameters
+    reduction: str  # "mean" or "sum": what the loss does over its batch
+    weighting: Weighting  # what its examples weigh
 
     @property
     def declared(self) -> str:
@@ -53,10 +40,7 @@ class Subject:
     def multiple_gradient(self, batch: Batch) -> Vector:
         """The gradient of three times the loss, by three: the same up to its rounding.
 
-        Raises
-        ------
-        TypeError
-            The loss is known by its gradient alone.
+        A TypeError says that the loss is known by its gradient alone.
         """
         if isinstance(self.loss, GradientFunction):
             raise TypeError(self.loss)
@@ -65,11 +49,8 @@ class Subject:
     def nearby(self, distance: float | None = None, seed: int = 0) -> Subject:
         """The loss at a random point, where what cancels at an optimum does not.
 
-        Parameters
-        ----------
-        distance : float, optional
-            The standard deviation of each parameter's change; by default a tenth of their root mean square.
-        seed : int
+        ``distance`` is the standard deviation of each parameter's change; by default a tenth of their root
+        mean square.
         """
         if distance is None:
             distance = 0.1 * self._scale or 1.0
