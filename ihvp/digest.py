@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from ihvp.algebra import as_numpy
 
-__all__ = ["array_bytes", "as_numpy", "digest", "plain_array"]
-
 
 def digest(*parts: Any) -> bytes:
     """Of bytes, or of arrays of bytes, one after another."""

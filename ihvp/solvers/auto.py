@@ -35,8 +35,9 @@ _PROBE = 256
 # be so many that this takes this part of a product's own work, and are not worth it below so many.
 _SHARE, _FEWEST = 0.2, 16
 
-# A block of so many columns gains from shared directions itself. Half precision keeps none conjugate.
-_BLOCK, _COARSE = 4, 1e-4
+# A block of so many columns gains from shared directions itself. Half precision keeps none conjugate, and
+# where products take less than so many seconds, the calls that keep directions take longer.
+_BLOCK, _COARSE, _QUICK = 4, 1e-4, 1e-3
 
 
 @dataclass
@@ -47,8 +48,10 @@ class Plan:
     ----------
     system : Shifted
         ``A + λI``.
+    seconds : float
+        Of a product with one vector; NaN before it is measured.
     work : float
-        A product with one vector, in operations at the device's pace; NaN before it is measured.
+        The same in operations of products of matrices that the device does meanwhile.
     price : float
         What solving with the matrix itself would cost, in products with one vector; infinite where it does
         not fit in memory.
@@ -61,6 +64,7 @@ class Plan:
     """
 
     system: Shifted
+    seconds: float = np.nan
     work: float = np.nan
     price: float = np.inf
     spent: int = 0
@@ -70,7 +74,8 @@ class Plan:
     def measure(self, v: Vector) -> None:
         """Find out what a product costs, and from that what the matrix would."""
         space = self.system.space
-        self.work, self.spent = _work(self.system, v), 2
+        self.seconds, pace = _pace(self.system, v)
+        self.work, self.spent = self.seconds * pace, 2
         try:
             require_matrix(self.system)
         except TooLarge:
@@ -82,7 +87,8 @@ class Plan:
         space = self.system.space
         rank = int(min(_SHARE * self.work / (8 * space.size), Nystrom().most(space)))
         gains = self.spent > 2 or (v.ndim == 2 and v.shape[1] >= _BLOCK)
-        if self.sketch is None and gains and rank >= _FEWEST and space.eps < _COARSE:
+        affordable = rank >= _FEWEST and self.seconds >= _QUICK and space.eps < _COARSE
+        if self.sketch is None and gains and affordable:
             self.sketch = Nystrom(rank=rank).sketch(self.system)
         return self.sketch
 
@@ -140,7 +146,7 @@ class Auto(Solver):
             return self._direct(plan, v, x0, monitor, 0, "the matrix is factorised already")
         if operator.space.size <= _TINY:
             return self._direct(plan, v, x0, monitor, 0, f"P = {operator.space.size} is tiny")
-        if np.isnan(plan.work):
+        if np.isnan(plan.seconds):
             plan.measure(v)
         return self._iterate(plan, v, x0, monitor)
 
@@ -189,14 +195,13 @@ class Auto(Solver):
         return dataclasses.replace(solution, matvecs=solution.matvecs + spent, method=f"Direct: {why}")
 
 
-def _work(system: Shifted, v: Vector) -> float:
-    """What a product with one vector takes, in operations of products of matrices in the same time."""
+def _pace(system: Shifted, v: Vector) -> tuple[float, float]:
+    """The seconds of a product with one vector, and the operations a second of products of matrices."""
     space = system.space
     vector = algebra.column(v, 0)
-    seconds = _seconds(lambda: system.apply(vector))
     side = min(space.size, _PROBE)
     block = space.xp.ones((side, side), dtype=space.dtype, device=space.device)
-    return 2 * side**3 / _seconds(lambda: block @ block) * seconds
+    return _seconds(lambda: system.apply(vector)), 2 * side**3 / _seconds(lambda: block @ block)
 
 
 def _seconds(compute: Callable[[], Vector]) -> float:
