@@ -23,8 +23,8 @@ from ihvp.solvers.solve import Inverse
 class TrainedModel:
     """A loss at its optimum, with the inverse of its curvature.
 
-    ``train_loss`` is what goes away with an example, where that is not the whole loss; ``chosen`` says whether
-    the caller chose the curvature or the solver.
+    ``train_loss`` is what goes away with an example, where that is not the whole loss; ``chosen`` says
+    whether the caller chose the curvature or the solver.
     """
 
     def __init__(
