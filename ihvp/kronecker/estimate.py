@@ -69,8 +69,10 @@ class Piece(NamedTuple):
 
 def estimate(
     objective: Objective, options: Options, corrected: bool, file: FactorFile | None = None
-) -> tuple[list[Block], dict[str, str]]:
+) -> tuple[list[Block], dict[str, str], float]:
     """The blocks, one for each layer and each parameter without one, and why layers were left out.
+
+    The last is how many passes backwards over the data they took.
 
     Parameters
     ----------
@@ -82,7 +84,8 @@ def estimate(
         Where sums are kept, for a run that goes on after an interruption.
     """
     with naming(LossFailed, "The model"):
-        return _Estimate(objective, options, file).blocks(corrected)
+        estimate = _Estimate(objective, options, file)
+        return *estimate.blocks(corrected), estimate.passes
 
 
 def require_layers(
@@ -125,17 +128,24 @@ class _Estimate:
         self._rows = self._piece_size(first)
         self._remainder = Remainder(objective, self._predict, list(self._layers.values()))
         self._held: Piece | None = None
+        self.passes = 0.0
 
     def blocks(self, corrected: bool) -> tuple[list[Block], dict[str, str]]:
         like = self._objective.space.zeros(1)
         sums = self._pass(1, self._add_moments, self._empty())
-        inputs = {
-            name: (None, algebra.as_like(moment[None], like))
-            if self._layers[name].one_hot
-            else eigenvectors(moment, like)[::-1]
-            for name, moment in sums["inputs"].items()
-        }
-        outputs = {name: eigenvectors(moment, like)[::-1] for name, moment in sums["outputs"].items()}
+        inputs, outputs = {}, {}
+        for name, layer in self._layers.items():
+            of_inputs, of_outputs = sums["inputs"][name], sums["outputs"][name]
+            if self._file is None:  # a file holds them until the second pass is over
+                del sums["inputs"][name], sums["outputs"][name]
+            one_hot = layer.one_hot
+            inputs[name] = (
+                (None, algebra.as_like(of_inputs[None], like))
+                if one_hot
+                else eigenvectors(of_inputs, like)[::-1]
+            )
+            outputs[name] = eigenvectors(of_outputs, like)[::-1]
+            del of_inputs, of_outputs
         values = {name: outputs[name][1][:, :, None] * inputs[name][1][:, None, :] for name in self._layers}
         if corrected:
             sums["values"] = {name: self._zeros(value.shape) for name, value in values.items()}
@@ -235,6 +245,7 @@ class _Estimate:
             pulled = model.pull_back(vectors)
             named = zip((layer.name for layer in model.layers), pulled, strict=True)
             gradients.append({name: gradient for name, gradient in named if name in self._layers})
+            self.passes += len(vectors) * len(weights) / objective.num_examples
         return Piece(batch, model, weights, unit / self._weight, found, gradients)
 
     def _seen(self, model: OpenModel) -> Iterator[tuple[Layer, Vector]]:

@@ -210,6 +210,9 @@ class KFAC(BlockStructured):
     ...     return ihvp.solve(K, v, damping=[1e-3, 1e-2, 1e-1])
     """
 
+    passes = 0.0
+    """How many passes backwards over the data the factors took; 0 where they were read from a file."""
+
     _corrected = False
 
     def __init__(
@@ -239,7 +242,7 @@ class KFAC(BlockStructured):
         if file is not None and file.is_finished():
             blocks, self._refused = file.load(objective.space)
         else:
-            blocks, self._refused = estimate(objective, options, self._corrected, file)
+            blocks, self._refused, self.passes = estimate(objective, options, self._corrected, file)
             if file is not None:
                 file.save(blocks, self._refused)
         super().__init__(objective.space, blocks)

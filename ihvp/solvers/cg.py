@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -115,7 +116,7 @@ class CG(Solver):
         if kind == "nystrom":
             kind = Nystrom()
         elif isinstance(kind, str):
-            kind = _factored(kind, operator, damping)
+            kind = _Factors(kind, operator, damping)
         return Preconditioned(system, kind.sketch(system) if isinstance(kind, Nystrom) else kind)
 
     def apply(self, prepared: Preconditioned, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
@@ -129,7 +130,7 @@ class CG(Solver):
             monitor=monitor,
             keeps_last=self.max_iterations is not None,
         )
-        if isinstance(preconditioner, Sketch):
+        if isinstance(preconditioner, (Sketch, _Factors)):
             course.operator.products += preconditioner.owed
             preconditioner.owed = 0
         return dataclasses.replace(self, preconditioner=preconditioner)._finish(course)
@@ -208,15 +209,21 @@ class CG(Solver):
         return solution
 
 
-def _factored(kind: str, operator: LinearOperator, damping: float) -> Callable[[Vector], Vector]:
-    """The inverse of the Kronecker factors of an operator's objective."""
-    objective = getattr(operator, "objective", None)
-    if not isinstance(objective, Objective):
-        raise InvalidOption("preconditioner", kind, "'nystrom' for an operator without an objective")
-    factors = (EKFAC if kind == "ekfac" else KFAC)(objective)
-    if factors.is_singular(damping):
-        raise InvalidOption("preconditioner", kind, "'nystrom', or a damping: the factors are singular")
-    return lambda r: factors.solve_damped(r, damping)
+class _Factors:
+    """The inverse of the Kronecker factors of an operator's objective; ``owed`` as for a sketch."""
+
+    def __init__(self, kind: str, operator: LinearOperator, damping: float) -> None:
+        objective = getattr(operator, "objective", None)
+        if not isinstance(objective, Objective):
+            raise InvalidOption("preconditioner", kind, "'nystrom' for an operator without an objective")
+        self._factors, self._damping = (EKFAC if kind == "ekfac" else KFAC)(objective), damping
+        if self._factors.is_singular(damping):
+            raise InvalidOption("preconditioner", kind, "'nystrom', or a damping: the factors are singular")
+        # A product takes no fewer passes than one backwards.
+        self.owed = math.ceil(self._factors.passes)
+
+    def __call__(self, r: Vector) -> Vector:
+        return self._factors.solve_damped(r, self._damping)
 
 
 def _is_preconditioner(value: object) -> bool:

@@ -472,6 +472,11 @@ def test_preconditioners_by_name_lead_to_the_same_answer():
     for kind in ("kfac", "ekfac", ihvp.inverse(ihvp.EKFAC(o), 0.01)):
         solution = ihvp.solve(gauss_newton, v, 0.01, solver=ihvp.CG(preconditioner=kind, rtol=1e-9))
         torch.testing.assert_close(solution.x, expected, rtol=1e-5, atol=1e-7)
+    # Passes backwards count as products, once for all solves: one for each output of an example, twice.
+    inverse = ihvp.inverse(gauss_newton, 0.01, ihvp.CG(preconditioner="ekfac", rtol=1e-9))
+    first, second = (inverse.solve(v).matvecs for _ in range(2))
+    passes = ihvp.EKFAC(o).passes
+    assert first - second == passes > 0
     with pytest.raises(InvalidOption, match="nystrom"):
         ihvp.solve(ihvp.Dense(np.eye(2)), np.ones(2), solver=ihvp.CG(preconditioner="kfac"))
 
