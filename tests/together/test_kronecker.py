@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ihvp
+from ihvp.kronecker.dual import dual_inverse
 
 pytestmark = pytest.mark.filterwarnings("ignore::ihvp.influence.NotAtOptimum")
 
@@ -94,6 +95,15 @@ def measured(framework):
     # The same batch once more, so that nothing is compiled for another shape.
     scores = ihvp.Influence(objective, 0.1, curvature=operator).scores((IMAGES, LABELS))
     found["scores", sharing] = np.asarray(scores)
+    # The dense layers alone share no weights between places: solved in the space of the outputs.
+    objective = ihvp.Objective(
+        loss, params, (IMAGES, LABELS), predict=predict, only=lambda name: name not in ("kernel", "bias")
+    )
+    operator, solver = ihvp.GaussNewton(objective), ihvp.Auto(rtol=1e-10)
+    assert dual_inverse(operator, 0.1, solver.rtol) is not None
+    scores = ihvp.Influence(objective, 0.1, solver, curvature=operator).scores((IMAGES, LABELS))
+    assert scores.residual <= solver.rtol
+    found["space of the outputs", ""] = np.asarray(scores)
     return found
 
 
