@@ -262,6 +262,8 @@ def test_parameters_of_unlike_sizes_are_told_apart(seed, spread, dtype):
     w, (x, y) = problem(dtype, seed=seed)
     x = (x / units).astype(dtype)
     assert compare(gradient, product, w * units, (x, y)).outcome != "wrong"
+    # Where the cosine is flat, rounding hides how it changes.
+    w = np.copysign(np.clip(np.abs(w), 0.3, 2.8), w)
     assert (
         compare(
             lambda w, b: np.cos(w / units) / units,
