@@ -22,7 +22,8 @@ def test_it_is_what_a_low_rank_operator_is_solved_by(rng, basis):
     assert_allclose(solution.x, np.linalg.solve(dense, v), rtol=1e-10, atol=1e-12)
     assert solution.converged
     assert (solution.iterations, solution.matvecs) == (1, 4)
-    assert np.max(solution.residual) < 1e-14
+    # Rounding, times the condition 3.1 / 0.1, times the few operations on each number.
+    assert np.max(solution.residual) < 10 * 31 * np.finfo(float).eps
 
 
 def test_another_solver_is_used_where_it_is_asked_for(rng, basis):
