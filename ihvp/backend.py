@@ -147,6 +147,9 @@ class SupportsReduce(Protocol):
     def reduce(self, vector: Vector) -> Vector:
         """The sum of ``vector`` over all processes."""
 
+    def place(self) -> tuple[int, int]:
+        """The number of this process, from 0 on, and how many there are; told without asking the others."""
+
 
 @runtime_checkable
 class SupportsProductError(Protocol):

@@ -187,6 +187,25 @@ class NotSymmetric(IhvpError, ValueError):
         )
 
 
+class ProcessesDiffer(IhvpError, ValueError):
+    """The processes that share the data do not ask for the same thing.
+
+    Attributes
+    ----------
+    ranks : list of int
+        Those that differ from the first process.
+    """
+
+    def __init__(self, what: str, ranks: Sequence[int]) -> None:
+        self.ranks = list(ranks)
+        listed = ", ".join(map(str, self.ranks))
+        super().__init__(
+            f"The processes differ in {what}: rank {listed} from rank 0; expected the same parameters, loss "
+            "and settings in all of them: only the objective's data is each one's own. Load one checkpoint in "
+            "every process, pass the same arguments, and let the loss refer to nothing that belongs to a rank."
+        )
+
+
 class TooLarge(IhvpError, MemoryError):
     """What was asked for does not fit in memory; found before any work.
 

@@ -199,12 +199,18 @@ class TorchBackend:
 
     def reduce(self, vector: Tensor) -> Tensor:
         """The sum of ``vector`` over the processes of ``torch.distributed``, or itself without them."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if self.place()[1] == 1:
             return vector
         # Communication needs contiguous memory, which a block has by columns.
         total = (vector.T if vector.ndim == 2 else vector).clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total)
         return total.T if vector.ndim == 2 else total
+
+    def place(self) -> tuple[int, int]:
+        """The rank in ``torch.distributed`` and the number of its processes; 0 and 1 without them."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return 0, 1
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     def _curvature(self, loss: Loss, params: Params, batch: Batch) -> FirstThatWorks | CompiledCurvature:
         parameters, batch = _read(params, batch)
