@@ -200,9 +200,9 @@ class ProcessesDiffer(IhvpError, ValueError):
         self.ranks = list(ranks)
         listed = ", ".join(map(str, self.ranks))
         super().__init__(
-            f"The processes differ in {what}: rank {listed} from rank 0; expected the same parameters, loss "
-            "and settings in all of them: only the objective's data is each one's own. Load one checkpoint in "
-            "every process, pass the same arguments, and let the loss refer to nothing that belongs to a rank."
+            f"The processes differ in {what}: rank {listed} from rank 0; expected the same model, loss and "
+            "settings in all of them: only the objective's data is each one's own. Load one checkpoint in "
+            "every process, pass the same arguments, and let a loss refer to nothing that belongs to a rank."
         )
 
 

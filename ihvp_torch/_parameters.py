@@ -147,7 +147,7 @@ Parameters: TypeAlias = TreeParameters | ModuleParameters
 
 
 def parameters_of(params: Any) -> Parameters:
-    """The parameters that are differentiated, of what trains in several processes those of the model in it."""
+    """The parameters that are differentiated; of a wrapper that averages gradients, those of its model."""
     if isinstance(params, nn.parallel.DistributedDataParallel):
         params = params.module
     if isinstance(params, nn.Module):

@@ -370,7 +370,8 @@ class Objective(ExampleGradients):
     def per_example_gradients(self, data: Any = None) -> Vector:
         """The gradients of single examples, ``(n, P)``: row i is ``N wᵢ / W ∇Cᵢ(ω)``.
 
-        So the rows average to the gradient, and are ``∇Cᵢ`` where each example weighs 1.
+        So the rows average to the gradient, and are ``∇Cᵢ`` where each example weighs 1. Where the data is
+        spread over processes, each has the rows of its own examples.
 
         Parameters
         ----------
@@ -396,6 +397,7 @@ class Objective(ExampleGradients):
 
     def _finite_blocks(self, data: Any, power: float, rows: Callable[[int], int | None]) -> Iterator[Vector]:
         objective = self if data is None else self.on(data)
+        _ = objective.mean_weight if power else None  # also where a process has no example to ask for it
         for index, (batch, count) in enumerate(objective.batches):
             for block in objective.batch_gradient_chunks(batch, power=power, rows=rows(count)):
                 if not algebra.all_finite(block):

@@ -165,6 +165,7 @@ class WeightedMean:
         self._check_weight(weight)
         unit = largest if self.reduction == "mean" else 1
         weight = self._positive(self.overall_weight)
+        _ = self.counts  # now, when all processes are here: later only those with examples may ask
         if total is None:
             total = self.space.zeros() if zeros is None else zeros()
         total = self.processes.reduce(total if unit == weight else total * (unit / weight))

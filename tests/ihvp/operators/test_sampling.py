@@ -119,7 +119,9 @@ def test_processes_sample_their_own_share_and_add_up(regression, rows):
         """One of two processes; the other has 14 examples and zeros."""
 
         def reduce(self, vector):
-            return vector + np.array([0, 14]) if vector.dtype.kind == "i" and vector.shape == (2,) else vector
+            if vector.dtype.kind == "i":
+                return vector + np.array([0, 14 if vector[0] == 7 else vector[0]])
+            return vector
 
         def place(self):
             return 0, 2
