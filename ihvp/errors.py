@@ -206,6 +206,24 @@ class ProcessesDiffer(IhvpError, ValueError):
         )
 
 
+class ProcessFailed(IhvpError, RuntimeError):
+    """One of the processes that share the data raised an error or ended, while the others waited for it.
+
+    Attributes
+    ----------
+    rank : int or None
+        Which one, where that is known.
+    """
+
+    def __init__(self, rank: int | None, reason: str) -> None:
+        self.rank = rank
+        who = "Another process" if rank is None else f"The process of rank {rank}"
+        super().__init__(
+            f"{who} failed ({_first(reason)}); expected all of them to come to the same sums. End the "
+            "processes, mend what failed, and start them again."
+        )
+
+
 class TooLarge(IhvpError, MemoryError):
     """What was asked for does not fit in memory; found before any work.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -13,6 +15,10 @@ from numpy.typing import NDArray
 from ihvp.algebra import to_numpy
 from ihvp.backend import SupportsReduce, Vector
 from ihvp.errors import ProcessesDiffer
+
+Owner = TypeVar("Owner")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 # What is summed at once (128 MiB in float32).
 _NUMBERS = 1 << 25
@@ -41,6 +47,7 @@ class Processes:
     rank: int = 0
     count: int = 1
     reduce: Callable[[Vector], Vector] = lambda vector: vector
+    _tell: Callable[[BaseException], None] = lambda error: None
     _native: Callable[[NDArray[Any]], Vector] = lambda values: values
 
     @classmethod
@@ -49,7 +56,18 @@ class Processes:
         if not isinstance(backend, SupportsReduce) or backend.place()[1] == 1:
             return cls()
         xp, device = array_api_compat.array_namespace(like), array_api_compat.device(like)
-        return cls(*backend.place(), backend.reduce, lambda values: xp.asarray(values, device=device))
+        return cls(
+            *backend.place(), backend.reduce, backend.tell, lambda values: xp.asarray(values, device=device)
+        )
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What one process raises inside ends the others, too: by ProcessFailed, where they wait for it."""
+        try:
+            yield
+        except BaseException as error:
+            self._tell(error)
+            raise
 
     def sum(self, values: NDArray[Any]) -> NDArray[Any]:
         """The sum of numpy arrays of one shape."""
@@ -90,3 +108,17 @@ class Processes:
         together = np.zeros((self.count, *values.shape), values.dtype)
         together[self.rank] = values
         return self.sum(together)
+
+
+def together(
+    method: Callable[Concatenate[Owner, Arguments], Result],
+) -> Callable[Concatenate[Owner, Arguments], Result]:
+    """A method of an objective, or of what has one, inside :meth:`Processes.together`."""
+
+    @functools.wraps(method)
+    def call(self: Owner, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        objective: Any = getattr(self, "objective", self)
+        with objective.processes.together():
+            return method(self, *arguments, **options)
+
+    return call

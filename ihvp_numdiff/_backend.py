@@ -226,6 +226,12 @@ class NumdiffBackend:
         inner: object = self.inner
         return inner.place() if isinstance(inner, SupportsReduce) else (0, 1)
 
+    def tell(self, error: BaseException) -> None:
+        """Told by ``inner``."""
+        inner: object = self.inner
+        if isinstance(inner, SupportsReduce):
+            inner.tell(error)
+
     def _over_arrays(self, params: Params) -> bool:
         return self.inner is None or isinstance(params, InPlaceWeights | ShiftedWeights)
 

@@ -25,6 +25,7 @@ from ihvp.influence.trained import TrainedModel
 from ihvp.objective import Objective
 from ihvp.objective.restricted import parts_of
 from ihvp.operators import Hessian, LinearOperator
+from ihvp.processes import together
 from ihvp.solvers import Solver, inverse
 from ihvp.solvers.solve import Inverse
 
@@ -119,6 +120,7 @@ class Influence:
         """``(H + λI)⁻¹``."""
         return self._model.inverse
 
+    @together
     def scores(
         self,
         test_data: Any,
@@ -199,6 +201,7 @@ class Influence:
                 store.write(row, column, tile)
             return Scores(store.read(), ("test", "train"), points.residual)
 
+    @together
     def scores_by(
         self,
         by: Literal["layer", "parameter"],
@@ -248,6 +251,7 @@ class Influence:
         points = self._model.points(test_data, test_loss, progress)
         return scores_in_parts(self._model, points, self._model.training(train_data), parts, progress)
 
+    @together
     def top_k(
         self,
         test_data: Any,
@@ -287,6 +291,7 @@ class Influence:
             running.add(row, column, tile)
         return running.among(training.processes, training.counts).result(points.residual)
 
+    @together
     def self_influence(self, data: Any = None, *, progress: bool | None = None) -> Scores:
         r"""The influence of each training example on its own loss, ``(n,)``.
 
@@ -314,6 +319,7 @@ class Influence:
         self._model.agree("self_influence")
         return self_scores(self._model, data, progress)
 
+    @together
     def group(
         self,
         indices: Any,
@@ -378,6 +384,7 @@ class Influence:
         """
         return self.scores(test_data, data, test_loss, progress=progress)
 
+    @together
     def on_inputs(
         self,
         test_data: Any,
@@ -435,6 +442,7 @@ class Influence:
         points = self._model.points(test_data, test_loss, progress)
         return influence_on_inputs(self._model, points, self._model.training(train_data), progress)
 
+    @together
     def inverse_products(
         self, test_data: Any, test_loss: Callable[..., Any] | None = None, *, progress: bool | None = None
     ) -> InverseProducts:

@@ -198,7 +198,8 @@ def leave_one_out(
     question = _with_a_mean(influence._model.question(test_data, test_loss), objective)
     before = question.value()
     changes = influence.group(groups, test_data, test_loss, second_order=second_order, progress=progress)
-    after = _losses(question, train_fn, groups, n_jobs, progress)
+    with objective.processes.together():
+        after = _losses(question, train_fn, groups, n_jobs, progress)
     weights = [question.weighting.of(batch, count) for batch, count in question.batches]
     predicted = np.average(np.asarray(changes, dtype=np.float64), axis=0, weights=np.concatenate(weights))
     # Processes that trained for themselves have one answer, that of the first.

@@ -83,7 +83,7 @@ def estimate(
     file : FactorFile, optional
         Where sums are kept, for a run that goes on after an interruption.
     """
-    with naming(LossFailed, "The model"):
+    with naming(LossFailed, "The model"), objective.processes.together():
         estimate = _Estimate(objective, options, file)
         return *estimate.blocks(corrected), estimate.passes
 

@@ -37,7 +37,7 @@ from ihvp.errors import (
 from ihvp.objective.composed import Composed
 from ihvp.objective.example_gradients import ExampleGradients
 from ihvp.objective.restricted import Only, named_blocks, restrict
-from ihvp.processes import Processes
+from ihvp.processes import Processes, together
 from ihvp.space import VectorSpace
 from ihvp.verification import Premises, Report
 from ihvp.weighting import Weighting, Weights
@@ -220,6 +220,7 @@ class Objective(ExampleGradients):
             )
         return self.predict, self.output_loss
 
+    @together
     def value(self) -> float:
         """C(ω), the loss itself.
 

@@ -17,7 +17,7 @@ from ihvp.backend import Batch, CurvatureBackend, Params, Vector
 from ihvp.contents import Contents
 from ihvp.data import Batches
 from ihvp.errors import DataError, EmptyData, LossFailed, NonFinite, NotReiterable, WeightError, describe
-from ihvp.processes import Processes
+from ihvp.processes import Processes, together
 from ihvp.space import VectorSpace
 from ihvp.verification import Premises, Subject
 from ihvp.weighting import Weighting
@@ -107,6 +107,7 @@ class WeightedMean:
             self._overall_weight = float(self.processes.each(float(self.total_weight)).sum())
         return self._overall_weight
 
+    @together
     def mean(
         self,
         term: Callable[[Batch], Vector],

@@ -383,6 +383,9 @@ class _TwoProcesses(_Anything):
     def place(self):
         return 0, 2
 
+    def tell(self, error):
+        pass
+
 
 def test_gradient_over_processes_is_the_mean_over_all_examples():
     backend = _TwoProcesses((X[2:], Y[2:]))

@@ -11,9 +11,10 @@ import pytest
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
-def test_every_answer_is_that_of_one_process(tmp_path):
-    script = Path(__file__).with_name("rank_of_many.py")
+@pytest.mark.parametrize("script", ["rank_of_many.py", "failing_rank.py"])
+def test_three_processes(script, tmp_path):
+    command = [sys.executable, Path(__file__).with_name(script), tmp_path]
     # Threads do not survive a fork.
-    options = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True}
-    done = subprocess.run([sys.executable, script, tmp_path], timeout=240, check=False, **options)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, timeout=240, check=False, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

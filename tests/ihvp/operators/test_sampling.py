@@ -126,6 +126,9 @@ def test_processes_sample_their_own_share_and_add_up(regression, rows):
         def place(self):
             return 0, 2
 
+        def tell(self, error):
+            pass
+
     backend = OfTwo()
     objective = ihvp.Objective(regression.loss, np.ones(3), rows, backend=backend, checks=False)
     H = ihvp.Hessian(objective)

@@ -26,6 +26,9 @@ class Processes:
             def place(self):
                 return rank, 2
 
+            def tell(self, error):
+                pass
+
             def reduce(self, vector):
                 processes._sent[rank] = vector
                 processes._meeting.wait()
