@@ -179,6 +179,13 @@ def work(rank, folder, expected):
     wrapped = nn.parallel.DistributedDataParallel(NET)
     found = ihvp.Objective(loss, wrapped, mine, predict=predict).gradient()
     np.testing.assert_allclose(found, expected["gradient"], rtol=1e-10, atol=1e-14)
+    H, sent = ihvp.Hessian(objective(mine)), []
+    H @ V
+    inner, processes = torch.distributed.all_reduce, torch.distributed
+    processes.all_reduce = lambda total, **options: sent.append(total.numel()) or inner(total, **options)
+    H @ V
+    processes.all_reduce = inner
+    assert sent == [V.size], sent
     refusals(rank, mine)
     torch.distributed.destroy_process_group()
 
