@@ -34,11 +34,7 @@ def influence_on_inputs(
     what is not made of real floating numbers, and of what the weights are made of, which are fixed. A
     DataError says that there is no such array.
     """
-    if not np.all(training.counts):
-        raise DataError(
-            "A process has no training example; expected one in each, to see what an example consists of. "
-            "Spread the data over fewer processes, or evenly."
-        )
+    training.require_examples()
     batch, _ = next(iter(training.batches))
     # Where the weights of one process's examples depend on an array, all leave it out.
     weighing = iter(training.processes.sum(np.array(_weighing(training, batch), np.int64)) > 0)

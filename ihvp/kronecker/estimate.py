@@ -115,6 +115,7 @@ class _Estimate:
     def __init__(self, objective: Objective, options: Options, file: FactorFile | None) -> None:
         self._objective, self._options, self._file = objective, options, file
         self._backend, self._predict, self._loss = require_layers(objective)
+        objective.require_examples()
         objective.verify()
         weighing = (batch for batch, count in objective.batches if objective.weighting.total(batch, count))
         first = next(weighing, None)

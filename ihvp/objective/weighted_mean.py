@@ -88,6 +88,15 @@ class WeightedMean:
                 raise EmptyData("No process has an example; expected at least one.")
         return self._counts
 
+    def require_examples(self) -> None:
+        """Refuse, in all processes, that one has no example to see what examples consist of."""
+        if not self.counts.all():
+            without = ", ".join(map(str, np.flatnonzero(self.counts == 0)))
+            raise EmptyData(
+                f"The process of rank {without} has no example; expected at least one in each, which shows "
+                "what examples consist of. Spread the data evenly, or over fewer processes."
+            )
+
     @property
     def total_examples(self) -> int:
         """N over all the processes that the data is spread over; to be asked by all of them at once."""

@@ -96,7 +96,7 @@ def main():
             if rank.exitcode != (-signal.SIGKILL if killed else 0):
                 failed.append(f"{scenario.__name__}, rank {number}: {rank.exitcode}")
                 rank.kill()
-    sys.exit("; ".join(failed))
+    sys.exit("; ".join(failed) or None)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,8 @@ def refusals(rank, mine):
     assert "at most 3" in refused(InvalidOption, lambda: ihvp.Hessian(o).sampler(4))
     empty = objective((X[:0], Y[:0]) if rank == 1 else mine)
     told = refused(DataError, lambda: ihvp.Influence(empty, 1.0, ihvp.CG()).on_inputs(TEST))
-    assert "no training example" in told, told
+    assert "rank 1 has no example" in told, told
+    assert told == refused(DataError, lambda: ihvp.KFAC(empty))
     none = objective((X[:0], Y[:0]))
     assert "No process" in refused(DataError, none.gradient)
     sampler = torch.utils.data.DistributedSampler(torch.utils.data.TensorDataset(X, Y))
