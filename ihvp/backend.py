@@ -147,6 +147,12 @@ class SupportsReduce(Protocol):
     def reduce(self, vector: Vector) -> Vector:
         """The sum of ``vector`` over all processes."""
 
+    def place(self) -> tuple[int, int]:
+        """The number of this process, from 0 on, and how many there are; told without asking the others."""
+
+    def tell(self, error: BaseException) -> None:
+        """Let the others know that this process failed: what waits for it in ``reduce`` is to raise, too."""
+
 
 @runtime_checkable
 class SupportsProductError(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from ihvp.backend import Vector
@@ -14,7 +15,6 @@ from ihvp.objective.entries import Entries
 from ihvp.objective.restricted import parts_of
 from ihvp.operators.base import LinearOperator, check_operator
 from ihvp.solvers import CG, solve
-from ihvp.space import VectorSpace
 
 # Blocks up to this size are formed. On a processor a factorisation of this size takes about a second.
 _DENSE = 2048
@@ -96,7 +96,8 @@ class _Block(LinearOperator):
 
     def __init__(self, operator: LinearOperator, places: Sequence[slice]) -> None:
         space, self.entries = operator.space, Entries(places, operator.space.size)
-        super().__init__(VectorSpace(self.entries.count, space.dtype, space.device, space.xp))
+        own = replace(space, size=self.entries.count, backend=None, params=None)
+        super().__init__(own)
         self.operator = operator
         self._formed: DenseBlock | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import array_api_compat
@@ -60,6 +60,22 @@ class Batches:
     # tf.data.Dataset.
     data: Any
     batch_size: int | None = None  # cuts every batch into pieces of at most this many examples
+    may_be_empty: bool = False  # whether they may have no example, as those of one process among several
+
+    @classmethod
+    def part(cls, data: Any, batch_size: int | None) -> Batches:
+        """Those of one process among several, which has its own part of the data, or none of it."""
+        batches = cls(data, batch_size, may_be_empty=True)
+        sampler = getattr(data, "sampler", None)
+        total, whole = getattr(sampler, "total_size", 0), getattr(sampler, "dataset", ())
+        if total > len(whole):
+            raise DataError(
+                f"The sampler of the data, {describe(sampler)}, repeats {total - len(whole):,} of "
+                f"{len(whole):,} examples, so that all processes have equally many; expected each example "
+                "once. Give each process a loader over its own torch.utils.data.Subset, such as that of "
+                "range(rank, len(dataset), processes): parts may be of different sizes."
+            )
+        return replace(batches, data=[]) if batches.in_memory and _has_no_rows(data) else batches
 
     def __post_init__(self) -> None:
         check_integer("batch_size", self.batch_size, 1, expected="a positive integer, or None", none=True)
@@ -103,6 +119,8 @@ class Batches:
         """
         first: str | None = None
         for index, batch in enumerate(self._read()):
+            if self.may_be_empty and _has_no_rows(batch):
+                continue
             structure = describe_structure(batch)
             if first is None:
                 first = structure
@@ -115,7 +133,7 @@ class Batches:
             size = self.batch_size or count
             for start in range(0, count, size):
                 yield Piece(batch, start, min(start + size, count), count)
-        if first is None:
+        if first is None and not self.may_be_empty:
             raise EmptyData("The data holds no batch; expected at least one.")
 
     def _read(self) -> Iterator[Batch]:
@@ -156,6 +174,8 @@ class Examples:
         that is no array.
         """
         parts = [batches.data] if batches.in_memory else [batch for batch, _ in batches]
+        if not parts:  # of one process among several
+            return cls(None, 0)
         count = sum(count_examples(part, index) for index, part in enumerate(parts))
         return cls(map_leaves(_joined, parts[0], *parts[1:]), count)
 
@@ -184,6 +204,10 @@ def count_examples(batch: Batch, index: int = 0) -> int:
     if count == 0:
         raise EmptyData(f"Batch {index} holds no example; leave empty batches out.")
     return count
+
+
+def _has_no_rows(batch: Batch) -> bool:
+    return {int(leaf.shape[0]) for _, leaf in arrays_of(batch)} == {0}
 
 
 def as_data(batch: Batch) -> Any:

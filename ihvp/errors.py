@@ -187,6 +187,43 @@ class NotSymmetric(IhvpError, ValueError):
         )
 
 
+class ProcessesDiffer(IhvpError, ValueError):
+    """The processes that share the data do not ask for the same thing.
+
+    Attributes
+    ----------
+    ranks : list of int
+        Those that differ from the first process.
+    """
+
+    def __init__(self, what: str, ranks: Sequence[int]) -> None:
+        self.ranks = list(ranks)
+        listed = ", ".join(map(str, self.ranks))
+        super().__init__(
+            f"The processes differ in {what}: rank {listed} from rank 0; expected the same model, loss and "
+            "settings in all of them: only the objective's data is each one's own. Load one checkpoint in "
+            "every process, pass the same arguments, and let a loss refer to nothing that belongs to a rank."
+        )
+
+
+class ProcessFailed(IhvpError, RuntimeError):
+    """One of the processes that share the data raised an error or ended, while the others waited for it.
+
+    Attributes
+    ----------
+    rank : int or None
+        Which one, where that is known.
+    """
+
+    def __init__(self, rank: int | None, reason: str) -> None:
+        self.rank = rank
+        who = "Another process" if rank is None else f"The process of rank {rank}"
+        super().__init__(
+            f"{who} failed ({_first(reason)}); expected all of them to come to the same sums. End the "
+            "processes, mend what failed, and start them again."
+        )
+
+
 class TooLarge(IhvpError, MemoryError):
     """What was asked for does not fit in memory; found before any work.
 

@@ -46,6 +46,10 @@ def require_memory(space: VectorSpace | None, numbers: int, bytes_each: int, wha
     """
     needed = numbers * bytes_each
     available = free_memory(space)
+    if space is not None and space.processes.count > 1:
+        # What one process refuses, all refuse.
+        least = int(space.processes.each(-1 if available is None else available).min())
+        available = None if least < 0 else least
     if available is not None:
         if needed > available:
             raise TooLarge(what, needed, available, advice)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import array_api_compat
@@ -23,6 +23,7 @@ from ihvp.errors import (
     describe,
     instead,
 )
+from ihvp.processes import Processes
 
 Leave = Callable[[Vector], Any]
 """Turns a flat result back into the form in which the caller passed the vector."""
@@ -42,6 +43,8 @@ class VectorSpace:
         The library's Array API namespace.
     backend, params : optional
         Where vectors may also be written in the structure of the parameters.
+    processes : Processes
+        Those that have the same vectors, and parts of the data that matrices on them are means over.
     """
 
     size: int
@@ -50,14 +53,16 @@ class VectorSpace:
     xp: Any
     backend: CurvatureBackend | None = None
     params: Params = None
+    processes: Processes = field(default_factory=Processes)
 
     @classmethod
     def of(
         cls, vector: Vector, backend: CurvatureBackend | None = None, params: Params = None
     ) -> VectorSpace:
         """The space that ``vector`` belongs to."""
-        xp = array_api_compat.array_namespace(vector)
-        return cls(vector.shape[0], vector.dtype, array_api_compat.device(vector), xp, backend, params)
+        xp, device = array_api_compat.array_namespace(vector), array_api_compat.device(vector)
+        processes = Processes.of(backend, vector)
+        return cls(vector.shape[0], vector.dtype, device, xp, backend, params, processes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A namespace is a module, and a device belongs to its process: another one looks both up anew.

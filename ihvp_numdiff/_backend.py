@@ -17,6 +17,7 @@ from ihvp.backend import (
     Loss,
     Params,
     SupportsBlocks,
+    SupportsReduce,
     SupportsValue,
     Vector,
 )
@@ -214,6 +215,22 @@ class NumdiffBackend:
             named = list(zip([_dotted(path) for path, _ in leaves(arrays)], sizes, strict=True))
         ends = list(accumulate((size for _, size in named), initial=0))
         return {path: slice(*part) for (path, _), part in zip(named, pairwise(ends), strict=True)}
+
+    def reduce(self, vector: Vector) -> Vector:
+        """What ``inner`` adds up over its processes."""
+        inner: object = self.inner
+        return inner.reduce(vector) if isinstance(inner, SupportsReduce) else vector
+
+    def place(self) -> tuple[int, int]:
+        """That of ``inner`` among its processes."""
+        inner: object = self.inner
+        return inner.place() if isinstance(inner, SupportsReduce) else (0, 1)
+
+    def tell(self, error: BaseException) -> None:
+        """Told by ``inner``."""
+        inner: object = self.inner
+        if isinstance(inner, SupportsReduce):
+            inner.tell(error)
 
     def _over_arrays(self, params: Params) -> bool:
         return self.inner is None or isinstance(params, InPlaceWeights | ShiftedWeights)

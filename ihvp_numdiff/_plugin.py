@@ -32,7 +32,7 @@ def ihvp_backend() -> BackendPlugin:
         install="pip install 'ihvp[numdiff]'",
         factory=_factory,
         types=("numpy", "ihvp_numdiff"),
-        capabilities=frozenset({"product_error", "value", "blocks"}),
+        capabilities=frozenset({"product_error", "value", "blocks", "reduce"}),
         differentiates="gradient",
         dialect=_dialect,
     )

@@ -23,6 +23,7 @@ from ihvp_torch._layers import OpenedModel, cotangent_loss
 from ihvp_torch._linearize import Linearization
 from ihvp_torch._parameters import Parameters, parameters_of
 from ihvp_torch._per_example import per_example_gradients
+from ihvp_torch._processes import group
 from ihvp_torch._reach import content_with_replica
 from ihvp_torch._vector import join, multiply, split
 
@@ -199,12 +200,24 @@ class TorchBackend:
 
     def reduce(self, vector: Tensor) -> Tensor:
         """The sum of ``vector`` over the processes of ``torch.distributed``, or itself without them."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        processes = group()
+        if processes is None or processes.size == 1:
             return vector
         # Communication needs contiguous memory, which a block has by columns.
         total = (vector.T if vector.ndim == 2 else vector).clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(total)
+        processes.sum(total)
         return total.T if vector.ndim == 2 else total
+
+    def place(self) -> tuple[int, int]:
+        """The rank in ``torch.distributed`` and the number of its processes; 0 and 1 without them."""
+        processes = group()
+        return (0, 1) if processes is None else (processes.rank, processes.size)
+
+    def tell(self, error: BaseException) -> None:
+        """Let the processes that wait for this one know that it does not come."""
+        processes = group()
+        if processes is not None:
+            processes.tell(error)
 
     def _curvature(self, loss: Loss, params: Params, batch: Batch) -> FirstThatWorks | CompiledCurvature:
         parameters, batch = _read(params, batch)

@@ -147,7 +147,9 @@ Parameters: TypeAlias = TreeParameters | ModuleParameters
 
 
 def parameters_of(params: Any) -> Parameters:
-    """The parameters that are differentiated."""
+    """The parameters that are differentiated; of a wrapper that averages gradients, those of its model."""
+    if isinstance(params, nn.parallel.DistributedDataParallel):
+        params = params.module
     if isinstance(params, nn.Module):
         module = params
         places = slots(module)

@@ -115,9 +115,11 @@ def run(
     There are ``top`` examples for each point; in the folder, ``scores.npy`` or ``scores.zarr``, and
     ``top.csv``.
     """
-    if top > objective.num_examples:
+    if top > objective.total_examples:
         raise InvalidOption(
-            "--top", top, f"an integer from 1 to {objective.num_examples:,}, the number of training examples"
+            "--top",
+            top,
+            f"an integer from 1 to {objective.total_examples:,}, the number of training examples",
         )
     influence = Influence(objective, damping, solver, train_loss=train_loss)
     with _warnings_as_lines():

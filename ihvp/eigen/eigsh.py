@@ -139,7 +139,7 @@ def eigsh(
     limit = _default_tolerance(product) if tol is None else float(tol)
     known = None
     # The rows of J that other processes have reach this one through products only.
-    rows_are_here = isinstance(operator, OPG) and operator.objective.num_processes == 1
+    rows_are_here = isinstance(operator, OPG) and operator.objective.processes.count == 1
     if rows_are_here and which in ("LA", "LM") and ncv is None and v0 is None:
         known = opg_eigenpairs(cast(OPG, operator), k, tol=limit)
         product.count = known.matvecs

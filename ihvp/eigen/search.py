@@ -50,4 +50,4 @@ def _is_decomposed(product: Products) -> bool:
     free = free_memory(product.space)
     # The matrix while it is made, and its eigenvectors with their workspace.
     fits = free is None or 2 * product.operator.dense_nbytes <= free
-    return product.space.size <= _DECOMPOSED and fits
+    return product.space.size <= _DECOMPOSED and bool(product.space.processes.agreed(fits))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from ihvp.backend import Batch
 from ihvp.data import Batches
@@ -35,13 +37,14 @@ def blocks(batches: Batches, rows: int) -> Iterator[Block]:
     """
     first = held = 0
     gathered: list[Batch] = []
-    for batch, count in Batches(batches.data, min(rows, batches.batch_size or rows)):
+    for batch, count in replace(batches, batch_size=min(rows, batches.batch_size or rows)):
         if held + count > rows:
             yield Block(first, gathered, held)
             first, held, gathered = first + held, 0, []
         gathered.append(batch)
         held += count
-    yield Block(first, gathered, held)
+    if held:
+        yield Block(first, gathered, held)
 
 
 def counted_blocks(objective: Objective, rows: int) -> Iterator[Block]:
@@ -63,14 +66,29 @@ def counted_blocks(objective: Objective, rows: int) -> Iterator[Block]:
         )
 
 
+def blocks_of_all(objective: Objective, rows: int) -> Iterator[tuple[int, int, Block | None]]:
+    """The blocks of one process after another, which all processes go through together.
+
+    Yields the number of the first example, how many there are, and the block in the process whose it is.
+    """
+    processes, own, first = objective.processes, counted_blocks(objective, rows), 0
+    for rank, stop in enumerate(np.cumsum(objective.counts)):
+        while first < stop:
+            block = next(own) if rank == processes.rank else None
+            count = int(processes.sum(np.array([0 if block is None else block.count]))[0])
+            yield first, count, block
+            first += count
+    next(own, None)  # this pass may have more examples than there were
+
+
 def rows_at_once(num_params: int) -> int:
     """How many examples make a block whose gradients, and whose square tiles of scores, are bounded."""
     return max(1, min(NUMBERS // num_params, math.isqrt(NUMBERS)))
 
 
 def tile_columns(num_params: int, count: int) -> int:
-    """How many of ``count`` training examples make a tile of scores."""
-    return evenly(count, min(rows_at_once(num_params), _EXAMPLES))
+    """How many of ``count`` training examples make a tile of scores; a process may have none of them."""
+    return evenly(max(1, count), min(rows_at_once(num_params), _EXAMPLES))
 
 
 def evenly(count: int, most: int) -> int:

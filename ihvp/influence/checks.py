@@ -26,15 +26,17 @@ def check_order(batches: Batches, what: str) -> None:
     """
     if batches.in_memory:
         return
-    one, two = (fingerprint.of_batch(next(iter(batches))[0]) for _ in range(2))
+    firsts = [next(iter(batches), None) for _ in range(2)]
+    one, two = (None if first is None else fingerprint.of_batch(first[0]) for first in firsts)
     if one != two:
         raise OrderChanges(what, describe(batches.data))
 
 
 def check_structure(test: Batches, training: Batches) -> None:
     """Refuse test data of another structure than the training data, whose loss it is to have."""
-    found, expected = (describe_structure(next(iter(batches))[0]) for batches in (test, training))
-    if found != expected:
+    found = describe_structure(next(iter(test))[0])
+    own = next(iter(training), None)
+    if own is not None and found != (expected := describe_structure(own[0])):
         raise UnequalBatches(
             f"A batch of the test data is {found}; expected {expected}, as in training, whose loss is asked "
             "for. Bring it into that form, or pass test_loss=…."
@@ -51,7 +53,7 @@ def check_values(objective: Objective, what: str) -> None:
     for block in counted_blocks(objective, rows_at_once(objective.num_params)):
         for batch in block.batches:
             # Batch by batch: of a test loss no more is asked than its values for them.
-            part = objective.on(as_data(batch))
+            part = objective.on(as_data(batch), alone=True)
             with loss_on(what, batch):
                 try:
                     if part.total_weight:

@@ -36,7 +36,7 @@ def removal_scores(
     """The rise of the loss at test points, for :meth:`ihvp.Influence.group`."""
     check_flag("second_order", second_order)
     training = model.training()
-    groups, several = groups_of(indices, training.num_examples)
+    groups, several = groups_of(indices, training.total_examples)
     removal = Removal(training, model.inverse, model.total)
     # So many groups have their changes of the parameters held at a time.
     parts = {first: groups[first : first + model.rows] for first in range(0, len(groups), model.rows)}
@@ -119,7 +119,7 @@ class Removal:
 
     def _share(self, part: Objective) -> float:
         """What the examples of a group weigh among all."""
-        return part.total_weight / (self._total * self._objective.mean_weight)
+        return part.overall_weight / (self._total * self._objective.mean_weight)
 
     def newton_steps(
         self, groups: Sequence[NDArray[np.intp]], advance: Callable[[int], object]
@@ -145,10 +145,16 @@ class Removal:
         return self._inverse.space.xp.stack(steps, axis=1), residual
 
     def _on_each(self, groups: Sequence[NDArray[np.intp]]) -> Iterator[Objective]:
-        numbers = np.unique(np.concatenate(groups))
-        examples = _selected(self._objective, numbers)
-        for group in groups:
-            yield self._objective.on(as_data(examples.rows(np.searchsorted(numbers, group))))
+        first, stop = self._objective.first, self._objective.first + self._objective.num_examples
+        own = [group[(group >= first) & (group < stop)] - first for group in groups]
+        numbers = np.unique(np.concatenate(own))
+        examples = _selected(self._objective, numbers) if numbers.size else None
+        for group in own:
+            # Other processes may have the examples of a group.
+            if examples is None or not group.size:
+                yield self._objective.on([])
+            else:
+                yield self._objective.on(as_data(examples.rows(np.searchsorted(numbers, group))))
 
 
 def _selected(objective: Objective, numbers: NDArray[np.intp]) -> Examples:

@@ -25,6 +25,7 @@ from ihvp.influence.trained import TrainedModel
 from ihvp.objective import Objective
 from ihvp.objective.restricted import parts_of
 from ihvp.operators import Hessian, LinearOperator
+from ihvp.processes import together
 from ihvp.solvers import Solver, inverse
 from ihvp.solvers.solve import Inverse
 
@@ -119,6 +120,7 @@ class Influence:
         """``(H + λI)⁻¹``."""
         return self._model.inverse
 
+    @together
     def scores(
         self,
         test_data: Any,
@@ -177,8 +179,9 @@ class Influence:
         if out is not None:
             check_path("out", out)
         model = self._model
+        model.agree("scores", None if out is None else str(out))
         points, training = model.points(test_data, test_loss, progress), model.training(train_data)
-        shape = points.count, training.num_examples
+        shape = points.count, training.total_examples
         if out is None:
             values = allocate(
                 shape,
@@ -188,7 +191,9 @@ class Influence:
             )
             for row, column, tile in tiles(model, points, training, progress):
                 values[row : row + tile.shape[0], column : column + tile.shape[1]] = tile
-            return Scores(values, ("test", "train"), points.residual)
+            return Scores(training.processes.join(values), ("test", "train"), points.residual)
+        if self.objective.processes.count > 1:
+            raise InvalidOption("out", out, "None, where the data is spread over processes")
         depends_on = terms(model, points, training)
         chunk = model.rows, tile_columns(training.num_params, training.num_examples)
         with Store(out, shape, model.dtype, chunk, depends_on) as store:
@@ -196,6 +201,7 @@ class Influence:
                 store.write(row, column, tile)
             return Scores(store.read(), ("test", "train"), points.residual)
 
+    @together
     def scores_by(
         self,
         by: Literal["layer", "parameter"],
@@ -240,10 +246,12 @@ class Influence:
         >>> {name: np.asarray(scores).round(3).tolist() for name, scores in parts.items()}
         {'a': [[-0.667, 0.0, 0.667]], 'b': [[-0.333, -0.333, 0.667]]}
         """
+        self._model.agree("scores_by", by)
         parts = parts_of(self.objective.blocks, by)
         points = self._model.points(test_data, test_loss, progress)
         return scores_in_parts(self._model, points, self._model.training(train_data), parts, progress)
 
+    @together
     def top_k(
         self,
         test_data: Any,
@@ -273,15 +281,17 @@ class Influence:
         >>> ihvp.Influence(objective).top_k(np.array([[3.0]]), 1, which="helpful").indices
         array([[2]])
         """
+        self._model.agree("top_k", k, which)
         training = self._model.training(train_data)
-        check_k(k, training.num_examples, "train")
+        check_k(k, training.total_examples, "train")
         check_which(which)
         points = self._model.points(test_data, test_loss, progress)
-        running = Running(points.count, k, which)
+        running = Running(points.count, k, which, self._model.dtype)
         for row, column, tile in tiles(self._model, points, training, progress):
             running.add(row, column, tile)
-        return running.result(points.residual)
+        return running.among(training.processes, training.counts).result(points.residual)
 
+    @together
     def self_influence(self, data: Any = None, *, progress: bool | None = None) -> Scores:
         r"""The influence of each training example on its own loss, ``(n,)``.
 
@@ -306,8 +316,10 @@ class Influence:
         >>> np.asarray(ihvp.Influence(objective).self_influence()).round(3)
         array([1.333, 0.   , 1.333])
         """
+        self._model.agree("self_influence")
         return self_scores(self._model, data, progress)
 
+    @together
     def group(
         self,
         indices: Any,
@@ -347,6 +359,7 @@ class Influence:
         >>> np.asarray(influence.group([2], np.array([[3.0]]), second_order=True)).round(6)
         array([1.])
         """
+        self._model.agree("group", indices, second_order)
         return removal_scores(self._model, indices, test_data, test_loss, second_order, progress)
 
     def of_new_points(
@@ -371,6 +384,7 @@ class Influence:
         """
         return self.scores(test_data, data, test_loss, progress=progress)
 
+    @together
     def on_inputs(
         self,
         test_data: Any,
@@ -424,9 +438,11 @@ class Influence:
                 [0.333333],
                 [0.333333]]])
         """
+        self._model.agree("on_inputs")
         points = self._model.points(test_data, test_loss, progress)
         return influence_on_inputs(self._model, points, self._model.training(train_data), progress)
 
+    @together
     def inverse_products(
         self, test_data: Any, test_loss: Callable[..., Any] | None = None, *, progress: bool | None = None
     ) -> InverseProducts:
@@ -448,6 +464,7 @@ class Influence:
         >>> np.asarray(influence.scores(products, np.array([[5.0]]))).round(6)
         array([[1.]])
         """
+        self._model.agree("inverse_products")
         points = Unsolved(self._model.question(test_data, test_loss), self.inverse, progress)
         vectors = allocate(
             (points.count, self.objective.num_params),

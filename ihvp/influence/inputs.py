@@ -34,11 +34,13 @@ def influence_on_inputs(
     what is not made of real floating numbers, and of what the weights are made of, which are fixed. A
     DataError says that there is no such array.
     """
+    training.require_examples()
     batch, _ = next(iter(training.batches))
-    weighing = iter(_weighing(training, batch))
+    # Where the weights of one process's examples depend on an array, all leave it out.
+    weighing = iter(training.processes.sum(np.array(_weighing(training, batch), np.int64)) > 0)
     entries = training.num_params + sum(math.prod(leaf.shape[1:]) for leaf in _inputs(batch))
     rows = rows_at_once(_POINTS * entries)
-    shape = points.count, training.num_examples
+    shape = points.count, training.total_examples
 
     def room_for(leaf: Any) -> NDArray[Any] | None:
         if next(weighing) or not _is_input(leaf):
@@ -58,7 +60,7 @@ def influence_on_inputs(
                     columns = x[:, start : start + _POINTS]
                     _write(training, block, columns / model.total, result, row + start)
                     advance(block.count * columns.shape[1])
-    return result
+    return map_leaves(lambda array: None if array is None else training.processes.join(array), result)
 
 
 def _write(training: Objective, block: Block, x: Vector, result: Batch, row: int) -> None:
@@ -66,7 +68,8 @@ def _write(training: Objective, block: Block, x: Vector, result: Batch, row: int
     first = block.first
     for batch in block.batches:
         count = count_examples(batch)
-        place = slice(row, row + x.shape[1]), slice(first, first + count)
+        column = training.first + first
+        place = slice(row, row + x.shape[1]), slice(column, column + count)
 
         def put(array: NDArray[Any] | None, part: NDArray[Any] | None, place: Any = place) -> None:
             if array is not None:

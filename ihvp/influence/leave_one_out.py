@@ -134,7 +134,8 @@ def leave_one_out(
         ``train_fn(removed, start)``: the parameters after training without the examples numbered ``removed``,
         beginning at ``start``, in the form of the objective's own. It trains what influence describes: the
         sum of the remaining terms over the N of before, and the whole regulariser. ``start`` is a copy, which
-        may be trained in place and returned.
+        may be trained in place and returned. Where the data is spread over processes, all call it with the
+        numbers of the examples among those of all.
     indices : sequence of int or of groups
         What to remove each time: an example, or a sequence of them.
     test_data, test_loss
@@ -192,15 +193,18 @@ def leave_one_out(
         expected = "a sequence of example numbers, or of groups of them"
         raise InvalidOption("indices", indices, expected) from error
     influence = Influence(objective, damping, solver, train_loss=train_loss)
-    groups = [group for index in indices for group in groups_of([index], objective.num_examples)[0]]
+    groups = [group for index in indices for group in groups_of([index], objective.total_examples)[0]]
     # Before the solves, which may take long: the value may be unknown.
     question = _with_a_mean(influence._model.question(test_data, test_loss), objective)
     before = question.value()
     changes = influence.group(groups, test_data, test_loss, second_order=second_order, progress=progress)
-    after = _losses(question, train_fn, groups, n_jobs, progress)
+    with objective.processes.together():
+        after = _losses(question, train_fn, groups, n_jobs, progress)
     weights = [question.weighting.of(batch, count) for batch, count in question.batches]
     predicted = np.average(np.asarray(changes, dtype=np.float64), axis=0, weights=np.concatenate(weights))
-    return LeaveOneOut(groups, predicted, np.asarray(after) - before)
+    # Processes that trained for themselves have one answer, that of the first.
+    trained = np.array([objective.processes.agreed(loss) for loss in after])
+    return LeaveOneOut(groups, predicted, trained - before)
 
 
 def _with_a_mean(question: Objective, objective: Objective) -> Objective:

@@ -43,7 +43,8 @@ def warn_unless_optimal(objective: Objective) -> None:
     the training has not taken.
     """
     size = float(algebra.norms(objective.gradient()))
-    typical = _typical(objective)
+    typicals = objective.processes.each(_typical(objective))
+    typical = float(typicals[np.flatnonzero(typicals)[:1]].sum())  # of the first process that has any
     if size > _RATIO * typical:
         warnings.warn(
             f"The parameters are not at an optimum of the objective: its gradient has norm {size:.1e}, "

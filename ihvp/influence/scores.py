@@ -103,7 +103,7 @@ class Scores(NDArrayOperatorsMixin):
         check_which(which)
         values = self.values if self.ndim == 2 else np.asarray(self.values)[None]
         (rows, columns), (height, width) = values.shape, getattr(values, "chunks", values.shape)
-        running = Running(rows, k, which)
+        running = Running(rows, k, which, self.dtype)
         for row, column in itertools.product(range(0, rows, height), range(0, columns, width)):
             tile = values[row : row + height, column : column + width]
             running.add(row, column, np.asarray(tile))

@@ -34,13 +34,15 @@ def tiles(
     progress: bool | None,
     store: Store | None = None,
 ) -> Iterator[Tile]:
-    """``1/N ∇C_i · x_j`` of all training examples and test points; of a store, the tiles that it lacks."""
+    """``1/N ∇C_i · x_j`` of this process's examples and all test points; of a store, the tiles it lacks."""
+    before = training.first
     columns = tile_columns(training.num_params, training.num_examples)
     with track("Influence", points.count * training.num_examples, progress) as advance:
         for row, count, products in _queries(model, points, training, store):
             for block in counted_blocks(training, columns):
-                if store is None or (row, block.first, count, block.count) not in store.done:
-                    yield row, block.first, (products(block) / model.total).astype(model.dtype)
+                column = before + block.first
+                if store is None or (row, column, count, block.count) not in store.done:
+                    yield row, column, (products(block) / model.total).astype(model.dtype)
                 advance(block.count * count)
 
 

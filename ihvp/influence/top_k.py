@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ihvp.arguments import check_choice
 from ihvp.packages import required
+from ihvp.processes import Processes
 
 if TYPE_CHECKING:
     import pandas
@@ -78,10 +79,10 @@ class TopK:
 class Running:
     """The best k of each row, of scores that come in tiles."""
 
-    def __init__(self, rows: int, k: int, which: Which) -> None:
+    def __init__(self, rows: int, k: int, which: Which, dtype: np.dtype[Any]) -> None:
         self._k, self._which = k, which
         self._indices: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * rows
-        self._scores: list[NDArray[Any]] = [np.empty(0, np.float32)] * rows
+        self._scores: list[NDArray[Any]] = [np.empty(0, dtype)] * rows
 
     def add(self, first_row: int, first_column: int, tile: NDArray[Any]) -> None:
         """Take in the scores of the rows from ``first_row`` on and the columns from ``first_column`` on."""
@@ -91,6 +92,23 @@ class Running:
             indices = np.concatenate([self._indices[row], numbers])
             best = self._best(scores)
             self._scores[row], self._indices[row] = scores[best], indices[best]
+
+    def among(self, processes: Processes, counts: NDArray[np.int64]) -> Running:
+        """The best of all processes, of which each has ``counts`` columns, after those of lower ranks."""
+        if processes.count == 1:
+            return self
+        widths = np.minimum(counts, self._k)
+        own = slice(*(int(widths[: processes.rank + i].sum()) for i in (0, 1)))
+        found = Running(len(self._scores), self._k, self._which, self._scores[0].dtype)
+        sides: list[NDArray[Any]] = []
+        for side in (np.stack(self._scores), np.stack(self._indices)):
+            wide = np.zeros((len(side), int(widths.sum())), side.dtype)
+            wide[:, own] = side
+            sides.append(processes.join(wide))
+        for row, (scores, indices) in enumerate(zip(*sides, strict=True)):
+            best = self._best(scores)
+            found._scores[row], found._indices[row] = scores[best], indices[best]
+        return found
 
     def result(self, residual: float) -> TopK:
         """What is best of all that was added, of inverse products with this residual."""

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from ihvp import fingerprint
+from ihvp.contents import Contents
+from ihvp.data import Batches
 from ihvp.errors import InvalidOption
 from ihvp.influence.blocks import rows_at_once
 from ihvp.influence.checks import check_loss, check_order, check_structure, check_values
@@ -65,6 +67,7 @@ class TrainedModel:
     def training(self, data: Any = None) -> Objective:
         """What goes away with an example, over the examples to score: by default those trained on."""
         objective, known = self.objective, self._removable
+        objective.agree()
         # What is found out about a loss stays known as long as the objective is the same.
         if (
             known is None
@@ -72,12 +75,16 @@ class TrainedModel:
             or known.batches.data is not objective.batches.data
         ):
             self._removable = known = objective.on(objective.batches.data, self._train_loss)
+            known.agree()
         # Examples that are not in the training data enter it with their weight beside those that are.
         training = known.on(
-            objective.batches.data if data is None else data, mean_weight=objective.mean_weight
+            objective.batches.data if data is None else data,
+            mean_weight=objective.mean_weight,
+            alone=data is not None,
         )
         check_order(training.batches, "training")
         if data is not None:
+            self._require_same("the training examples to score", training.batches)
             check_values(training, "training")
         return training
 
@@ -85,8 +92,10 @@ class TrainedModel:
         """The test loss over the test data; weights belong to the objective's own loss."""
         check_loss("test_loss", test_loss)
         self.check()
-        question = self.objective.on(test_data, test_loss, weights="same" if test_loss is None else None)
+        weights: Any = "same" if test_loss is None else None
+        question = self.objective.on(test_data, test_loss, weights=weights, alone=True)
         check_order(question.batches, "test")
+        self._require_same("the test data", question.batches)
         if test_loss is None:
             check_structure(question.batches, self.objective.batches)
         check_values(question, "test")
@@ -113,6 +122,23 @@ class TrainedModel:
             raise InvalidOption("test_data", test_data, f"at least one row of {size:,} real numbers each")
         self.check()
         return Solved(test_data, self.objective.space)
+
+    def agree(self, call: str, *arguments: Any) -> None:
+        """Refuse processes that do not make the same call: what they ask each other would not match."""
+        self.objective.agree()
+        settings = {
+            "the function that they call": call,
+            "its arguments": arguments,
+            "the curvature": type(self._inverse.operator),
+            "the damping": self._inverse.damping,
+            "the solver": self._inverse.solver,
+        }
+        digests = {name: Contents().digest(value, deep=False) for name, value in settings.items()}
+        self.objective.processes.require_same(digests)
+
+    def _require_same(self, what: str, batches: Batches) -> None:
+        if self.objective.processes.count > 1:
+            self.objective.processes.require_same({what: bytes.fromhex(fingerprint.of_data(batches))})
 
     def check(self) -> None:
         """Once: refuse training data that a loss has no value for, and warn where this is no optimum."""

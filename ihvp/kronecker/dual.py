@@ -226,7 +226,7 @@ def dual_inverse(operator: GaussNewton, damping: float, rtol: float) -> DualInve
     backend, predict = objective.backend, objective.predict
     if not isinstance(backend, SupportsLayers) or predict is None or not damping > 0:
         return None
-    if not objective.batches.lasting or objective.num_processes > 1:
+    if not objective.batches.lasting or objective.processes.count > 1:
         return None
     batch, count = next(iter(objective.batches))
     complete, _ = complete_layers(objective, predict, batch)

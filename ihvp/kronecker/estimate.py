@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.arguments import naming
-from ihvp.backend import Batch, OpenModel, SupportsLayers, SupportsReduce, Vector
+from ihvp.backend import Batch, OpenModel, SupportsLayers, Vector
 from ihvp.data import count_examples, take_examples
 from ihvp.errors import IhvpError, LossFailed, LossNotAdditive, MissingCapability
 from ihvp.kronecker.blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock, eigenvectors
@@ -83,7 +83,7 @@ def estimate(
     file : FactorFile, optional
         Where sums are kept, for a run that goes on after an interruption.
     """
-    with naming(LossFailed, "The model"):
+    with naming(LossFailed, "The model"), objective.processes.together():
         estimate = _Estimate(objective, options, file)
         return *estimate.blocks(corrected), estimate.passes
 
@@ -115,6 +115,7 @@ class _Estimate:
     def __init__(self, objective: Objective, options: Options, file: FactorFile | None) -> None:
         self._objective, self._options, self._file = objective, options, file
         self._backend, self._predict, self._loss = require_layers(objective)
+        objective.require_examples()
         objective.verify()
         weighing = (batch for batch, count in objective.batches if objective.weighting.total(batch, count))
         first = next(weighing, None)
@@ -282,7 +283,7 @@ class _Estimate:
     def _seen_by_all(self, layers: dict[str, Layer]) -> dict[str, Layer]:
         """The layers that every process found complete."""
         objective = self._objective
-        processes = objective.num_processes
+        processes = objective.processes.count
         if processes == 1:
             return layers
         flags = np.zeros(objective.num_params)
@@ -294,11 +295,8 @@ class _Estimate:
         return {name: layer for name, layer in layers.items() if name not in self._refused}
 
     def _reduced(self, sums: dict[str, Vector]) -> dict[str, Vector]:
-        backend = self._backend
-        if not isinstance(backend, SupportsReduce):
-            return sums
-        reduced = {}
+        reduced, reduce = {}, self._objective.processes.reduce
         for name, value in sums.items():
             xp = array_api_compat.array_namespace(value)
-            reduced[name] = xp.reshape(backend.reduce(xp.reshape(value, (-1,))), value.shape)
+            reduced[name] = xp.reshape(reduce(xp.reshape(value, (-1,))), value.shape)
         return reduced

@@ -9,6 +9,7 @@ from inspect import isroutine
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp._inference import create_backend
@@ -36,6 +37,7 @@ from ihvp.errors import (
 from ihvp.objective.composed import Composed
 from ihvp.objective.example_gradients import ExampleGradients
 from ihvp.objective.restricted import Only, named_blocks, restrict
+from ihvp.processes import Processes, together
 from ihvp.space import VectorSpace
 from ihvp.verification import Premises, Report
 from ihvp.weighting import Weighting, Weights
@@ -151,15 +153,24 @@ class Objective(ExampleGradients):
             raise ParameterError("There are no parameters to differentiate by; is everything frozen?")
         self.space = VectorSpace.of(flat, self.backend, params)
         self._set_weights(weights)
-        self._num_examples: int | None = None
+        self.processes = self.space.processes
+        self._set_batches(data, batch_size)
         self._premises = Premises(checks)
         self._adding_up: dict[int, bool] = {}
         self._without_parts: Batches | None = None
+        self._agreed = False
+
+    def _set_batches(self, data: Any, batch_size: int | None) -> None:
+        cut = Batches if self.processes.count == 1 else Batches.part
+        self.batches = cut(data, batch_size)
+        self._num_examples: int | None = None
+        self._counts: NDArray[np.int64] | None = None
 
     def _set_weights(self, weights: Any) -> None:
         check_function("weights", weights, "a function weights(batch) -> (B,), or None")
         self.weighting = Weighting(weights)
         self._total_weight: float | None = None
+        self._overall_weight: float | None = None
         self._mean_weight: float | None = None
 
     def _set_loss(self, loss: Callable[..., Any] | None, grad: Callable[[Params, Batch], Any] | None) -> None:
@@ -209,6 +220,7 @@ class Objective(ExampleGradients):
             )
         return self.predict, self.output_loss
 
+    @together
     def value(self) -> float:
         """C(ω), the loss itself.
 
@@ -220,6 +232,7 @@ class Objective(ExampleGradients):
         """
         if self._value is None:
             raise InvalidOption("loss", None, "a loss beside grad=…, which is all that this objective has")
+        self.agree()
         total, weight = 0.0, 0.0
         first: Batch = None
         for index, (batch, count) in enumerate(self.batches):
@@ -239,7 +252,8 @@ class Objective(ExampleGradients):
                 raise NonFinite("The loss", index)
             total += value * (share if self.reduction == "mean" else 1)
             weight += share
-        return total / self._positive(weight)
+        total, weight = self.processes.sum(np.array([total, weight]))
+        return float(total / self._positive(weight))
 
     def _require_additive_values(self, *at_hand: Batch) -> None:
         if self._premises.needs_values:
@@ -264,6 +278,7 @@ class Objective(ExampleGradients):
         *,
         weights: Weights | Literal["same"] | None = "same",
         mean_weight: float | None = None,
+        alone: bool = False,
     ) -> Objective:
         """The same parameters and backend over other data, and with another loss: a test set, a margin.
 
@@ -281,6 +296,8 @@ class Objective(ExampleGradients):
             As in the constructor; by default this objective's.
         mean_weight : float, optional
             What takes the place of ``mean_weight`` in per-example gradients; by default that of ``data``.
+        alone : bool
+            Whether each process has all of ``data``, where that of this objective is spread over several.
 
         Examples
         --------
@@ -294,8 +311,9 @@ class Objective(ExampleGradients):
         array([[9.]])
         """
         other = copy.copy(self)
-        other.batches = Batches(data, self.batches.batch_size)
-        other._num_examples = None
+        if alone:
+            other.processes = Processes()
+        other._set_batches(data, self.batches.batch_size)
         other._adding_up = {}
         if isinstance(weights, str) and weights == "same":
             weights = self.weighting.function
@@ -307,6 +325,7 @@ class Objective(ExampleGradients):
             if not callable(loss):
                 raise InvalidOption("loss", loss, "a function, as in the constructor")
             other._set_loss(None if self._by_gradient else loss, loss if self._by_gradient else None)
+        other._agreed = self._agreed and loss is None
         if loss is not None or other.weighting != self.weighting:
             other._premises = Premises(self._premises.enabled)
         return other
@@ -345,14 +364,15 @@ class Objective(ExampleGradients):
             )
         other = copy.copy(self)
         other.params, other.space = params, space
-        other._adding_up = {}
+        other._adding_up, other._agreed = {}, False
         other._premises = self._premises.elsewhere()
         return other
 
     def per_example_gradients(self, data: Any = None) -> Vector:
         """The gradients of single examples, ``(n, P)``: row i is ``N wᵢ / W ∇Cᵢ(ω)``.
 
-        So the rows average to the gradient, and are ``∇Cᵢ`` where each example weighs 1.
+        So the rows average to the gradient, and are ``∇Cᵢ`` where each example weighs 1. Where the data is
+        spread over processes, each has the rows of its own examples.
 
         Parameters
         ----------
@@ -378,6 +398,7 @@ class Objective(ExampleGradients):
 
     def _finite_blocks(self, data: Any, power: float, rows: Callable[[int], int | None]) -> Iterator[Vector]:
         objective = self if data is None else self.on(data)
+        _ = objective.mean_weight if power else None  # also where a process has no example to ask for it
         for index, (batch, count) in enumerate(objective.batches):
             for block in objective.batch_gradient_chunks(batch, power=power, rows=rows(count)):
                 if not algebra.all_finite(block):

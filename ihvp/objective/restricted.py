@@ -141,6 +141,12 @@ class _Capable(_Restricted):
     def reduce(self, vector: Vector) -> Vector:
         return self.inner.reduce(vector)
 
+    def place(self) -> tuple[int, int]:
+        return self.inner.place()  # type: ignore[no-any-return]
+
+    def tell(self, error: BaseException) -> None:
+        self.inner.tell(error)
+
     def product_error(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> float:
         return float(self.inner.product_error(loss, params, batch, self._whole(v)))
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ihvp import algebra
 from ihvp.arguments import naming
-from ihvp.backend import Batch, CurvatureBackend, Params, SupportsReduce, Vector
+from ihvp.backend import Batch, CurvatureBackend, Params, Vector
+from ihvp.contents import Contents
 from ihvp.data import Batches
 from ihvp.errors import DataError, EmptyData, LossFailed, NonFinite, NotReiterable, WeightError, describe
+from ihvp.processes import Processes, together
 from ihvp.space import VectorSpace
 from ihvp.verification import Premises, Subject
 from ihvp.weighting import Weighting
@@ -33,24 +39,28 @@ class WeightedMean:
     loss: Any  # as the backend takes it
     backend: CurvatureBackend
     space: VectorSpace  # of the parameters
+    processes: Processes  # those that the data is spread over
 
     _num_examples: int | None
+    _counts: NDArray[np.int64] | None
     _total_weight: float | None
+    _overall_weight: float | None
     _mean_weight: float | None
     _premises: Premises
     _adding_up: dict[int, bool]
     _without_parts: Batches | None
+    _agreed: bool
 
     @property
     def num_examples(self) -> int:
-        """N, the number of examples; counted over the data on first use."""
+        """N, the number of examples of this process; counted over the data on first use."""
         if self._num_examples is None:
             self._num_examples = sum(count for _, count in self.batches)
         return self._num_examples
 
     @property
     def total_weight(self) -> float:
-        """W, the sum of the weights of the examples; N where each weighs 1."""
+        """The sum of the weights of the examples of this process; their number where each weighs 1."""
         if self.weighting.function is None:
             return self.num_examples
         if self._total_weight is None:
@@ -65,21 +75,48 @@ class WeightedMean:
         if self.weighting.function is None:
             return 1.0
         if self._mean_weight is None:
-            weight = self._over_processes(float(self.total_weight))
-            examples = self._over_processes(float(self.num_examples))
-            self._mean_weight = self._positive(weight) / examples
+            self._mean_weight = self._positive(self.overall_weight) / self.total_examples
         return self._mean_weight
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """The number of examples of each process, by rank; to be asked by all of them at once."""
+        if self._counts is None:
+            self.agree()
+            self._counts = self.processes.each(self.num_examples)
+            if not self._counts.any():
+                raise EmptyData("No process has an example; expected at least one.")
+        return self._counts
+
+    def require_examples(self) -> None:
+        """Refuse, in all processes, that one has no example to see what examples consist of."""
+        if not self.counts.all():
+            without = ", ".join(map(str, np.flatnonzero(self.counts == 0)))
+            raise EmptyData(
+                f"The process of rank {without} has no example; expected at least one in each, which shows "
+                "what examples consist of. Spread the data evenly, or over fewer processes."
+            )
 
     @property
     def total_examples(self) -> int:
         """N over all the processes that the data is spread over; to be asked by all of them at once."""
-        return int(self._over_processes(self.num_examples))
+        return int(self.counts.sum())
 
     @property
-    def num_processes(self) -> int:
-        """Over how many processes the data is spread; to be asked by all of them at once."""
-        return int(self._over_processes(1))
+    def first(self) -> int:
+        """The number of the first example of this process among all; to be asked by all of them at once."""
+        return int(self.counts[: self.processes.rank].sum())
 
+    @property
+    def overall_weight(self) -> float:
+        """W, the sum of the weights over all processes; to be asked by all of them at once."""
+        if self.weighting.function is None:
+            return self.total_examples
+        if self._overall_weight is None:
+            self._overall_weight = float(self.processes.each(float(self.total_weight)).sum())
+        return self._overall_weight
+
+    @together
     def mean(
         self,
         term: Callable[[Batch], Vector],
@@ -109,6 +146,7 @@ class WeightedMean:
         WeightError
             No example weighs anything, or all together weigh something else than before.
         """
+        self.agree()
         total: Vector = None
         largest: float = 0
         weight: float = 0
@@ -136,17 +174,33 @@ class WeightedMean:
         self._check_count(examples)
         self._check_weight(weight)
         unit = largest if self.reduction == "mean" else 1
-        if isinstance(self.backend, SupportsReduce):
-            weight = self._over_processes(weight)
-            self._positive(weight)
-            if total is None:
-                total = self.space.zeros() if zeros is None else zeros()
-            total = self.backend.reduce(total if unit == weight else total * (unit / weight))
-        elif unit != self._positive(weight):
-            total = total * (unit / weight)
+        weight = self._positive(self.overall_weight)
+        _ = self.counts  # now, when all processes are here: later only those with examples may ask
+        if total is None:
+            total = self.space.zeros() if zeros is None else zeros()
+        total = self.processes.reduce(total if unit == weight else total * (unit / weight))
         if not algebra.all_finite(total):
             self._raise_non_finite(term, what)
         return total
+
+    def agree(self) -> None:
+        """Check once that all processes have the same model and loss; to be called by all of them at once.
+
+        ProcessesDiffer says what is not the same.
+        """
+        if self._agreed or self.processes.count == 1 or not self._premises.enabled:
+            return
+        contents = Contents()
+        # What averages the gradients of a training holds the model, and the device of its process.
+        model = getattr(self.params, "module", self.params)
+        digests = {
+            "the model or its parameters": contents.digest(model),
+            "the loss": contents.digest(self.loss),
+            "the weights": contents.digest(self.weighting.function),
+            "the reduction": contents.digest(self.reduction),
+        }
+        self.processes.require_same(digests)
+        self._agreed = True
 
     def _positive(self, weight: float) -> float:
         if not weight > 0:
@@ -164,14 +218,6 @@ class WeightedMean:
             elif self._premises.needs_parts:
                 self.require_additive(first, batch)
             yield term(batch) if share else None, count, share
-
-    def _over_processes(self, count: float) -> float:
-        if not isinstance(self.backend, SupportsReduce):
-            return count
-        # Numbers of examples stay integers; weights are summed in double precision.
-        dtype = self.space.xp.int64 if isinstance(count, int) else self.space.xp.float64
-        counted = self.space.xp.asarray([count], dtype=dtype, device=self.space.device)
-        return type(count)(self.backend.reduce(counted)[0])
 
     def _pass(self) -> Iterator[tuple[Batch, int]]:
         try:
@@ -247,7 +293,7 @@ class WeightedMean:
         one: gradients of single examples need no more. Raises LossNotAdditive, LossIgnoresBatch, and those of
         :meth:`verify`.
         """
-        if not self._premises.needs_parts or self._without_parts is self.batches:
+        if not self._premises.needs_parts or self._without_parts is self.batches or self._is_empty():
             return
         batches = self._batches_at_hand(at_hand)
         if not (batches.in_memory and batches.batch_size is None):
@@ -261,7 +307,11 @@ class WeightedMean:
         """What premises are checked on: of data that may be slow to come, a few batches."""
         if self.batches.lasting:
             return self.batches
-        return Batches(list(at_hand or islice(self.batches.data, _AT_HAND)), self.batches.batch_size)
+        return replace(self.batches, data=list(at_hand or islice(self.batches.data, _AT_HAND)))
+
+    def _is_empty(self) -> bool:
+        """Whether this process has no example, of those that others have."""
+        return self.batches.may_be_empty and next(self.batches.pieces(), None) is None
 
     def verify_second_derivative(self) -> None:
         """Compare once a product with the Hessian with differences of gradients, on the first batch.
@@ -279,9 +329,11 @@ class WeightedMean:
 
     def _weighs_here(self) -> bool:
         """Whether any example of this process weighs anything."""
-        if self.weighting.function is None or any(self.weighting.total(*pair) for pair in self.batches):
+        if self.weighting.function is None:
+            return not self._is_empty()
+        if any(self.weighting.total(*pair) for pair in self.batches):
             return True
-        if isinstance(self.backend, SupportsReduce):
+        if self.processes.count > 1:
             return False  # another process may have some; what all add up to is checked where it is needed
         raise WeightError("The weights of all examples are 0")
 

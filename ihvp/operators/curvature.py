@@ -9,7 +9,7 @@ import numpy as np
 
 from ihvp import algebra
 from ihvp.arguments import check_instance
-from ihvp.backend import Batch, SupportsReduce, Vector
+from ihvp.backend import Batch, Vector
 from ihvp.data import Batches, Examples, as_data
 from ihvp.errors import InvalidOption, NonFinite, VectorError
 from ihvp.objective import Objective, Term
@@ -84,9 +84,11 @@ class CurvatureOperator(LinearOperator):
         """
         if self.objective.batches.data is None:
             return None
-        examples = Examples.of(self.objective.batches)
-        if batch_size > examples.count:
-            raise InvalidOption("batch_size", batch_size, f"at most {examples.count}, the number of examples")
+        examples, processes = Examples.of(self.objective.batches), self.objective.processes
+        least = int(processes.each(examples.count).min())
+        if batch_size > least:
+            of = " of the process that has the fewest" if processes.count > 1 else ""
+            raise InvalidOption("batch_size", batch_size, f"at most {least}, the number of examples{of}")
         own = self.objective.on(as_data(examples.batch))
         own.require_additive()
         # With n the examples of this process and W the weight of all of them: n/W (1/b) Σ wₙ Mₙ over a batch.
@@ -133,5 +135,4 @@ class _BatchMean(LinearOperator):
                 total = algebra.axpy(total, factor, part)
         if total is None:
             total = algebra.zeros_like(v)
-        backend = objective.backend
-        return backend.reduce(total) if isinstance(backend, SupportsReduce) else total
+        return objective.processes.reduce(total)

@@ -106,4 +106,4 @@ class Hessian(CurvatureOperator):
             if weight:
                 error = backend.product_error(objective.loss, objective.params, batch, v)
                 total += error * (weight if objective.reduction == "mean" else 1)
-        return total / objective.total_weight
+        return float(objective.processes.each(total).sum()) / objective.overall_weight

@@ -201,7 +201,9 @@ def _pace(system: Shifted, v: Vector) -> tuple[float, float]:
     vector = algebra.column(v, 0)
     side = min(space.size, _PROBE)
     block = space.xp.ones((side, side), dtype=space.dtype, device=space.device)
-    return _seconds(lambda: system.apply(vector)), 2 * side**3 / _seconds(lambda: block @ block)
+    seconds = _seconds(lambda: system.apply(vector)), _seconds(lambda: block @ block)
+    product, matrices = map(space.processes.agreed, seconds)
+    return product, 2 * side**3 / matrices
 
 
 def _seconds(compute: Callable[[], Vector]) -> float:

@@ -67,7 +67,7 @@ class Watch:
         if done not in _LOOKS and (done < 200 or done & (done - 1)):
             return None
         margin = _LOOKS.get(done, 2.0)
-        each = (time.perf_counter() - self._start) / done
+        each = self._system.space.processes.agreed(time.perf_counter() - self._start) / done
         if each * _ITERATIONS < _SECONDS / 100:
             return None  # even a hundred times as many iterations are affordable
         pending = rows[-1] > self._targets

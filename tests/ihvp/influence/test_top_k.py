@@ -35,7 +35,7 @@ def tiles(scores, row_cuts, column_cuts):
 @given(TIED, st.data(), st.lists(st.integers(1, 3), max_size=2), st.lists(st.integers(1, 29), max_size=6))
 def test_any_tiling_gives_the_sorted_scores(which, scores, data, row_cuts, column_cuts):
     k = data.draw(st.integers(1, scores.shape[1]))
-    running = Running(len(scores), k, which)
+    running = Running(len(scores), k, which, np.dtype(float))
     for row, column, tile in tiles(scores, row_cuts, column_cuts):
         running.add(row, column, tile)
     expected = np.argsort(KEYS[which](scores), axis=1, kind="stable")[:, :k]

@@ -55,6 +55,12 @@ class Reference(AutogradBackend):
     def reduce(self, vector):
         return vector
 
+    def place(self):
+        return 0, 1
+
+    def tell(self, error):
+        pass
+
     def value(self, loss, params, batch):
         return loss(params, batch)
 

@@ -1,0 +1,103 @@
+"""Three processes, of which one fails while the others wait: what each of them raises.
+
+Run as ``python failing_rank.py FOLDER``. The processes are forks, so that packages are loaded once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+import warnings
+
+import numpy as np
+import torch
+
+import ihvp
+from ihvp.errors import DataError, ProcessesDiffer, ProcessFailed
+
+X, W = torch.arange(24.0, dtype=torch.float64).reshape(12, 2) / 24, torch.ones(2, dtype=torch.float64)
+
+
+class Mean:
+    """A loss that raises at one call on one process, without being another function there."""
+
+    failing = False
+
+    def __call__(self, w, x):
+        if Mean.failing:
+            raise ValueError("spoilt")
+        return ((x @ w - 1) ** 2).mean() + (w**2).sum()
+
+
+def raised(call):
+    try:
+        call()
+    except Exception as error:
+        return error
+    return None
+
+
+def all_fail_and_go_on(rank):
+    """An error that all have at the same place ends nothing."""
+    objective = ihvp.Objective(Mean(), W, X[4 * rank : 4 * rank + 4])
+    expected = np.asarray(objective.gradient())
+    for again in range(2):
+        told = raised(lambda again=again: ihvp.Influence(objective, 0.1 * (rank + 1 + again)).scores(X[:2]))
+        assert isinstance(told, ProcessesDiffer), told
+        time.sleep(1.5 * (rank == again))  # the others wait for this one, and look for failures
+        np.testing.assert_array_equal(objective.gradient(), expected)
+
+
+def one_fails(rank):
+    """What fails in one process is named in all, there and where they go on."""
+    objective = ihvp.Objective(Mean(), W, X[4 * rank : 4 * rank + 4])
+    objective.gradient()
+    Mean.failing = rank == 1
+    told = raised(ihvp.Influence(objective, 0.1, curvature=ihvp.Hessian(objective)).self_influence)
+    assert isinstance(told, DataError if rank == 1 else ProcessFailed), repr(told)
+    assert "spoilt" in str(told), told
+    Mean.failing = False
+    told = raised(objective.gradient)
+    assert isinstance(told, ProcessFailed), repr(told)
+
+
+def one_is_killed(rank):
+    objective = ihvp.Objective(Mean(), W, X[4 * rank : 4 * rank + 4])
+    objective.gradient()
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    told = raised(objective.gradient)
+    assert isinstance(told, ProcessFailed), repr(told)
+
+
+def work(rank, port, scenario):
+    warnings.simplefilter("ignore", ihvp.influence.NotAtOptimum)
+    method = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=3)
+    scenario(rank)
+
+
+def main():
+    torch.set_num_threads(1)
+    fork, failed = multiprocessing.get_context("fork"), []
+    for scenario in (all_fail_and_go_on, one_fails, one_is_killed):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        ranks = [fork.Process(target=work, args=(rank, port, scenario)) for rank in range(3)]
+        for rank in ranks:
+            rank.start()
+        for number, rank in enumerate(ranks):
+            rank.join(60)
+            killed = scenario is one_is_killed and number == 2
+            if rank.exitcode != (-signal.SIGKILL if killed else 0):
+                failed.append(f"{scenario.__name__}, rank {number}: {rank.exitcode}")
+                rank.kill()
+    sys.exit("; ".join(failed) or None)
+
+
+if __name__ == "__main__":
+    main()
