@@ -35,8 +35,10 @@ class Processes:
     ----------
     rank, count : int
         The number of this process, from 0 on, and how many there are.
-    reduce : callable
-        The sum of a vector or block over them.
+    backend : SupportsReduce, optional
+        What sums over them.
+    like : Vector, optional
+        A vector of the backend, for its device.
 
     Examples
     --------
@@ -46,19 +48,19 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    reduce: Callable[[Vector], Vector] = lambda vector: vector
-    _tell: Callable[[BaseException], None] = lambda error: None
-    _native: Callable[[NDArray[Any]], Vector] = lambda values: values
+    backend: SupportsReduce | None = None
+    like: Vector = None
 
     @classmethod
     def of(cls, backend: object, like: Vector) -> Processes:
         """Those of a backend, whose vectors are on the device of ``like``."""
         if not isinstance(backend, SupportsReduce) or backend.place()[1] == 1:
             return cls()
-        xp, device = array_api_compat.array_namespace(like), array_api_compat.device(like)
-        return cls(
-            *backend.place(), backend.reduce, backend.tell, lambda values: xp.asarray(values, device=device)
-        )
+        return cls(*backend.place(), backend, like[:0])
+
+    def reduce(self, vector: Vector) -> Vector:
+        """The sum of a vector or block of the backend."""
+        return vector if self.backend is None else self.backend.reduce(vector)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -66,16 +68,16 @@ class Processes:
         try:
             yield
         except BaseException as error:
-            self._tell(error)
+            if self.backend is not None:
+                self.backend.tell(error)
             raise
 
     def sum(self, values: NDArray[Any]) -> NDArray[Any]:
         """The sum of numpy arrays of one shape."""
-        return (
-            values
-            if self.count == 1
-            else to_numpy(self.reduce(self._native(values.ravel()))).reshape(values.shape)
-        )
+        if self.backend is None:
+            return values
+        xp, device = array_api_compat.array_namespace(self.like), array_api_compat.device(self.like)
+        return to_numpy(self.reduce(xp.asarray(values.ravel(), device=device))).reshape(values.shape)
 
     def each(self, number: float) -> NDArray[Any]:
         """The number of each process, ``(count,)``, in the order of their ranks; integers stay exact."""
