@@ -22,7 +22,7 @@ OURS, EXACT, PEERS, DOTS = ("#0072B2", "o"), ("#009E73", "s"), ("#D55E00", "^"),
 WAYS = {
     "EK-FAC": (OURS, "EK-FAC", (9, -4, "left")),
     "K-FAC": (OURS, "K-FAC", (-9, -12, "right")),
-    "150 examples": (EXACT, "150 examples", (-9, 4, "right")),
+    "150 examples": (EXACT, "150", (-9, -4, "right")),
     "300 examples": (EXACT, "300", (9, -1, "left")),
     "750 examples": (EXACT, "750", (9, -4, "left")),
     "Gauss–Newton, rtol 1e-1": (EXACT, "all 1,500, rtol 0.1", (9, -4, "left")),
@@ -33,7 +33,7 @@ WAYS = {
     "dot products": (DOTS, "dot products of gradients", (9, -4, "left")),
 }
 GROUPS = {
-    "ihvp, Gauss–Newton over some or all examples": EXACT,
+    "ihvp, Gauss–Newton over so many examples": EXACT,
     "ihvp, Kronecker factors": OURS,
     "other libraries' EK-FAC": PEERS,
     "no curvature": DOTS,
