@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ihvp.algebra import to_numpy
 from ihvp.backend import SupportsReduce, Vector
-from ihvp.errors import ProcessesDiffer
+from ihvp.errors import ProcessesDiffer, ProcessFailed
 
 Owner = TypeVar("Owner")
 Arguments = ParamSpec("Arguments")
@@ -35,8 +35,6 @@ class Processes:
     ----------
     rank, count : int
         The number of this process, from 0 on, and how many there are.
-    reduce : callable
-        The sum of a vector or block over them.
 
     Examples
     --------
@@ -46,8 +44,7 @@ class Processes:
 
     rank: int = 0
     count: int = 1
-    reduce: Callable[[Vector], Vector] = lambda vector: vector
-    _tell: Callable[[BaseException], None] = lambda error: None
+    _backend: SupportsReduce | None = None
     _native: Callable[[NDArray[Any]], Vector] = lambda values: values
 
     @classmethod
@@ -56,9 +53,15 @@ class Processes:
         if not isinstance(backend, SupportsReduce) or backend.place()[1] == 1:
             return cls()
         xp, device = array_api_compat.array_namespace(like), array_api_compat.device(like)
-        return cls(
-            *backend.place(), backend.reduce, backend.tell, lambda values: xp.asarray(values, device=device)
-        )
+        return cls(*backend.place(), backend, lambda values: xp.asarray(values, device=device))
+
+    def reduce(self, vector: Vector) -> Vector:
+        """The sum of a vector or block."""
+        if self._backend is None:
+            return vector
+        if self._backend.place() != (self.rank, self.count):
+            raise ProcessFailed(None, "the processes are others than when the objective was made")
+        return self._backend.reduce(vector)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -66,7 +69,8 @@ class Processes:
         try:
             yield
         except BaseException as error:
-            self._tell(error)
+            if self._backend is not None:
+                self._backend.tell(error)
             raise
 
     def sum(self, values: NDArray[Any]) -> NDArray[Any]:
