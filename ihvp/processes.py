@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ihvp.algebra import to_numpy
 from ihvp.backend import SupportsReduce, Vector
-from ihvp.errors import ProcessesDiffer
+from ihvp.errors import ProcessesDiffer, ProcessFailed
 
 Owner = TypeVar("Owner")
 Arguments = ParamSpec("Arguments")
@@ -60,7 +60,11 @@ class Processes:
 
     def reduce(self, vector: Vector) -> Vector:
         """The sum of a vector or block of the backend."""
-        return vector if self.backend is None else self.backend.reduce(vector)
+        if self.backend is None:
+            return vector
+        if self.backend.place() != (self.rank, self.count):
+            raise ProcessFailed(None, "the processes are others than when the objective was made")
+        return self.backend.reduce(vector)
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -37,7 +37,7 @@ from ihvp.errors import (
 from ihvp.objective.composed import Composed
 from ihvp.objective.example_gradients import ExampleGradients
 from ihvp.objective.restricted import Only, named_blocks, restrict
-from ihvp.processes import Processes, together
+from ihvp.processes import together
 from ihvp.space import VectorSpace
 from ihvp.verification import Premises, Report
 from ihvp.weighting import Weighting, Weights
@@ -153,7 +153,7 @@ class Objective(ExampleGradients):
             raise ParameterError("There are no parameters to differentiate by; is everything frozen?")
         self.space = VectorSpace.of(flat, self.backend, params)
         self._set_weights(weights)
-        self.processes = self.space.processes
+        self._alone = False
         self._set_batches(data, batch_size)
         self._premises = Premises(checks)
         self._adding_up: dict[int, bool] = {}
@@ -311,8 +311,7 @@ class Objective(ExampleGradients):
         array([[9.]])
         """
         other = copy.copy(self)
-        if alone:
-            other.processes = Processes()
+        other._alone = self._alone or alone
         other._set_batches(data, self.batches.batch_size)
         other._adding_up = {}
         if isinstance(weights, str) and weights == "same":

@@ -39,7 +39,6 @@ class WeightedMean:
     loss: Any  # as the backend takes it
     backend: CurvatureBackend
     space: VectorSpace  # of the parameters
-    processes: Processes  # those that the data is spread over
 
     _num_examples: int | None
     _counts: NDArray[np.int64] | None
@@ -50,6 +49,12 @@ class WeightedMean:
     _adding_up: dict[int, bool]
     _without_parts: Batches | None
     _agreed: bool
+    _alone: bool  # whether each process has all of the data
+
+    @property
+    def processes(self) -> Processes:
+        """Those that the data is spread over."""
+        return Processes() if self._alone else self.space.processes
 
     @property
     def num_examples(self) -> int:

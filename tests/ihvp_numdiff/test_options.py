@@ -17,7 +17,7 @@ def test_declared_capabilities_are_the_implemented_ones():
     record = ihvp_backend()
     backend = record.factory(np.ones(2))
     assert isinstance(backend, CurvatureBackend)
-    assert capabilities_of(backend) == record.capabilities == {"product_error", "value", "blocks"}
+    assert capabilities_of(backend) == record.capabilities == {"product_error", "value", "blocks", "reduce"}
     assert backend.device == "cpu"
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 import ihvp
-from ihvp.errors import DataError, InvalidOption, ProcessesDiffer
+from ihvp.errors import DataError, InvalidOption, ProcessesDiffer, ProcessFailed
 
 torch.manual_seed(0)
 X, Y = torch.randn(20, 4, dtype=torch.float64), torch.randint(3, (20,))
@@ -188,7 +188,9 @@ def work(rank, folder, expected):
     processes.all_reduce = inner
     assert sent == [V.size], sent
     refusals(rank, mine)
+    objective_of_then = objective(mine)
     torch.distributed.destroy_process_group()
+    assert "others than" in refused(ProcessFailed, objective_of_then.gradient)
 
 
 def main(folder):

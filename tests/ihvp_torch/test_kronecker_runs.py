@@ -152,7 +152,6 @@ weighted = ihvp.Objective(
     lambda f, b: (functional.cross_entropy(f, b[1], reduction="none") * b[2]).sum() / b[2].sum(), net,
     (x[part], y[part], torch.full_like(y[part], rank).double()), predict=predict, weights=lambda b: b[2],
 )
-alone = ihvp.Objective(loss, net, (x[20:], y[20:]), predict=predict)
 found = ihvp.EKFAC(weighted).to_dense()
 try:
     ihvp.KFAC(mine, out=f"{folder}/factors.npz")
@@ -161,6 +160,7 @@ except ihvp.errors.InvalidOption as error:
 else:
     sys.exit(3)
 torch.distributed.destroy_process_group()
+alone = ihvp.Objective(loss, net, (x[20:], y[20:]), predict=predict)
 torch.testing.assert_close(found, ihvp.EKFAC(alone).to_dense(), rtol=1e-10, atol=1e-13)
 """
 )
