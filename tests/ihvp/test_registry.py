@@ -122,7 +122,7 @@ def test_installed_plugins_are_listed_sorted():
 def test_numdiff_is_installed_with_numpys_version():
     info = next(info for info in ihvp.backends() if info.name == "numdiff")
     assert (info.installed, info.version, info.error) == (True, np.__version__, None)
-    assert info.capabilities == {"product_error", "value", "blocks"}
+    assert info.capabilities == {"product_error", "value", "blocks", "reduce"}
 
 
 def test_listing_backends_imports_no_framework():
