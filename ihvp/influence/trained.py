@@ -125,6 +125,8 @@ class TrainedModel:
 
     def agree(self, call: str, *arguments: Any) -> None:
         """Refuse processes that do not make the same call: what they ask each other would not match."""
+        if self.objective.processes.count == 1:
+            return
         self.objective.agree()
         settings = {
             "the function that they call": call,
