@@ -10,7 +10,7 @@ from ihvp.backend import SupportsGaussNewton
 from ihvp.influence.advice import PART
 from ihvp.influence.caller import level_outside
 from ihvp.objective import Objective
-from ihvp.operators import GaussNewton, Hessian
+from ihvp.operators import GaussNewton
 from ihvp.solvers.ritz import ritz_range
 from ihvp.solvers.solve import Inverse
 
@@ -38,7 +38,8 @@ def definite_inverse(objective: Objective, inverse: Inverse) -> Inverse:
         return inverse
     space = objective.space
     start = space.asarray(np.random.default_rng(0).standard_normal(space.size))
-    ritz = ritz_range(Hessian(objective).apply, start)
+    # The operator that is solved with later: what it linearises for these products, it keeps.
+    ritz = ritz_range(inverse.operator.apply, start)
     if not ritz.lowest + inverse.damping < -(space.eps**0.5) * ritz.highest:
         return inverse
     damping = max(inverse.damping, PART * -ritz.lowest)

@@ -71,15 +71,6 @@ class _Rows:
         left = [(g[:stop, :], a) for g, a in self.factors]
         return _products(left, right, self.example[:stop])
 
-    def squares(self) -> NDArray[np.float64]:
-        """Of their norms."""
-        terms = (
-            algebra.to_numpy((g**2).sum(axis=1)).astype(np.float64)
-            * algebra.to_numpy((a**2).sum(axis=1))[self.example]
-            for g, a in self.factors
-        )
-        return np.asarray(sum(terms))
-
     def along(self, vectors: Vector) -> NDArray[np.float64]:
         """``(k, R)``: their products with vectors ``(P, k)``."""
         return _along(self.layers, self.factors, vectors, self.example)
@@ -115,7 +106,7 @@ class DualInverse:
         self._operator, self._damping, self._rtol = operator, damping, rtol
         self.tolerance = 0.0
         rows = _rows_of(operator.objective)
-        squares = rows.squares()
+        squares = _squares(rows.factors, rows.example)
         order = np.argsort(-squares)
         # The largest come first; what is left out, after so many rows.
         self._rows = rows.take(order)
@@ -175,7 +166,7 @@ class DualInverse:
         x_along = (along - rows_along[:, : len(y)] @ y) / self._damping
         x_curved = (curved - rows_curved[:, : len(y)] @ y) / self._damping
         residuals = ((along - self._damping * x_along - x_curved) ** 2).sum(axis=0)
-        sizes = sum(algebra.to_numpy((g**2).sum(axis=1) * (a**2).sum(axis=1)) for g, a in left)
+        sizes = _squares(left)
         least = chi2.ppf(_RISK / residuals.size, _PROBES)
         with np.errstate(divide="ignore", invalid="ignore"):
             relative = np.where(residuals > 0, np.sqrt(residuals / least / sizes), 0.0)
@@ -285,6 +276,15 @@ def _outer(
 def _flat_inputs(inputs: Vector, layer: Layer) -> Vector:
     """``(n, d_in)`` of a layer that is used at one place, with a one for its bias."""
     return with_bias(layer, inputs)[:, 0, 0, :]
+
+
+def _squares(factors: Factors, example: NDArray[np.intp] | None = None) -> NDArray[np.float64]:
+    """The squares of the norms; A has a row for each example, where these are given."""
+    total = np.zeros(len(factors[0][0]))
+    for g, a in factors:
+        inputs = algebra.to_numpy((a**2).sum(axis=1)).astype(np.float64)
+        total += algebra.to_numpy((g**2).sum(axis=1)) * (inputs if example is None else inputs[example])
+    return total
 
 
 def _products(left: Factors, right: Factors, example: NDArray[np.intp] | None = None) -> NDArray[np.floating]:

@@ -27,9 +27,8 @@ from ihvp.solvers.tolerances import check_tolerances, iteration_limit
 # Up to this size the matrix itself costs less than finding out whether it is needed.
 _TINY = 32
 
-# The side of the matrices whose product tells how fast the device multiplies.
-_PROBE = 256
-
+# How many products are timed, and the side of the matrices whose product tells the device's pace.
+_MEASURING, _PROBE = 2, 256
 
 # The directions that solves share are made conjugate to one another by 8 P operations for each pair. They may
 # be so many that this takes this part of a product's own work, and are not worth it below so many.
@@ -75,7 +74,7 @@ class Plan:
         """Find out what a product costs, and from that what the matrix would."""
         space = self.system.space
         self.seconds, pace = _pace(self.system, v)
-        self.work, self.spent = self.seconds * pace, 2
+        self.work, self.spent = self.seconds * pace, _MEASURING
         try:
             require_matrix(self.system)
         except TooLarge:
@@ -84,11 +83,12 @@ class Plan:
 
     def shared(self, v: Vector) -> Sketch | None:
         """The directions that solves share, from the first block or second vector on, if they pay."""
+        if self.sketch is not None:
+            return self.sketch
         space = self.system.space
         rank = int(min(_SHARE * self.work / (8 * space.size), Nystrom().most(space)))
-        gains = self.spent > 2 or (v.ndim == 2 and v.shape[1] >= _BLOCK)
-        affordable = rank >= _FEWEST and self.seconds >= _QUICK and space.eps < _COARSE
-        if self.sketch is None and gains and affordable:
+        gains = self.spent > _MEASURING or (v.ndim == 2 and v.shape[1] >= _BLOCK)
+        if gains and rank >= _FEWEST and self.seconds >= _QUICK and space.eps < _COARSE:
             self.sketch = Nystrom(rank=rank).sketch(self.system)
         return self.sketch
 

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 import ihvp
 from ihvp.errors import SolverError
+from tests.benchmarks.digit_networks import dense, trained
 from tests.benchmarks.rows import Case, Row, seconds
 from tests.benchmarks.timing import once
 
@@ -95,26 +96,15 @@ def _problem(
     scales = 10 ** rng.uniform(-spread / 2, spread / 2, 64)
     x = torch.tensor(digits.data / 16 * scales, dtype=torch.float32)[order]
     y = torch.tensor(digits.target)[order]
-    torch.manual_seed(0)
-    net = make()
-    optimizer = torch.optim.SGD(net.parameters(), rate, momentum=0.9, weight_decay=decay)
-    for _ in range(epochs):
-        for rows in torch.randperm(_TRAINING).split(50):
-            optimizer.zero_grad()
-            cross_entropy(net(x[rows]), y[rows]).backward()
-            optimizer.step()
+    training = x[:_TRAINING], y[:_TRAINING]
     objective = ihvp.Objective(
         lambda outputs, batch: cross_entropy(outputs, batch[1]),
-        net,
-        (x[:_TRAINING], y[:_TRAINING]),
+        trained(make, *training, epochs=epochs, decay=decay, rate=rate),
+        training,
         predict=lambda net, batch: net(batch[0]),
     )
     queries = slice(_TRAINING, _TRAINING + _QUERIES)
     return objective, (x[queries], y[queries])
-
-
-def _dense() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
 
 
 def _convolutional() -> nn.Module:
@@ -131,12 +121,12 @@ def _convolutional() -> nn.Module:
 
 
 _PROBLEMS: dict[str, Callable[[], tuple[ihvp.Objective, tuple[Tensor, Tensor]]]] = {
-    "a fitted network": functools.partial(_problem, _dense),
-    "a barely trained one": functools.partial(_problem, _dense, epochs=1),
-    "ten times the weight decay": functools.partial(_problem, _dense, decay=1e-2),
+    "a fitted network": functools.partial(_problem, dense),
+    "a barely trained one": functools.partial(_problem, dense, epochs=1),
+    "ten times the weight decay": functools.partial(_problem, dense, decay=1e-2),
     "a convolutional network": functools.partial(_problem, _convolutional),
     "softmax regression": functools.partial(_problem, functools.partial(nn.Linear, 64, 10)),
-    "pixels of other scales": functools.partial(_problem, _dense, rate=0.005, spread=3),
+    "pixels of other scales": functools.partial(_problem, dense, rate=0.005, spread=3),
 }
 
 CASE = Case("choices", {"torch": measure})

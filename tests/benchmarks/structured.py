@@ -30,6 +30,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import ihvp
+from tests.benchmarks.digit_networks import dense, trained
 from tests.benchmarks.rows import Case, Row, seconds
 from tests.benchmarks.timing import Times, in_turns, once
 
@@ -173,7 +174,7 @@ class _Task:
         y = torch.tensor(digits.target)[order]
         self.training = x[:_TRAINING], y[:_TRAINING]
         self.test = x[_TRAINING:], y[_TRAINING:]
-        self.net = _trained(*self.training, seed=0)
+        self.net = trained(dense, *self.training)
 
     def objective(self) -> ihvp.Objective:
         return ihvp.Objective(
@@ -262,7 +263,7 @@ class _Task:
         for half, loss in zip(halves, losses, strict=True):
             half[rng.permutation(_TRAINING)[: _TRAINING // 2]] = True
             for run in range(_RUNS):
-                net = _trained(x[half], y[half], seed=1 + run)
+                net = trained(dense, x[half], y[half], seed=1 + run)
                 with torch.no_grad():
                     loss += cross_entropy(net(self.test[0]), self.test[1], reduction="none").numpy() / _RUNS
         return losses, halves
@@ -282,18 +283,6 @@ def _kronfluence_task() -> Any:
             return cross_entropy(model(batch[0]), batch[1], reduction="sum")
 
     return Digits()
-
-
-def _trained(x: Tensor, y: Tensor, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
-    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
-    for _ in range(30):
-        for rows in torch.randperm(len(x)).split(50):
-            optimizer.zero_grad()
-            cross_entropy(net(x[rows]), y[rows]).backward()
-            optimizer.step()
-    return net
 
 
 def _scores(influence: ihvp.Influence, test: tuple[Tensor, Tensor]) -> NDArray[Any]:
