@@ -55,6 +55,8 @@ class Group:
             return
         work = torch.distributed.all_reduce(total, async_op=True)
         while True:
+            # It may arrive just after the wait for it has ended: only what raises after that has failed.
+            is_completed = work.is_completed()
             try:
                 work.wait(_LOOK)
                 return
@@ -63,7 +65,7 @@ class Group:
                 for rank, failure in self._failures().items():
                     if failure.sums < self._sums and failure.sums != own:
                         raise ProcessFailed(rank, failure.why) from error
-                if work.is_completed():
+                if is_completed:
                     raise ProcessFailed(None, str(error)) from error
 
     def _await_others(self) -> None:

@@ -12,11 +12,13 @@ import socket
 import sys
 import time
 import warnings
+from datetime import timedelta
 
 import numpy as np
 import torch
 
 import ihvp
+import ihvp_torch._processes
 from ihvp.errors import DataError, ProcessesDiffer, ProcessFailed
 
 X, W = torch.arange(24.0, dtype=torch.float64).reshape(12, 2) / 24, torch.ones(2, dtype=torch.float64)
@@ -75,6 +77,17 @@ def one_is_killed(rank):
     assert isinstance(told, ProcessFailed), repr(told)
 
 
+def sums_come_when_the_others_look(rank):
+    """A sum that arrives just after the wait for it has ended is no failure."""
+    ihvp_torch._processes._LOOK = timedelta(milliseconds=3)
+    group, draw = ihvp_torch._processes.group(), np.random.default_rng(rank)
+    for number in range(600):
+        time.sleep(draw.uniform(2e-3, 4e-3) * (number % 3 == rank))
+        total = torch.full((2,), float(number + rank))
+        group.sum(total)
+        assert total.tolist() == [3 * number + 3] * 2
+
+
 def work(rank, port, scenario):
     warnings.simplefilter("ignore", ihvp.influence.NotAtOptimum)
     method = f"tcp://127.0.0.1:{port}"
@@ -85,7 +98,7 @@ def work(rank, port, scenario):
 def main():
     torch.set_num_threads(1)
     fork, failed = multiprocessing.get_context("fork"), []
-    for scenario in (all_fail_and_go_on, one_fails, one_is_killed):
+    for scenario in (sums_come_when_the_others_look, all_fail_and_go_on, one_fails, one_is_killed):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         ranks = [fork.Process(target=work, args=(rank, port, scenario)) for rank in range(3)]
