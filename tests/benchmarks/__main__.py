@@ -28,7 +28,9 @@ def main() -> int:
     """0 if everything could be measured, within its bar or not."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="CASE[/FRAMEWORK]", help="print these rows and write nothing")
-    only = parser.parse_args().only
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="measure there only")
+    options = parser.parse_args()
+    only = options.only
     name, _, framework = (only or "").partition("/")
     if name and (name not in CASES or (framework and framework not in CASES[name].frameworks)):
         parser.error(f"--only {only}: expected one of {', '.join(CASES)}, or such as solves/torch")
@@ -38,7 +40,7 @@ def main() -> int:
     for case in [CASES[name]] if name else CASES.values():
         for library in [framework] if framework else case.frameworks:
             devices = ["cpu"] + ["cuda"] * (library in gpus and case.name not in _NOT_ON_GPU)
-            for device in devices:
+            for device in [options.device] if options.device else devices:
                 start = time.perf_counter()
                 label = f"{case.name}, {library} on {device}"
                 result = _measure(case.name, library, device)
@@ -47,7 +49,7 @@ def main() -> int:
                 else:
                     rows += result
                 print(f"{label}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    if only:
+    if only or options.device:
         print(report.table(rows))
     else:
         report.write(_OUTPUT, rows, failures)

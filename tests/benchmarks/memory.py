@@ -81,7 +81,7 @@ def peak_of(call: Callable[[], Any]) -> int:
 
 def _peak(framework: str, size: int) -> Row:
     """CG on a quadratic with four distinct curvatures, which takes four products."""
-    objective, v = _QUADRATICS[framework](size)
+    objective, v = QUADRATICS[framework](size)
     before = resident()
     solutions: list[ihvp.Solution] = []
     peak = peak_of(
@@ -154,7 +154,7 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
 
-_QUADRATICS: dict[str, Callable[[int], tuple[ihvp.Objective, Callable[[], Any]]]] = {
+QUADRATICS: dict[str, Callable[[int], tuple[ihvp.Objective, Callable[[], Any]]]] = {
     "torch": _torch,
     "torch-compiled": partial(_torch, compiled=True),
     "jax": _jax,
@@ -162,4 +162,4 @@ _QUADRATICS: dict[str, Callable[[int], tuple[ihvp.Objective, Callable[[], Any]]]
     "numdiff": _numdiff,
 }
 
-CASE = Case("memory", {framework: partial(measure, framework) for framework in _QUADRATICS})
+CASE = Case("memory", {framework: partial(measure, framework) for framework in QUADRATICS})

@@ -17,17 +17,23 @@ class Model:
 
     Attributes
     ----------
-    params, batch, loss
-        As ``ihvp.Objective`` takes them.
+    params, batch, loss, predict, output_loss
+        As ``ihvp.Objective`` takes them; the last two of torch and JAX.
     """
 
     params: Any
     batch: Any
     loss: Callable[[Any, Any], Any]
+    predict: Callable[[Any, Any], Any]
+    output_loss: Callable[[Any, Any], Any]
 
     def objective(self, batch: Any = None) -> ihvp.Objective:
         """The mean loss over the problem's data, or over a part of them."""
         return ihvp.Objective(self.loss, self.params, self.batch if batch is None else batch)
+
+    def predicting(self) -> ihvp.Objective:
+        """The mean loss as a function of the outputs, which a Gauss–Newton matrix needs."""
+        return ihvp.Objective(self.output_loss, self.params, self.batch, predict=self.predict)
 
     def hessian(self) -> ihvp.Hessian:
         """Its Hessian."""
@@ -59,8 +65,14 @@ class TorchModel(Model):
         self.batch = (torch.tensor(problem.x, device=device), torch.tensor(problem.y, device=device))
         self.weights = list(self.module.parameters())
 
+    def predict(self, module: Any, batch: Any) -> Any:
+        return module(batch[0])
+
+    def output_loss(self, outputs: Any, batch: Any) -> Any:
+        return self.criterion(outputs, batch[1])
+
     def loss(self, module: Any, batch: Any) -> Any:
-        return self.criterion(module(batch[0]), batch[1])
+        return self.output_loss(self.predict(module, batch), batch)
 
     def native(self, array: NDArray[Any]) -> Any:
         import torch
@@ -98,14 +110,20 @@ class JaxModel(Model):
         self.params = [self.native(array) for array in problem.weights]
         self.batch = (self.native(problem.x), self.native(problem.y.astype(np.int32)))
 
-        def loss(weights: Any, batch: Any) -> Any:
-            x, y = batch
+        def predict(weights: Any, batch: Any) -> Any:
+            x = batch[0]
             for W, b in zip(weights[:-2:2], weights[1:-2:2], strict=True):
                 x = jnp.tanh(x @ W.T + b)
-            scores = jax.nn.log_softmax(x @ weights[-2].T + weights[-1])
-            return -jnp.take_along_axis(scores, y[:, None], axis=1).mean()
+            return x @ weights[-2].T + weights[-1]
 
-        self.loss = loss
+        def output_loss(outputs: Any, batch: Any) -> Any:
+            scores = jax.nn.log_softmax(outputs)
+            return -jnp.take_along_axis(scores, batch[1][:, None], axis=1).mean()
+
+        def loss(weights: Any, batch: Any) -> Any:
+            return output_loss(predict(weights, batch), batch)
+
+        self.predict, self.output_loss, self.loss = predict, output_loss, loss
         self._gradient = jax.jit(jax.grad(loss))
 
     def native(self, array: NDArray[Any]) -> Any:

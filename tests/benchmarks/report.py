@@ -58,15 +58,16 @@ def write(folder: Path, rows: Sequence[Row], failures: dict[str, str]) -> None:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown, with columns for the GPU where there are rows of one."""
-    on_gpu = {_key(row): row for row in rows if row.device != "cpu"}
+    """Markdown, with columns for the GPU where there are rows of both."""
+    devices = {row.device for row in rows}
+    on_gpu = {_key(row): row for row in rows if row.device != "cpu"} if len(devices) > 1 else {}
     head = ["", "", "ours", "beside", "number", "bar", "", "residuals"]
     if on_gpu:
         head += ["GPU: ours", "beside", "number", ""]
     lines = [head, ["---"] * len(head)]
     case = ""
     for row in rows:
-        if row.device != "cpu":
+        if on_gpu and row.device != "cpu":
             continue
         if row.case != case:
             case = row.case
