@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ihvp.algebra import as_numpy
 from ihvp.backend import Batch, Params
 from ihvp.contents import Contents, is_installed
-from ihvp.data import Batches, describe_structure
+from ihvp.data import Batches, describe_structure, is_array
 from ihvp.digest import array_bytes, digest
 from ihvp.objective import Objective
 from ihvp.operators import LinearOperator
+from ihvp.processes import Processes
 
 
 def of_array(array: Any) -> str:
@@ -27,14 +30,35 @@ def of_batch(batch: Batch) -> str:
     return of_data(Batches([batch]))
 
 
-def of_data(batches: Batches) -> str:
-    """Of all batches in their order, in one pass over them; how the examples are cut does not enter."""
-    leaves: dict[str, _Rows] = {}
-    for batch, _ in batches:
+def of_data(batches: Batches, processes: Processes | None = None, first: int = 0) -> str:
+    """Of all examples in their order, in one pass over them; how they are cut into batches does not enter.
+
+    Nor does how they are spread over processes, of which each calls this with the number of its own ``first``
+    example: the digests of the examples and their numbers are added up (Bellare and Micciancio, "A new
+    paradigm for collision-free hashing: incrementality at reduced cost", EUROCRYPT 1997).
+    """
+    total = np.zeros(2, np.int64)  # whose sums wrap around
+    for batch, count in batches:
         for name, leaf in _leaves(batch, describe_structure(batch)):
-            leaves.setdefault(name, _Rows()).feed(leaf)
-    parts = ((name.encode(), leaves[name].state.digest()) for name in sorted(leaves))
-    return digest(*itertools.chain(*parts)).hex()
+            # What is no array belongs to each example of its batch.
+            rows = as_numpy(leaf) if is_array(leaf) else None
+            form = Contents().digest(leaf) if rows is None else f"{leaf.dtype}{rows.shape[1:]}".encode()
+            key = digest(name.encode(), form)
+            if rows is None:
+                total += count * np.frombuffer(key, np.int64)
+                continue
+            each = (
+                hashlib.blake2b(row, digest_size=16, key=key, salt=number.to_bytes(16)).digest()
+                for number, row in enumerate(_bytes_of_rows(rows), first)
+            )
+            total += np.frombuffer(b"".join(each), np.int64).reshape(-1, 2).sum(axis=0)
+        first += count
+    return (total if processes is None else processes.sum(total)).tobytes().hex()
+
+
+def of_examples(objective: Objective) -> str:
+    """Of the data of an objective, over all processes that it is spread over."""
+    return of_data(objective.batches, objective.processes, objective.first)
 
 
 def of_function(function: Any) -> str:
@@ -60,7 +84,7 @@ def of_objective(objective: Objective) -> dict[str, str]:
         "loss": of_function(objective.loss),
         "reduction": objective.reduction,
         "weights": of_function(objective.weighting.function),
-        "training data": of_data(objective.batches),
+        "training data": of_examples(objective),
         "backend": type(objective.backend).__name__,
     }
 
@@ -98,21 +122,8 @@ def _leaves(batch: Batch, path: str) -> list[tuple[str, Any]]:
     return [(path, batch)]
 
 
-class _Rows:
-    """The rows of one array, which comes in pieces."""
-
-    def __init__(self) -> None:
-        self.state = hashlib.blake2b(digest_size=16)
-        self._form: Any = None
-
-    def feed(self, leaf: Any) -> None:
-        if not hasattr(leaf, "shape"):
-            self.state.update(Contents().digest(leaf))
-            return
-        array = as_numpy(leaf)
-        form = leaf.dtype, array.shape[1:]
-        # Padded batches differ in their later dimensions.
-        if form != self._form:
-            self._form = form
-            self.state.update(f"{form[0]}{form[1]}".encode())
-        self.state.update(array_bytes(array))
+def _bytes_of_rows(rows: NDArray[Any]) -> Iterator[Any]:
+    if rows.dtype.hasobject:
+        return map(array_bytes, rows)
+    whole, size = memoryview(array_bytes(rows)), rows.nbytes // len(rows)
+    return (whole[start : start + size] for start in range(0, rows.nbytes, size or 1))

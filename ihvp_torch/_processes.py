@@ -53,19 +53,21 @@ class Group:
         if total.device.type != "cpu":
             torch.distributed.all_reduce(total)
             return
-        work = torch.distributed.all_reduce(total, async_op=True)
+        work, is_lost = torch.distributed.all_reduce(total, async_op=True), False
         while True:
-            # It may arrive just after the wait for it has ended: only what raises after that has failed.
-            is_completed = work.is_completed()
+            # It may arrive just after the wait for it has ended, also from a process that has then gone, and
+            # the store with it: only what raises once more has failed.
+            is_last = is_lost or work.is_completed()
             try:
                 work.wait(_LOOK)
                 return
             except RuntimeError as error:
-                own = None if self._failure is None else self._failure.sums
-                for rank, failure in self._failures().items():
+                own, failures = None if self._failure is None else self._failure.sums, self._failures()
+                is_lost = failures is None
+                for rank, failure in (failures or {}).items():
                     if failure.sums < self._sums and failure.sums != own:
                         raise ProcessFailed(rank, failure.why) from error
-                if is_completed:
+                if is_last:
                     raise ProcessFailed(None, str(error)) from error
 
     def _await_others(self) -> None:
@@ -73,24 +75,25 @@ class Group:
         end, own = time.monotonic() + _PATIENCE, self._failure
         assert own is not None
         while True:
-            others = self._failures().values()
-            if own.alone or any(other.alone for other in others) or time.monotonic() > end:
+            others = self._failures()
+            is_hopeless = others is None or any(other.alone for other in others.values())
+            if own.alone or is_hopeless or time.monotonic() > end:
                 raise ProcessFailed(self.rank, own.why)
-            if sum(other.sums == own.sums for other in others) == self.size - 1:
+            if sum(other.sums == own.sums for other in (others or {}).values()) == self.size - 1:
                 self._is_shared = True
                 return
             time.sleep(0.01)
 
-    def _failures(self) -> dict[int, _Failure]:
-        """The last failure of each other process that had one."""
+    def _failures(self) -> dict[int, _Failure] | None:
+        """The last failure of each other process that had one; None where the store is gone."""
         found = {}
         try:
             for rank in range(self.size):
                 if rank != self.rank and self.store.check([_key(rank)]):
                     sums, alone, why = self.store.get(_key(rank)).decode().split("|", 2)
                     found[rank] = _Failure(int(sums), alone == "1", why)
-        except RuntimeError as error:
-            raise ProcessFailed(None, str(error)) from error
+        except RuntimeError:
+            return None
         return found
 
 

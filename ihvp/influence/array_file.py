@@ -11,8 +11,9 @@ import math
 import os
 import sys
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,15 +34,14 @@ class NumpyFile:
         np.lib.format.write_array_header_1_0(head, description)
         size = head.tell() + math.prod(shape) * dtype.itemsize
         is_new = not path.exists()
-        # Not through the map: where a write into one fails, the process is killed without a word.
-        self._file: BinaryIO = files.enter_context(path.open("w+b" if is_new else "r+b"))
+        # Not through the map: where a write into one fails, the process is killed without a word. Nor through
+        # a buffer, which would write what another process has written since as it was before.
+        self._file: FileIO = files.enter_context(path.open("w+b" if is_new else "r+b", buffering=0))
         try:
             if path.stat().st_size != size or self._file.read(head.tell()) != head.getvalue():
-                self._file.seek(0)
-                self._file.write(head.getvalue())
+                self._put(0, head.getvalue())
                 self._file.truncate(size)
                 _reserve(self._file, size)
-                self._file.flush()
         except BaseException:
             if is_new:
                 path.unlink()
@@ -52,10 +52,13 @@ class NumpyFile:
         """Put a chunk in its place and on the disk: a run that is killed afterwards does not lose it."""
         row_stride, stride = self._map.strides
         for number, values in enumerate(np.ascontiguousarray(chunk), row):
-            self._file.seek(self._map.offset + number * row_stride + column * stride)
-            self._file.write(values.data)
-        self._file.flush()
+            self._put(self._map.offset + number * row_stride + column * stride, values.view(np.uint8).data)
         os.fsync(self._file.fileno())
+
+    def _put(self, place: int, content: bytes | memoryview) -> None:
+        self._file.seek(place)
+        if self._file.write(content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def read(self, chunk: Chunk) -> NDArray[Any] | None:
         """What is there now, whatever it is; None where it cannot be read."""
@@ -149,7 +152,7 @@ def _synchronise(path: Path) -> None:
         os.close(file)
 
 
-def _reserve(file: BinaryIO, size: int) -> None:
+def _reserve(file: FileIO, size: int) -> None:
     """Take the room for a file at once, where the system can: better before the work than in the middle."""
     if hasattr(os, "posix_fallocate"):
         try:

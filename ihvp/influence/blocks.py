@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ihvp.backend import Batch
-from ihvp.data import Batches
+from ihvp.data import Batches, Examples
 from ihvp.errors import DataError
 from ihvp.objective import Objective
 
@@ -64,6 +64,26 @@ def counted_blocks(objective: Objective, rows: int) -> Iterator[Block]:
             "in a later pass; expected the same data at every pass. Pass a list of batches, or drop sampling "
             "from the loader."
         )
+
+
+def windows(objective: Objective, width: int) -> Iterator[tuple[Block, slice]]:
+    """The examples of this process in blocks of at most ``width``, and which of a block's they are.
+
+    Data in memory is cut as that of all processes together is, at multiples of ``width``; where others have
+    some of a block, examples of this process stand in for them. So the numbers of an example come from
+    arrays of the same shape, and have the same bits, over however many processes the data is spread.
+    """
+    if not objective.batches.in_memory:
+        for block in counted_blocks(objective, width):
+            yield block, slice(0, block.count)
+        return
+    examples, first = Examples.of(objective.batches), objective.first
+    stop = first + examples.count
+    for start in range(first // width * width, stop, width):
+        numbers = np.arange(start, min(start + width, objective.total_examples))
+        own = slice(max(0, first - start), min(stop - start, len(numbers)))
+        batch = examples.rows(numbers.clip(first, stop - 1) - first)
+        yield Block(max(start, first) - first, [batch], len(numbers)), own
 
 
 def blocks_of_all(objective: Objective, rows: int) -> Iterator[tuple[int, int, Block | None]]:

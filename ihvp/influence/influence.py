@@ -142,7 +142,8 @@ class Influence:
             What is asked about, in place of the objective's loss: a loss without regulariser, a margin.
         out : path, optional
             A folder to stream the scores to: ``scores.npy`` in it, or ``scores.zarr`` where the folder's own
-            name ends in ``.zarr``. After an interruption the same call goes on where it stopped.
+            name ends in ``.zarr``. After an interruption the same call goes on where it stopped, with any
+            number of processes: all write to one folder (not zarr's), which all of them see.
         progress : bool, optional
             Shows a progress bar; by default in a terminal, after a second.
 
@@ -192,11 +193,13 @@ class Influence:
             for row, column, tile in tiles(model, points, training, progress):
                 values[row : row + tile.shape[0], column : column + tile.shape[1]] = tile
             return Scores(training.processes.join(values), ("test", "train"), points.residual)
-        if self.objective.processes.count > 1:
-            raise InvalidOption("out", out, "None, where the data is spread over processes")
+        processes = self.objective.processes
+        if processes.count > 1 and Path(out).suffix == ".zarr":
+            expected = "a folder of another name: two processes may have parts of one zarr chunk"
+            raise InvalidOption("out", out, expected)
         depends_on = terms(model, points, training)
-        chunk = model.rows, tile_columns(training.num_params, training.num_examples)
-        with Store(out, shape, model.dtype, chunk, depends_on) as store:
+        chunk = model.rows, tile_columns(training.num_params, training.total_examples)
+        with Store(out, shape, model.dtype, chunk, depends_on, processes) as store:
             for row, column, tile in tiles(model, points, training, progress, store):
                 store.write(row, column, tile)
             return Scores(store.read(), ("test", "train"), points.residual)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,8 +23,9 @@ from ihvp.influence.array_file import Chunk, NumpyFile, ZarrFolder, import_zarr
 from ihvp.influence.caller import level_outside
 from ihvp.influence.lock import locked
 from ihvp.influence.products import InverseProducts
+from ihvp.processes import Processes
 
-_MANIFEST, _JOURNAL, _LOCK = "manifest.json", "done.txt", ".lock"
+_MANIFEST = "manifest.json"
 
 # Of the files of a store; another one's are refused.
 _FORMAT = 1
@@ -58,13 +60,15 @@ class Store:
     ``manifest.json``  the versions of format and library, the shape, and what the scores depend on
     ``scores.npy``     ``(n_test, n_train)``; ``scores.zarr`` where the folder's name ends in ``.zarr``
     ``products-….npz`` the inverse products of a block of test points
-    ``done.txt``       a line for each finished chunk of scores: its place and its checksum
+    ``done.txt``       a line for each finished chunk of scores: its place and its checksum; ``done-1.txt``
+                       and so on are those of other processes in a run of several
     =================  ==============================================================================
 
     A chunk is in its file, and that on the disk, before its line is written, so that a line is a promise
     whatever ends the run; what has no line is computed again. So is what does not have the checksum of its
     line, which covers what the scores depend on, the place and the numbers: with a ``StoreDamaged`` warning.
 
+    ``processes`` write to one folder, each its own chunks; the first one makes it and keeps the products.
     ``chunk`` is the size of the largest one, and ``depends_on`` has names and fingerprints of what the scores
     depend on: in a folder whose scores depend on something else, or are of another format or series of
     versions, that is StoreMismatch. StoreInUse: another run writes to it. StoreError: it cannot be written,
@@ -78,24 +82,35 @@ class Store:
         dtype: np.dtype[Any],
         chunk: tuple[int, int],
         depends_on: Mapping[str, str],
+        processes: Processes,
     ) -> None:
-        self.folder, self._shape = Path(folder), shape
+        self.folder, self._shape, self._processes = Path(folder), shape, processes
         self._depends_on = {**depends_on, "shape": str(shape), "dtype": dtype.str}
         if is_zarr := self.folder.suffix == ".zarr":
             import_zarr()
             self._depends_on["chunk"] = str(chunk)
+        is_first = processes.rank == 0
         with self._writing(), ExitStack() as files:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            files.enter_context(locked(self.folder / _LOCK))
-            self._identify()
+            if is_first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                files.enter_context(locked(self.folder / _lock(0)))
+                for lock in self.folder.glob(_lock("*")):
+                    with locked(lock):  # which another process of an earlier run may still hold
+                        pass
+                self._identify()
+            else:
+                self._follow(files)
             self._array = (
                 ZarrFolder(self.folder / "scores.zarr", shape, dtype, chunk)
                 if is_zarr
                 else NumpyFile(self.folder / "scores.npy", shape, dtype, files)
             )
-            self.done = self._finished()
+            self.done = self._finished() if is_first else _lines(self._read(_journal(0)), shape)[0]
+            if is_first:
+                self._lead()
             # Unbuffered: what a full disk refuses must not be tried again when the file is closed.
-            self._journal = files.enter_context((self.folder / _JOURNAL).open("ab", buffering=0))
+            journal = self.folder / _journal(processes.rank)
+            self._journal = files.enter_context(journal.open("ab", buffering=0))
             self._files = files.pop_all()
 
     def __enter__(self) -> Store:
@@ -106,7 +121,8 @@ class Store:
             self._files.close()
 
     def read(self) -> Any:
-        """The scores, read-only: a memory map, or a zarr array."""
+        """The scores of all processes, once they are there, read-only: a memory map, or a zarr array."""
+        self._processes.each(0)
         with self._writing():
             return self._array.whole()
 
@@ -123,7 +139,14 @@ class Store:
         self.done[key] = checksum
 
     def products(self, row: int, shape: tuple[int, int]) -> tuple[NDArray[Any], float] | None:
-        """The kept inverse products of the test points from ``row`` on, and their residual."""
+        """The kept inverse products of the test points from ``row`` on, and their residual.
+
+        All processes ask for them, and have them where all can read them.
+        """
+        found = self._products(row, shape)
+        return found if self._processes.each(int(found is not None)).all() else None
+
+    def _products(self, row: int, shape: tuple[int, int]) -> tuple[NDArray[Any], float] | None:
         path = self.folder / _products(row)
         with self._writing():
             try:
@@ -141,6 +164,8 @@ class Store:
 
     def keep_products(self, row: int, vectors: NDArray[Any], residual: float) -> None:
         """Keep the inverse products ``(k, P)`` of a block of test points."""
+        if self._processes.rank:
+            return
         kept = InverseProducts(vectors, residual, {**self._depends_on, "first": str(row)})
         with self._writing():
             kept.save(self.folder / _products(row))
@@ -152,8 +177,12 @@ class Store:
         manifest = {"format": _FORMAT, "ihvp": __version__, **self._depends_on}
         path, content = self.folder / _MANIFEST, _sealed(manifest)
         is_there = path.exists()
-        leftovers = {_LOCK, _MANIFEST, f"{_MANIFEST}.part"}
-        others = sorted(other.name for other in self.folder.iterdir() if other.name not in leftovers)
+        leftovers = {_MANIFEST, f"{_MANIFEST}.part"}
+        others = sorted(
+            other.name
+            for other in self.folder.iterdir()
+            if other.name not in leftovers and not other.name.startswith(_lock(0))
+        )
         if not others:
             replace(path, lambda file: file.write(content))
         elif not is_there:
@@ -168,18 +197,47 @@ class Store:
             if keys:
                 raise StoreMismatch(str(self.folder), {k: (found.get(k), expected.get(k)) for k in keys})
 
+    def _lead(self) -> None:
+        """Let the other processes in, by files that tell them that this is the folder."""
+        token = secrets.randbits(52)
+        for rank in range(1, self._processes.count):
+            replace(self.folder / _lock(rank), lambda file: file.write(b"%d" % token))
+        self._processes.agreed(token)
+
+    def _follow(self, files: ExitStack) -> None:
+        """Wait until the first process has made the folder, and hold a lock of one's own."""
+        rank = self._processes.rank
+        token, lock = int(self._processes.agreed(0)), _lock(rank)
+        if self._read(lock) != b"%d" % token:
+            raise StoreError(
+                f"The process of rank {rank} does not find what that of rank 0 wrote to {self.folder}; "
+                "expected one folder that all processes see. Pass the path of a shared file system."
+            )
+        files.enter_context(locked(self.folder / lock))
+
+    def _read(self, name: str) -> bytes:
+        path = self.folder / name
+        return path.read_bytes() if path.exists() else b""
+
+    def is_turn(self, number: int, spread: Processes) -> bool:
+        """Whether this process writes the tile of this number; all of its own, where the data is spread."""
+        among = self._processes
+        return spread.count == among.count or number % among.count == among.rank
+
+    def finished_columns(self, row: int, rows: int) -> list[tuple[int, int]]:
+        """Where the columns begin and end whose scores in these rows are there."""
+        found: list[tuple[int, int]] = []
+        for start, stop in sorted((c, c + n) for r, c, m, n in self.done if (r, m) == (row, rows)):
+            if found and start <= found[-1][1]:
+                start, stop = found[-1][0], max(found.pop()[1], stop)
+            found.append((start, stop))
+        return found
+
     def _finished(self) -> dict[Chunk, str]:
-        path = self.folder / _JOURNAL
-        text = path.read_bytes() if path.exists() else b""
-        found, torn = {}, 0
-        # An interruption may have torn the last line: the next one must not be joined to it.
-        for line in text.split(b"\n")[:-1]:
-            match = re.fullmatch(rb"(\d+) (\d+) (\d+) (\d+) ([0-9a-f]{32})", line)
-            row, column, rows, columns = map(int, match.groups()[:4]) if match else (0, 0, 0, 0)
-            if match and row + rows <= self._shape[0] and column + columns <= self._shape[1]:
-                found[row, column, rows, columns] = match[5].decode()
-            else:
-                torn += 1
+        """The chunks that this and the other processes of an earlier run have written."""
+        path, others = self.folder / _journal(0), sorted(self.folder.glob(_journal("*")))
+        text = b"".join(self._read(file.name) for file in (path, *others))
+        found, torn = _lines(text, self._shape)
         wrong = [chunk for chunk in found if self._now(chunk) != found[chunk]]
         for chunk in wrong:
             del found[chunk]
@@ -194,10 +252,12 @@ class Store:
                 f"to {column + columns - 1:,}{more} in {self._array.path.name} are not what was written"
             )
         elif torn:
-            self._warn(f"{torn:,} lines of {_JOURNAL} are not what was written")
+            self._warn(f"{torn:,} lines of {_journal(0)} are not what was written")
         whole = b"".join(_line(*entry) for entry in found.items())
-        if whole != text:
+        if whole != text or others:
             replace(path, lambda file: file.write(whole))
+        for file in others:
+            file.unlink()
         return found
 
     def _now(self, chunk: Chunk) -> str | None:
@@ -231,6 +291,28 @@ class Store:
 
 def _line(chunk: Chunk, checksum: str) -> bytes:
     return " ".join(map(str, (*chunk, checksum))).encode() + b"\n"
+
+
+def _lines(text: bytes, shape: tuple[int, int]) -> tuple[dict[Chunk, str], int]:
+    """The chunks of a journal and their checksums, and the number of its lines that are no promise."""
+    found, torn = {}, 0
+    # An interruption may have torn the last line: the next one must not be joined to it.
+    for line in text.split(b"\n")[:-1]:
+        match = re.fullmatch(rb"(\d+) (\d+) (\d+) (\d+) ([0-9a-f]{32})", line)
+        row, column, rows, columns = map(int, match.groups()[:4]) if match else (0, 0, 0, 0)
+        if match and row + rows <= shape[0] and column + columns <= shape[1]:
+            found[row, column, rows, columns] = match[5].decode()
+        else:
+            torn += 1
+    return found, torn
+
+
+def _journal(rank: int | str) -> str:
+    return f"done-{rank}.txt" if rank else "done.txt"
+
+
+def _lock(rank: int | str) -> str:
+    return f".lock-{rank}" if rank else ".lock"
 
 
 def _products(row: int) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ihvp import fingerprint
 from ihvp.backend import Vector
-from ihvp.influence.blocks import Block, counted_blocks, tile_columns
+from ihvp.influence.blocks import Block, counted_blocks, tile_columns, windows
 from ihvp.influence.factored import contraction_of, rotated
 from ihvp.influence.gradients import derivatives_along
 from ihvp.influence.points import Points, Unsolved
@@ -36,14 +36,17 @@ def tiles(
 ) -> Iterator[Tile]:
     """``1/N ∇C_i · x_j`` of this process's examples and all test points; of a store, the tiles it lacks."""
     before = training.first
-    columns = tile_columns(training.num_params, training.num_examples)
+    columns = tile_columns(training.num_params, training.total_examples)
     with track("Influence", points.count * training.num_examples, progress) as advance:
         for row, count, products in _queries(model, points, training, store):
-            for block in counted_blocks(training, columns):
-                column = before + block.first
-                if store is None or (row, column, count, block.count) not in store.done:
-                    yield row, column, (products(block) / model.total).astype(model.dtype)
-                advance(block.count * count)
+            finished = [] if store is None else store.finished_columns(row, count)
+            for number, (block, own) in enumerate(windows(training, columns)):
+                if store is not None and not store.is_turn(number, training.processes):
+                    continue
+                column, width = before + block.first, own.stop - own.start
+                if not any(start <= column and column + width <= stop for start, stop in finished):
+                    yield row, column, (products(block)[:, own] / model.total).astype(model.dtype)
+                advance(width * count)
 
 
 def _queries(
@@ -80,7 +83,7 @@ def terms(model: TrainedModel, points: Points, training: Objective) -> dict[str,
     """What scores depend on, by the names that errors use."""
     depends_on = model.fingerprints()
     same = training.batches.data is model.objective.batches.data
-    scored = depends_on["training data"] if same else fingerprint.of_data(training.batches)
+    scored = depends_on["training data"] if same else fingerprint.of_examples(training)
     return {
         **depends_on,
         "solver": repr(model.inverse.solver),

@@ -234,16 +234,17 @@ class KFAC(BlockStructured):
         self.predict, self._depends_on = objective.predict, self._fingerprint(objective)
         file = None
         if out is not None:
-            if objective.processes.count > 1:
-                raise InvalidOption("out", out, "None, where the data is spread over processes")
             self._depends_on |= {name: str(value) for name, value in asdict(options).items()}
             self._depends_on |= of_objective(objective)
             file = FactorFile(out, _writer(type(self)), self._depends_on)
-        if file is not None and file.is_finished():
+        processes = objective.processes
+        if file is not None and processes.each(int(file.is_finished())).all():
             blocks, self._refused = file.load(objective.space)
         else:
-            blocks, self._refused, self.passes = estimate(objective, options, self._corrected, file)
-            if file is not None:
+            # What one of several processes has summed so far is of no use to another number of them.
+            kept = file if processes.count == 1 else None
+            blocks, self._refused, self.passes = estimate(objective, options, self._corrected, kept)
+            if file is not None and processes.rank == 0:
                 file.save(blocks, self._refused)
         super().__init__(objective.space, blocks)
 

@@ -150,7 +150,6 @@ def refusals(rank, mine):
     own = X[rank : rank + 3], Y[:3]
     assert "test data" in refused(ProcessesDiffer, lambda: influence.scores(own))
     assert "to score" in refused(ProcessesDiffer, lambda: influence.scores(TEST, own))
-    assert "processes" in refused(InvalidOption, lambda: influence.scores(TEST, out="store"))
     assert "at most 3" in refused(InvalidOption, lambda: ihvp.Hessian(o).sampler(4))
     empty = objective((X[:0], Y[:0]) if rank == 1 else mine)
     told = refused(DataError, lambda: ihvp.Influence(empty, 1.0, ihvp.CG()).on_inputs(TEST))
@@ -187,6 +186,11 @@ def work(rank, folder, expected):
     H @ V
     processes.all_reduce = inner
     assert sent == [V.size], sent
+    file = f"{folder}/factors.npz"
+    once, again = (ihvp.KFAC(objective(mine), out=file) for _ in range(2))
+    torch.distributed.barrier()
+    np.testing.assert_array_equal(once @ V, ihvp.KFAC.load(file, objective(mine)) @ V)
+    assert again.passes == 0 < once.passes, (once.passes, again.passes)
     refusals(rank, mine)
     objective_of_then = objective(mine)
     torch.distributed.destroy_process_group()

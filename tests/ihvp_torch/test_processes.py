@@ -11,7 +11,7 @@ import pytest
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
-@pytest.mark.parametrize("script", ["rank_of_many.py", "failing_rank.py"])
+@pytest.mark.parametrize("script", ["rank_of_many.py", "failing_rank.py", "killed_rank.py"])
 def test_three_processes(script, tmp_path):
     command = [sys.executable, Path(__file__).with_name(script), tmp_path]
     # Threads do not survive a fork.
