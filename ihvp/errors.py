@@ -224,6 +224,17 @@ class ProcessFailed(IhvpError, RuntimeError):
         )
 
 
+class WorkerFailed(IhvpError, RuntimeError):
+    """A worker of joblib could not do its part."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The workers of joblib could not compute scores ({_first(reason)}); expected a model, a loss "
+            "and data that another process can load. Put functions and classes into a module that the "
+            "workers can import, or leave joblib.parallel_config out. Finished tiles of out=… are kept."
+        )
+
+
 class TooLarge(IhvpError, MemoryError):
     """What was asked for does not fit in memory; found before any work.
 

@@ -16,6 +16,7 @@ from ihvp.backend import Params
 from ihvp.errors import FunctionFailed, InvalidOption, LossNotAdditive, NonFinite, ParameterError
 from ihvp.influence.group import groups_of
 from ihvp.influence.influence import Influence
+from ihvp.influence.workers import number_of_workers, require_precision
 from ihvp.objective import Objective
 from ihvp.packages import required
 from ihvp.progress import track
@@ -121,7 +122,7 @@ def leave_one_out(
     solver: Solver | None = None,
     train_loss: Callable[..., Any] | None = None,
     second_order: bool = False,
-    n_jobs: int = 1,
+    n_jobs: int | None = None,
     progress: bool | None = None,
 ) -> LeaveOneOut:
     """Remove training examples, train again, and compare with what influence functions predict.
@@ -145,9 +146,10 @@ def leave_one_out(
         As for :class:`ihvp.Influence`.
     second_order : bool
         As for :meth:`ihvp.Influence.group`.
-    n_jobs : int
-        So many processes train at the same time (joblib; −1 for all processors). ``train_fn``, the
-        parameters and the test data are then pickled, functions and modules of a script included.
+    n_jobs : int, optional
+        So many workers of joblib train at the same time (−1 for all processors); by default as many as
+        ``joblib.parallel_config`` says, or none. For other processes than this ``train_fn``, the parameters
+        and the test data are pickled, functions and modules of a script included.
     progress : bool, optional
         Shows a progress bar; by default in a terminal, after a second.
 
@@ -163,7 +165,7 @@ def leave_one_out(
     NonFinite
         The test loss after training is NaN or infinite.
     PackageNotInstalled
-        joblib is missing, and ``n_jobs`` is not 1.
+        joblib is missing, and ``n_jobs`` is neither 1 nor None.
 
     Examples
     --------
@@ -185,8 +187,9 @@ def leave_one_out(
         raise InvalidOption(
             "train_fn", train_fn, "a function train_fn(removed, start) that returns parameters"
         )
-    if not is_integer(n_jobs) or not 0 < abs(n_jobs) < _MOST_JOBS:
-        raise InvalidOption("n_jobs", n_jobs, "a number of processes, or −1 for one on each processor")
+    if n_jobs is not None and (not is_integer(n_jobs) or not 0 < abs(n_jobs) < _MOST_JOBS):
+        expected = "a number of workers, −1 for one on each processor, or None for those of joblib"
+        raise InvalidOption("n_jobs", n_jobs, expected)
     try:
         indices = list(indices)
     except Exception as error:
@@ -221,13 +224,13 @@ def _losses(
     question: Objective,
     train_fn: TrainFunction,
     groups: list[NDArray[np.intp]],
-    n_jobs: int,
+    n_jobs: int | None,
     progress: bool | None,
 ) -> list[float]:
     """The test loss after training without each group."""
     found = []
     with track("Training again", len(groups), progress) as advance:
-        if n_jobs == 1:
+        if n_jobs == 1 or (n_jobs is None and number_of_workers() == 1):
             results = (_loss_without(group, train_fn, question) for group in groups)
         else:
             joblib = required("joblib", "leave_one_out(n_jobs=…)", "pip install 'ihvp[influence]'")
@@ -261,12 +264,7 @@ def _loss_elsewhere(
     group: NDArray[np.intp], train_fn: TrainFunction, question: Objective, dtype: str
 ) -> float:
     """The same in another process, whose framework may be set otherwise."""
-    if str(question.space.dtype) != dtype:
-        raise ParameterError(
-            f"The parameters are {dtype} and become {question.space.dtype} in another process; expected "
-            "one precision. For JAX set the environment variable JAX_ENABLE_X64=1 before Python starts, "
-            "which processes inherit, in place of jax.config.update. Or take n_jobs=1."
-        )
+    require_precision(question, dtype)
     return _loss_without(group, train_fn, question)
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from ihvp.digest import array_bytes, digest
 from ihvp.errors import DataError, IhvpError, StoreError, StoreMismatch
 from ihvp.files import replace
 from ihvp.influence.array_file import Chunk, NumpyFile, ZarrFolder, import_zarr
+from ihvp.influence.blocks import Block
 from ihvp.influence.caller import level_outside
 from ihvp.influence.lock import locked
 from ihvp.influence.products import InverseProducts
+from ihvp.objective import Objective
 from ihvp.processes import Processes
 
 _MANIFEST = "manifest.json"
@@ -219,12 +221,23 @@ class Store:
         path = self.folder / name
         return path.read_bytes() if path.exists() else b""
 
-    def is_turn(self, number: int, spread: Processes) -> bool:
-        """Whether this process writes the tile of this number; all of its own, where the data is spread."""
-        among = self._processes
-        return spread.count == among.count or number % among.count == among.rank
+    def missing(
+        self, row: int, rows: int, windows: Iterable[tuple[Block, slice]], training: Objective
+    ) -> Iterator[tuple[Block, slice]]:
+        """Those of this process's blocks of training examples whose scores in these rows are not there."""
+        done = self._finished_columns(row, rows)
+        among, before = self._processes, training.first
+        # Of examples that each process has all of, they take turns.
+        is_spread = training.processes.count == among.count
+        for number, (block, own) in enumerate(windows):
+            start = before + block.first
+            stop = start + own.stop - own.start
+            if (is_spread or number % among.count == among.rank) and not any(
+                begin <= start and stop <= end for begin, end in done
+            ):
+                yield block, own
 
-    def finished_columns(self, row: int, rows: int) -> list[tuple[int, int]]:
+    def _finished_columns(self, row: int, rows: int) -> list[tuple[int, int]]:
         """Where the columns begin and end whose scores in these rows are there."""
         found: list[tuple[int, int]] = []
         for start, stop in sorted((c, c + n) for r, c, m, n in self.done if (r, m) == (row, rows)):

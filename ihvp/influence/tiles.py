@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from ihvp.influence.gradients import derivatives_along
 from ihvp.influence.points import Points, Unsolved
 from ihvp.influence.store import Store
 from ihvp.influence.trained import TrainedModel
+from ihvp.influence.workers import Products, over_workers
 from ihvp.kronecker.contraction import Contraction
 from ihvp.kronecker.dual import DualInverse
 from ihvp.objective import Objective
@@ -23,8 +24,6 @@ from ihvp.progress import track
 
 Tile = tuple[int, int, NDArray[Any]]
 """The number of the first test point, that of the first training example, and their scores ``(k, b)``."""
-Products = Callable[[Block], NDArray[Any]]
-"""``∇C_i · x_j`` of some test points j and the training examples i of a block."""
 
 
 def tiles(
@@ -37,46 +36,58 @@ def tiles(
     """``1/N ∇C_i · x_j`` of this process's examples and all test points; of a store, the tiles it lacks."""
     before = training.first
     columns = tile_columns(training.num_params, training.total_examples)
+    each = training.without_data()  # a worker is sent this, and its blocks
     with track("Influence", points.count * training.num_examples, progress) as advance:
-        for row, count, products in _queries(model, points, training, store):
-            finished = [] if store is None else store.finished_columns(row, count)
-            for number, (block, own) in enumerate(windows(training, columns)):
-                if store is not None and not store.is_turn(number, training.processes):
-                    continue
-                column, width = before + block.first, own.stop - own.start
-                if not any(start <= column and column + width <= stop for start, stop in finished):
-                    yield row, column, (products(block)[:, own] / model.total).astype(model.dtype)
-                advance(width * count)
+        for row, count, products in _queries(model, points, training, each, store):
+            wanted = windows(training, columns)
+            if store is not None:
+                wanted = store.missing(row, count, wanted, training)
+            for block, own, found in over_workers(products, wanted):
+                yield row, before + block.first, (found[:, own] / model.total).astype(model.dtype)
+                advance((own.stop - own.start) * count)
 
 
 def _queries(
-    model: TrainedModel, points: Points, training: Objective, store: Store | None
+    model: TrainedModel, points: Points, training: Objective, each: Objective, store: Store | None
 ) -> Iterator[tuple[int, int, Products]]:
     """The number of a block's first test point, how many it has, and what gives their products ``(k, b)``."""
     contraction = contraction_of(model, points, training)
     if contraction is None:
         for row, x in points.blocks(model.rows, store):
-            yield row, x.shape[1], partial(_along, training, x)
+            yield row, x.shape[1], _Along(each, x)
         return
     assert isinstance(points, Unsolved)
     for asked in counted_blocks(points.question, model.rows):
         left = rotated(contraction, points.question, asked, "test", power=0)
         if contraction.solves(left):
             points.residual = max(points.residual, contraction.tolerance)
-            products: Products = partial(_contracted, contraction, training, left)
+            yield asked.first, asked.count, _Contracted(each, contraction, left)
         else:
-            products = partial(_along, training, points.solved(asked, store))
-        yield asked.first, asked.count, products
+            yield asked.first, asked.count, _Along(each, points.solved(asked, store))
 
 
-def _along(training: Objective, x: Vector, block: Block) -> NDArray[Any]:
-    return derivatives_along(training, block, x, "training").T
+@dataclass(frozen=True, eq=False)
+class _Along:
+    """``∇C_i · x_j`` of formed inverse products."""
+
+    objective: Objective
+    x: Vector
+
+    def __call__(self, block: Block) -> NDArray[Any]:
+        return derivatives_along(self.objective, block, self.x, "training").T
 
 
-def _contracted(
-    contraction: Contraction | DualInverse, training: Objective, left: list[Any], block: Block
-) -> NDArray[Any]:
-    return contraction.products(left, rotated(contraction, training, block, "training", power=1))
+@dataclass(frozen=True, eq=False)
+class _Contracted:
+    """``∇C_i · x_j`` layer by layer, of test gradients in the factors' basis."""
+
+    objective: Objective
+    contraction: Contraction | DualInverse
+    left: list[Any]
+
+    def __call__(self, block: Block) -> NDArray[Any]:
+        right = rotated(self.contraction, self.objective, block, "training", power=1)
+        return self.contraction.products(self.left, right)
 
 
 def terms(model: TrainedModel, points: Points, training: Objective) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from inspect import isroutine
 from typing import Any, Literal
 
@@ -335,6 +336,13 @@ class Objective(ExampleGradients):
         other = copy.copy(self)
         other.weighting, other._mean_weight = Weighting(lambda _: weights), self.mean_weight
         other._premises = Premises(enabled=False)
+        return other
+
+    def without_data(self) -> Objective:
+        """The same for batches that are passed to it, whose examples weigh what they do among those here."""
+        self.require_additive()
+        other = self.on([], mean_weight=self.mean_weight, alone=True)
+        other.batches = replace(other.batches, may_be_empty=True)
         return other
 
     def at(self, params: Params) -> Objective:
