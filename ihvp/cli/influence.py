@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ihvp.errors import ImportedObject, InvalidOption, describe
+from ihvp.errors import ImportedObject, InvalidOption, StoreError, describe
 from ihvp.influence import Influence, NotAtOptimum
 from ihvp.influence.top_k import TopK
 from ihvp.objective import Objective
@@ -113,8 +113,12 @@ def run(
     """Show the most influential examples of the first test points, and leave files in the folder ``out``.
 
     There are ``top`` examples for each point; in the folder, ``scores.npy`` or ``scores.zarr``, and
-    ``top.csv``.
+    ``top.csv``. Of several processes the first alone tells and writes.
     """
+    first, several = objective.processes.rank == 0, objective.processes.count > 1
+    console.quiet = not first
+    if several and first and out is not None:
+        _make_new(out)
     if top > objective.total_examples:
         raise InvalidOption(
             "--top",
@@ -122,26 +126,57 @@ def run(
             f"an integer from 1 to {objective.total_examples:,}, the number of training examples",
         )
     influence = Influence(objective, damping, solver, train_loss=train_loss)
-    with _warnings_as_lines():
+    with _warnings_as_lines(first):
         if out is None:
             found = influence.top_k(test_data, top, test_loss=test_loss, which=which.value)
         else:
-            found = influence.scores(test_data, test_loss=test_loss, out=out).top_k(top, which.value)
+            scores = influence.scores(test_data, test_loss=test_loss, out=None if several else out)
+            found = scores.top_k(top, which.value)
+    if out is not None and first:
+        with _writing(out):
+            if several:
+                np.save(out / "scores.npy", scores.values)
             _write(found, out / "top.csv")
     _show(console, found)
     if out is not None:
         console.print(f"All scores are in {out}, these in {out / 'top.csv'}.", highlight=False)
 
 
+def _make_new(out: Path) -> None:
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        is_new = not any(out.iterdir())
+    if out.suffix == ".zarr" or not is_new:
+        raise InvalidOption(
+            "--out",
+            str(out),
+            "a new or empty folder whose name does not end in .zarr, where several processes share the work: "
+            "what they write is not resumed",
+        )
+
+
 @contextmanager
-def _warnings_as_lines() -> Iterator[None]:
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write to {out}: {error}. Expected a folder that can be written, with room for the "
+            "scores. Make room, or pass another --out."
+        ) from error
+
+
+@contextmanager
+def _warnings_as_lines(shown: bool) -> Iterator[None]:
     """A warning of this library is its text: the line of code that it points to would not be the user's."""
     with warnings.catch_warnings():
         plain = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **where: Any) -> None:
             if issubclass(category, NotAtOptimum):
-                Console(stderr=True).print("Warning:", str(message), style="yellow", markup=False)
+                Console(stderr=True, quiet=not shown).print(
+                    "Warning:", str(message), style="yellow", markup=False
+                )
             else:
                 plain(message, category, *place, **where)
 

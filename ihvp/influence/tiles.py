@@ -37,7 +37,9 @@ def tiles(
     """``1/N ∇C_i · x_j`` of this process's examples and all test points; of a store, the tiles it lacks."""
     before = training.first
     columns = tile_columns(training.num_params, training.num_examples)
-    with track("Influence", points.count * training.num_examples, progress) as advance:
+    with track(
+        "Influence", points.count * training.num_examples, progress, training.space.processes.rank
+    ) as advance:
         for row, count, products in _queries(model, points, training, store):
             for block in counted_blocks(training, columns):
                 column = before + block.first

@@ -5,6 +5,8 @@ Run as ``python rank_of_many.py FOLDER``. The processes are forks, so that packa
 
 from __future__ import annotations
 
+import contextlib
+import io
 import multiprocessing
 import sys
 import warnings
@@ -163,6 +165,21 @@ def refusals(rank, mine):
     assert "repeats 1 of 20" in refused(DataError, lambda: objective(loader))
 
 
+def shows_progress(rank, o):
+    """Of all processes the first alone does."""
+    H, influence = ihvp.GaussNewton(o), ihvp.Influence(o, 0.1, ihvp.CG(), curvature=ihvp.GaussNewton(o))
+    for call in (
+        lambda: ihvp.solve(H, V, damping=0.1, progress=True),
+        lambda: ihvp.eigsh(H, k=1, progress=True),
+        lambda: influence.scores(TEST, progress=True),
+        lambda: influence.self_influence(progress=True),
+        lambda: influence.group([[1]], TEST, second_order=True, progress=True),
+    ):
+        with contextlib.redirect_stderr(io.StringIO()) as shown:
+            call()
+        assert bool(shown.getvalue()) == (rank == 0), shown.getvalue()
+
+
 def work(rank, folder, expected):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3
@@ -187,6 +204,7 @@ def work(rank, folder, expected):
     H @ V
     processes.all_reduce = inner
     assert sent == [V.size], sent
+    shows_progress(rank, objective(mine))
     refusals(rank, mine)
     objective_of_then = objective(mine)
     torch.distributed.destroy_process_group()
