@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,28 +24,35 @@ def shared(objective: Objective) -> Iterator[Objective]:
     has connected the processes already is left as it is. If one process fails, all do.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started == 1 or objective.processes.count > 1:
+    with ExitStack() as connection:
+        if started > 1 and objective.processes.count == 1:
+            whole, total = objective.batches, objective.num_examples
+            connection.enter_context(_connected(objective, started))
+            objective = objective.at(objective.params)  # which looks for its processes
+            rank, count = objective.processes.rank, objective.processes.count
+            objective = objective.on(_rows(whole, total * rank // count, total * (rank + 1) // count))
         with objective.processes.together():
             yield objective
-        return
-    connected = [c for name in owners_of(objective.params) if (c := usable_plugin(name).connected)]
-    if not connected:
-        raise MissingCapability(
-            type(objective.backend).__name__,
-            "reduce",
-            f"A launcher started {started} processes, and they cannot add up what they compute. Start one.",
-        )
-    total = objective.num_examples
-    with connected[0](objective.backend.device):
-        whole, objective = objective.batches, objective.at(objective.params)
-        processes = objective.processes
-        with processes.together():
-            start, stop = (total * rank // processes.count for rank in (processes.rank, processes.rank + 1))
-            part: Any = Rows(whole, start, stop)
-            if whole.in_memory:
-                part = take_examples(whole.data, start, stop)
-            yield objective.on(list(part) if isinstance(whole.data, list) else part)
-            processes.each(0)  # what the first process writes is there when the others end
+            objective.processes.each(0)  # what the first process writes is there when the others end
+
+
+def _connected(objective: Objective, started: int) -> AbstractContextManager[None]:
+    for name in owners_of(objective.params):
+        if connected := usable_plugin(name).connected:
+            return connected(objective.backend.device)
+    raise MissingCapability(
+        type(objective.backend).__name__,
+        "reduce",
+        f"A launcher started {started} processes, and they cannot add up what they compute. Start one.",
+    )
+
+
+def _rows(batches: Batches, start: int, stop: int) -> Any:
+    """Data that holds the examples ``start:stop``."""
+    if batches.in_memory:
+        return take_examples(batches.data, start, stop)
+    rows = Rows(batches, start, stop)
+    return list(rows) if batches.lasting else rows
 
 
 @dataclass(frozen=True)
