@@ -117,14 +117,14 @@ def run(
     """
     first, several = objective.processes.rank == 0, objective.processes.count > 1
     console.quiet = not first
-    if several and first and out is not None:
-        _make_new(out)
     if top > objective.total_examples:
         raise InvalidOption(
             "--top",
             top,
             f"an integer from 1 to {objective.total_examples:,}, the number of training examples",
         )
+    if several and first and out is not None:
+        _make_new(out)
     influence = Influence(objective, damping, solver, train_loss=train_loss)
     with _warnings_as_lines(first):
         if out is None:
