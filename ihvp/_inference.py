@@ -50,7 +50,7 @@ def create_backend(
 
 def _check_owner(plugin: BackendPlugin, params: Params) -> CurvatureBackend | None:
     """The backend of the parameters' own framework if ``plugin`` works on top of it, else None."""
-    others = _owners(params) - {plugin.name}
+    others = owners_of(params) - {plugin.name}
     foreign = {name for name in others if registered().plugins[name].differentiates == "loss"}
     if plugin.differentiates == "gradient":
         return create_backend(params, _only(foreign)) if foreign else None
@@ -64,7 +64,7 @@ def _check_owner(plugin: BackendPlugin, params: Params) -> CurvatureBackend | No
 
 
 def _infer(params: Params, has_gradient: bool) -> str:
-    owners = _owners(params)
+    owners = owners_of(params)
     if owners:
         name = _only(owners)
         if registered().plugins[name].differentiates == "gradient" and not has_gradient:
@@ -93,7 +93,7 @@ def _only(owners: set[str]) -> str:
     return next(iter(owners))
 
 
-def _owners(params: Params) -> set[str]:
+def owners_of(params: Params) -> set[str]:
     """The backends that the leaves of ``params`` belong to; numpy beside another framework is neutral."""
     found = {owner for leaf_type in _leaf_types(params) if (owner := _owner_of_type(leaf_type))}
     plugins = registered().plugins

@@ -11,6 +11,7 @@ follows the Python Array API standard, and in numpy's where it does not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -334,6 +335,9 @@ class BackendPlugin:
         Whether the backend takes a loss, or the gradient of one (finite differences).
     dialect : callable, optional
         ``dialect() -> Dialect``; needed by the contract suite and by ``ihvp demo``.
+    connected : callable, optional
+        ``connected(device)``, a context in which the processes that the framework's launcher has started are
+        connected, for ``ihvp influence``; their backends say so in ``place()``.
     environment : mapping of str to str
         Variables with which ``ihvp contract`` runs the suite, where the framework needs one to keep float64.
     """
@@ -346,6 +350,7 @@ class BackendPlugin:
     capabilities: frozenset[str] = field(default_factory=frozenset)
     differentiates: Literal["loss", "gradient"] = "loss"
     dialect: Callable[[], Dialect] | None = None
+    connected: Callable[[str], AbstractContextManager[None]] | None = None
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 

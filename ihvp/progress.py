@@ -38,16 +38,18 @@ class Monitor:
     """Feeds a progress bar and a callback; a context manager that closes the bar.
 
     The callback is called with each :class:`Step`. ``progress`` True shows the bar, False does not; None
-    shows it after a second in a terminal, and elsewhere writes a line every minute.
+    shows it after a second in a terminal, and elsewhere writes a line every minute. Of several processes
+    that of rank 0 alone shows it.
     """
 
     def __init__(
-        self, description: str, callback: Callable[[Step], object] | None = None, progress: bool | None = None
+        self,
+        description: str,
+        callback: Callable[[Step], object] | None = None,
+        progress: bool | None = None,
+        rank: int = 0,
     ) -> None:
-        check_flag("progress", progress, none=True)
-        self._callback, self._bar = callback, None
-        if progress is not False:
-            self._bar = _bar(description, progress)
+        self._callback, self._bar = callback, _bar(description, progress, rank)
 
     def __enter__(self) -> Monitor:
         return self
@@ -68,10 +70,11 @@ class Monitor:
 
 
 @contextmanager
-def track(description: str, total: int, progress: bool | None) -> Iterator[Callable[[int], object]]:
+def track(
+    description: str, total: int, progress: bool | None, rank: int = 0
+) -> Iterator[Callable[[int], object]]:
     """A progress bar over a known amount of work, with the time left; yields what advances it."""
-    check_flag("progress", progress, none=True)
-    bar = None if progress is False else _bar(description, progress, total=total, unit_scale=True)
+    bar = _bar(description, progress, rank, total=total, unit_scale=True)
     try:
         yield (lambda amount: None) if bar is None else bar.update
     finally:
@@ -79,7 +82,10 @@ def track(description: str, total: int, progress: bool | None) -> Iterator[Calla
             bar.close()
 
 
-def _bar(description: str, progress: bool | None, **options: Any) -> Any:
+def _bar(description: str, progress: bool | None, rank: int, **options: Any) -> Any:
+    check_flag("progress", progress, none=True)
+    if progress is False or rank > 0:
+        return None
     if not (progress or sys.stderr.isatty()):
         return _Lines(description, options.get("total"))
     from tqdm import tqdm  # loaded only where a bar is shown

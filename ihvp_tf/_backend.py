@@ -37,7 +37,8 @@ class TensorFlowBackend:
     Raises
     ------
     ihvp.errors.ParameterError
-        The container is another one, it has no floating variable, or the variables are on several devices.
+        The container is another one, it has no floating variable, the variables are on several devices, or
+        the call is made inside a strategy of ``tf.distribute``.
 
     Notes
     -----

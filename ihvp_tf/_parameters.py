@@ -177,6 +177,12 @@ def device_of(variables: Sequence[Any]) -> str:
 
 
 def _leaves(params: Params) -> list[Any]:
+    if tf.distribute.has_strategy():
+        raise ParameterError(
+            "The call is made inside scope() or run() of a tf.distribute strategy, where variables cannot be "
+            "watched, or each replica would make it; expected one outside of both. Leave the scope: the "
+            "model is then differentiated like any other."
+        )
     if _is_model(params):
         leaves = list(params.trainable_variables)
     elif isinstance(params, (list, tuple, Mapping)):

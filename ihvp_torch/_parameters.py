@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -182,6 +183,9 @@ def slots(module: nn.Module) -> Slots:
         found.in_place = is_bound_in_place(found.parts)
         for path, part in parts.items():
             prefix = f"{path}." if path else ""
+            kind: Any = type(part)
+            if _shards(kind):
+                raise _sharded(path or "the module")
             if getattr(part, "max_norm", None) is not None:
                 raise ParameterError(
                     f"{path or 'The module'} has max_norm={part.max_norm}: every forward pass changes its "
@@ -212,6 +216,9 @@ def live_tensors(params: Any) -> list[Tensor]:
 def _check(named: list[tuple[str, Any]], params: Any) -> None:
     if not named:
         raise ParameterError(f"{describe(params)} holds no parameters; expected {ACCEPTED}.")
+    sharded = [name or "params" for name, leaf in named if hasattr(type(leaf), "full_tensor")]
+    if sharded:
+        raise _sharded(_listed(sharded))
     wrong = [
         f"{name or 'params'} ({leaf.dtype if isinstance(leaf, Tensor) else describe(leaf)})"
         for name, leaf in named
@@ -228,6 +235,22 @@ def _check(named: list[tuple[str, Any]], params: Any) -> None:
         raise ParameterError(
             f"The parameters are on {len(devices)} devices: {where}; expected one. Move them to one device."
         )
+
+
+@functools.cache
+def _shards(kind: type[Any]) -> bool:
+    """Whether modules of this class gather their parameters in each forward pass, for ``backward()`` only."""
+    return any(base.__module__.startswith("torch.distributed.fsdp") for base in kind.__mro__)
+
+
+def _sharded(what: str) -> ParameterError:
+    return ParameterError(
+        f"The parameters are sharded over processes: {what}; expected whole ones in each process, as vectors "
+        "are. Gather them by get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of "
+        "torch.distributed.checkpoint.state_dict, and load them into a model that is not sharded. Where that "
+        "has no room, give grad=… with ihvp_numdiff.InPlaceWeights: see Sharded parameters in "
+        "docs/backends.md."
+    )
 
 
 def _listed(entries: list[str], most: int = 5) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ihvp.backend import BackendPlugin, Dialect
@@ -32,6 +33,19 @@ def dialect() -> Dialect:
     return Dialect(xp=xp, parameters=parameters)
 
 
+@contextmanager
+def connected(device: str) -> Iterator[None]:
+    """The processes that ``torchrun`` has started, with what is made for sums of tensors on ``device``."""
+    import torch.distributed
+
+    kind = torch.device(device)
+    torch.distributed.init_process_group(torch.distributed.get_default_backend_for_device(kind))
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 @hookimpl
 def ihvp_backend() -> BackendPlugin:
     """The record of the torch backend."""
@@ -55,4 +69,5 @@ def ihvp_backend() -> BackendPlugin:
             }
         ),
         dialect=dialect,
+        connected=connected,
     )

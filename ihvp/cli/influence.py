@@ -113,8 +113,10 @@ def run(
     """Show the most influential examples of the first test points, and leave files in the folder ``out``.
 
     There are ``top`` examples for each point; in the folder, ``scores.npy`` or ``scores.zarr``, and
-    ``top.csv``.
+    ``top.csv``. Of several processes the first alone tells.
     """
+    first = objective.processes.rank == 0
+    console.quiet = not first
     if top > objective.total_examples:
         raise InvalidOption(
             "--top",
@@ -122,26 +124,29 @@ def run(
             f"an integer from 1 to {objective.total_examples:,}, the number of training examples",
         )
     influence = Influence(objective, damping, solver, train_loss=train_loss)
-    with _warnings_as_lines():
+    with _warnings_as_lines(first):
         if out is None:
             found = influence.top_k(test_data, top, test_loss=test_loss, which=which.value)
         else:
             found = influence.scores(test_data, test_loss=test_loss, out=out).top_k(top, which.value)
-            _write(found, out / "top.csv")
+    if out is not None and first:
+        _write(found, out / "top.csv")
     _show(console, found)
     if out is not None:
         console.print(f"All scores are in {out}, these in {out / 'top.csv'}.", highlight=False)
 
 
 @contextmanager
-def _warnings_as_lines() -> Iterator[None]:
+def _warnings_as_lines(shown: bool) -> Iterator[None]:
     """A warning of this library is its text: the line of code that it points to would not be the user's."""
     with warnings.catch_warnings():
         plain = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *place: Any, **where: Any) -> None:
             if issubclass(category, NotAtOptimum):
-                Console(stderr=True).print("Warning:", str(message), style="yellow", markup=False)
+                Console(stderr=True, quiet=not shown).print(
+                    "Warning:", str(message), style="yellow", markup=False
+                )
             else:
                 plain(message, category, *place, **where)
 

@@ -16,6 +16,8 @@ from ihvp.cli import contract as contract_command
 from ihvp.cli import demo as demo_command
 from ihvp.cli import experiment as experiment_command
 from ihvp.cli import influence as influence_command
+from ihvp.cli.config import Config
+from ihvp.cli.launched import shared
 from ihvp.errors import IhvpError
 
 # TensorFlow greets on stderr; someone who asked for a table or a demo need not read it.
@@ -139,6 +141,7 @@ def influence(
             help="What goes away with an example, if not all of the loss: no regulariser.",
         ),
     ] = None,
+    config: Config = None,
 ) -> None:
     """Ask which of your training examples are behind a prediction.
 
@@ -151,19 +154,22 @@ def influence(
     Then `ihvp influence training:objective --test training:test_data` lists the training examples whose
     removal would change the loss at these points most, by influence functions (Koh and Liang, 2017).
     Put the training's regulariser into the loss, and where the curvature is indefinite add `--damping`.
+
+    `torchrun --nproc-per-node 4 -m ihvp influence …` shares the work among processes, for a model of torch.
     """
-    influence_command.run(
-        Console(),
-        influence_command.find_objective(objective),
-        influence_command.find_data(test),
-        damping=damping,
-        solver=solver.made(rtol),
-        test_loss=None if test_loss is None else influence_command.find(test_loss),
-        train_loss=None if train_loss is None else influence_command.find(train_loss),
-        top=top,
-        which=which,
-        out=out,
-    )
+    with shared(influence_command.find_objective(objective)) as part:
+        influence_command.run(
+            Console(),
+            part,
+            influence_command.find_data(test),
+            damping=damping,
+            solver=solver.made(rtol),
+            test_loss=None if test_loss is None else influence_command.find(test_loss),
+            train_loss=None if train_loss is None else influence_command.find(train_loss),
+            top=top,
+            which=which,
+            out=out,
+        )
 
 
 @app.command()
@@ -174,6 +180,7 @@ def demo(
     out: Annotated[
         Path, typer.Option(help="The folder for the picture; made if need be.", file_okay=False)
     ] = Path("demo"),
+    config: Config = None,
 ) -> None:
     """Ask which training examples are behind a wrong prediction, and prove the answer by retraining.
 
@@ -203,6 +210,7 @@ def experiment(
     full: Annotated[
         bool, typer.Option("--full", help="The long form, of an experiment that has one (complexity).")
     ] = False,
+    config: Config = None,
 ) -> None:
     """Run an experiment of the notebooks behind this library, and say whether its claim held.
 

@@ -38,7 +38,7 @@ def searched(
     require_memory(space, numbers, bytes_each, what, "Pass a smaller ncv or k.")
     iteration = Lanczos(product, wanted, search)
     affordable = product.count + space.size // 2 if _is_decomposed(product) else None
-    with Monitor("Lanczos", callback, progress) as monitor:
+    with Monitor("Lanczos", callback, progress, space.processes.rank) as monitor:
         found = iteration.run(affordable, monitor)
     if affordable is None or found.complete or product.count < affordable:
         return found

@@ -43,7 +43,7 @@ def removal_scores(
     if second_order:
         question = model.question(test_data, test_loss)
         values, residual = _room(model, question.num_examples, len(groups)), 0.0
-        with track("Newton steps", len(groups), progress) as advance:
+        with track("Newton steps", len(groups), progress, training.space.processes.rank) as advance:
             for first, part in parts.items():
                 steps, largest = removal.newton_steps(part, advance)
                 for block in counted_blocks(question, model.rows):

@@ -53,7 +53,9 @@ def influence_on_inputs(
         )
 
     result = map_leaves(room_for, batch)
-    with track("Influence on inputs", points.count * training.num_examples, progress) as advance:
+    with track(
+        "Influence on inputs", points.count * training.num_examples, progress, training.space.processes.rank
+    ) as advance:
         for row, x in points.blocks(model.rows):
             for block in counted_blocks(training, rows):
                 for start in range(0, x.shape[1], _POINTS):

@@ -229,7 +229,7 @@ def _losses(
 ) -> list[float]:
     """The test loss after training without each group."""
     found = []
-    with track("Training again", len(groups), progress) as advance:
+    with track("Training again", len(groups), progress, question.space.processes.rank) as advance:
         if n_jobs == 1 or (n_jobs is None and number_of_workers() == 1):
             results = (_loss_without(group, train_fn, question) for group in groups)
         else:

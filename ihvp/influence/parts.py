@@ -26,7 +26,9 @@ def scores_in_parts(
     shape, before = (len(parts), points.count, training.total_examples), training.first
     values = allocate(shape, model.dtype, "The scores of all parts", "Pass fewer test or training points.")
     columns = tile_columns(training.num_params, training.num_examples)
-    with track("Influence", points.count * training.num_examples, progress) as advance:
+    with track(
+        "Influence", points.count * training.num_examples, progress, training.space.processes.rank
+    ) as advance:
         for row, x in points.blocks(model.rows):
             for block in counted_blocks(training, columns):
                 rows = gradients(training, block, "training")

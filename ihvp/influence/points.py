@@ -50,7 +50,9 @@ class Unsolved:
 
     def blocks(self, rows: int, store: Store | None = None) -> Iterator[tuple[int, Vector]]:
         first, held, parts = 0, 0, list[Vector]()
-        with track("Inverse products", self.count, self._progress) as advance:
+        with track(
+            "Inverse products", self.count, self._progress, self.question.space.processes.rank
+        ) as advance:
             for block in counted_blocks(self.question, solve_width(self._inverse, self.count)):
                 if held + block.count > rows:
                     yield first, _together(parts)

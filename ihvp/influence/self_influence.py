@@ -28,7 +28,7 @@ def self_scores(model: TrainedModel, data: Any, progress: bool | None) -> Scores
         operator = model.inverse.operator
         assert isinstance(operator, KFAC)
         contraction = Contraction(operator, model.inverse.damping, 0)
-        with track("Self-influence", len(values), progress) as advance:
+        with track("Self-influence", len(values), progress, training.space.processes.rank) as advance:
             for block in counted_blocks(training, model.rows):
                 rows = rotated(contraction, training, block, "training", power=0.5)
                 found = contraction.own_products(rows) / model.total
@@ -36,7 +36,7 @@ def self_scores(model: TrainedModel, data: Any, progress: bool | None) -> Scores
                 values[first : first + block.count] = found
                 advance(block.count)
         return Scores(training.processes.join(values), ("train",), contraction.tolerance)
-    with track("Self-influence", len(values), progress) as advance:
+    with track("Self-influence", len(values), progress, training.space.processes.rank) as advance:
         for first, count, own in blocks_of_all(training, solve_width(model.inverse, len(values))):
             columns = training.space.zeros(count)
             if own is not None:

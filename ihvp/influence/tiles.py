@@ -37,7 +37,9 @@ def tiles(
     before = training.first
     columns = tile_columns(training.num_params, training.total_examples)
     each = training.without_data()  # a worker is sent this, and its blocks
-    with track("Influence", points.count * training.num_examples, progress) as advance:
+    with track(
+        "Influence", points.count * training.num_examples, progress, training.space.processes.rank
+    ) as advance:
         for row, count, products in _queries(model, points, training, each, store):
             wanted = windows(training, columns)
             if store is not None:

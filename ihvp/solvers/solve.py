@@ -133,7 +133,7 @@ def solve(
     operator.verify()
     if check:
         check_symmetric(operator)
-    with Monitor(type(solver).__name__, callback, progress) as monitor:
+    with Monitor(type(solver).__name__, callback, progress, operator.space.processes.rank) as monitor:
         if several:
             outcomes = solver.apply_shifted(operator, dampings, flat, x0=start, monitor=monitor)
         else:
@@ -218,7 +218,8 @@ class Inverse(LinearOperator):
             As for :func:`solve`.
         """
         self.operator.verify()
-        with self._lock, Monitor(type(self.solver).__name__, progress=progress) as monitor:
+        rank = self.space.processes.rank
+        with self._lock, Monitor(type(self.solver).__name__, progress=progress, rank=rank) as monitor:
             return self.solver.apply(self._prepared, v, x0=None, monitor=monitor)
 
 

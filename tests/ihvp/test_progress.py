@@ -37,6 +37,13 @@ def test_progress_shows_a_bar_with_the_residual(capsys):
     assert "CG" in shown
 
 
+def test_of_several_processes_the_first_alone_shows_its_progress(capsys):
+    with track("Scores", 1000, True, rank=1) as advance, Monitor("CG", progress=True, rank=1) as monitor:
+        advance(7)
+        monitor.step(Step(1, 0.5, 1))
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("progress", [False, None])
 def test_nothing_is_shown_where_nothing_should_be(capsys, progress):
     solve(progress=progress)

@@ -5,23 +5,29 @@ Run as ``python failing_rank.py FOLDER``. The processes are forks, so that packa
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import socket
 import sys
 import time
+import types
 import warnings
 from datetime import timedelta
 
 import numpy as np
 import torch
+from typer.testing import CliRunner
 
 import ihvp
 import ihvp_torch._processes
+from ihvp.cli import app
 from ihvp.errors import DataError, ProcessesDiffer, ProcessFailed
 
 X, W = torch.arange(24.0, dtype=torch.float64).reshape(12, 2) / 24, torch.ones(2, dtype=torch.float64)
+
+PORTS = []
 
 
 class Mean:
@@ -88,20 +94,57 @@ def sums_come_when_the_others_look(rank):
         assert total.tolist() == [3 * number + 3] * 2
 
 
-def work(rank, port, scenario):
+def a_command_fails(rank):
+    """Where one process of a command fails, all do: here the first, which alone writes."""
+    training = types.ModuleType("training")
+    training.objective, training.test = ihvp.Objective(Mean(), W, X), X[:2]
+    sys.modules["training"] = training
+    options = "--test training:test --damping 1 --top 2 --out"
+    asked = ["influence", "training:objective", *options.split()]
+    for port, out, says in (
+        (PORTS[0], "new", "All scores are in new"),
+        (PORTS[1], "new", "All scores are in new"),
+        (PORTS[2], "new/top.csv/scores", "Error: Cannot use new/top.csv/scores"),
+    ):
+        os.environ["MASTER_PORT"] = str(port)
+        done = CliRunner().invoke(app, [*asked, out], env={"COLUMNS": "1000"})
+        failed = says.startswith("Error")
+        assert done.exit_code == failed, done.output
+        if rank > 0:
+            says = "Error: The process of rank 0 failed" if failed else ""
+        assert any(line.startswith(says) for line in done.output.splitlines() or [""]), done.output
+        assert rank == 0 or failed or not done.output, done.output
+
+
+def work(rank, scenario):
     warnings.simplefilter("ignore", ihvp.influence.NotAtOptimum)
-    method = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=3)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(PORTS[0]),
+        "RANK": str(rank),
+        "WORLD_SIZE": "3",
+    }
+    if scenario is not a_command_fails:
+        torch.distributed.init_process_group("gloo")
     scenario(rank)
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as servers:
+        made = [servers.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in made]
+
+
+SCENARIOS = sums_come_when_the_others_look, all_fail_and_go_on, one_fails, one_is_killed, a_command_fails
 
 
 def main():
     torch.set_num_threads(1)
     fork, failed = multiprocessing.get_context("fork"), []
-    for scenario in (sums_come_when_the_others_look, all_fail_and_go_on, one_fails, one_is_killed):
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        ranks = [fork.Process(target=work, args=(rank, port, scenario)) for rank in range(3)]
+    os.chdir(sys.argv[1])
+    for scenario in SCENARIOS:
+        PORTS[:] = free_ports(3)
+        ranks = [fork.Process(target=work, args=(rank, scenario)) for rank in range(3)]
         for rank in ranks:
             rank.start()
         for number, rank in enumerate(ranks):

@@ -5,17 +5,27 @@ Run as ``python rank_of_many.py FOLDER``. The processes are forks, so that packa
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import io
 import multiprocessing
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional
 
 import ihvp
-from ihvp.errors import DataError, InvalidOption, ProcessesDiffer, ProcessFailed
+import ihvp_numdiff
+from ihvp.errors import DataError, InvalidOption, ParameterError, ProcessesDiffer, ProcessFailed
 
 torch.manual_seed(0)
 X, Y = torch.randn(20, 4, dtype=torch.float64), torch.randint(3, (20,))
@@ -162,6 +172,66 @@ def refusals(rank, mine):
     assert "repeats 1 of 20" in refused(DataError, lambda: objective(loader))
 
 
+def sharded(mine, expected):
+    """Parameters of which each process has a part: refused, and right by the two ways around."""
+    make = partial(copy.deepcopy, NET)
+    mesh = init_device_mesh("cpu", (3,))
+    by_data, unsharded = make(), make()
+    for net in by_data, unsharded:
+        for part in net[0], net[2], net:
+            fully_shard(part, mesh=mesh)
+    for part in unsharded.modules():
+        getattr(part, "unshard", int)()
+    assert not isinstance(unsharded[0].weight, DTensor)
+    by_tensor = parallelize_module(make(), mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    first = FullyShardedDataParallel(make(), use_orig_params=True, device_id=torch.device("cpu"))
+    for params in by_data, unsharded, by_tensor, first, dict(by_data.named_parameters()):
+        for backend in "torch", "numdiff":
+            made = partial(ihvp.Objective, loss, params, mine, predict=predict, backend=backend)
+            assert "sharded over processes" in refused(ParameterError, made)
+    for net in by_data, by_tensor:
+        plain = make()
+        nn.init.zeros_(plain[0].weight)
+        plain.load_state_dict(get_model_state_dict(net, options=StateDictOptions(full_state_dict=True)))
+        found = ihvp.Hessian(ihvp.Objective(loss, plain, mine, predict=predict)) @ V
+        np.testing.assert_allclose(found, expected["product with Hessian"], rtol=1e-8, atol=1e-12)
+
+    parameters = list(by_data.parameters())
+
+    def read():
+        return [p.detach().full_tensor().numpy() for p in parameters]
+
+    def write(arrays):
+        with torch.no_grad():
+            for p, array in zip(parameters, arrays, strict=True):
+                p.copy_(distribute_tensor(torch.as_tensor(array), p.device_mesh, p.placements))
+
+    def grad(weights, batch):
+        by_data.zero_grad()
+        loss(predict(by_data, batch), batch).backward()
+        return [p.grad.full_tensor().numpy() for p in parameters]
+
+    before = read()
+    o = ihvp.Objective(params=ihvp_numdiff.InPlaceWeights(read, write), grad=grad, data=(X, Y))
+    found, scale = ihvp.Hessian(o) @ V, np.abs(expected["product with Hessian"]).max()
+    np.testing.assert_allclose(found, expected["product with Hessian"], rtol=0, atol=1e-8 * scale)
+    assert all(np.array_equal(a, b) for a, b in zip(before, read(), strict=True))
+
+
+def shows_progress(rank, o):
+    """Of all processes the first alone does."""
+    H, influence = ihvp.GaussNewton(o), ihvp.Influence(o, 0.1, ihvp.Direct(), curvature=ihvp.GaussNewton(o))
+    for call in (
+        lambda: ihvp.solve(H, V, damping=0.1, progress=True),
+        lambda: ihvp.eigsh(H, k=1, progress=True),
+        lambda: influence.scores(TEST, progress=True),
+        lambda: influence.self_influence(progress=True),
+    ):
+        with contextlib.redirect_stderr(io.StringIO()) as shown:
+            call()
+        assert bool(shown.getvalue()) == (rank == 0), shown.getvalue()
+
+
 def work(rank, folder, expected):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3
@@ -191,6 +261,8 @@ def work(rank, folder, expected):
     torch.distributed.barrier()
     np.testing.assert_array_equal(once @ V, ihvp.KFAC.load(file, objective(mine)) @ V)
     assert again.passes == 0 < once.passes, (once.passes, again.passes)
+    sharded(mine, expected)
+    shows_progress(rank, objective(mine))
     refusals(rank, mine)
     objective_of_then = objective(mine)
     torch.distributed.destroy_process_group()
