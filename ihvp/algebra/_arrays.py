@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.backend import Vector
+from ihvp.errors import TracedValue, is_traced
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -27,6 +28,11 @@ def to_numpy(array: Any) -> NDArray[Any]:
     """A numpy array with the values of ``array``, from any framework and device."""
     if isinstance(array, np.ndarray):
         return array
+    if is_traced(array):
+        raise TracedValue("A result")
+    if not getattr(array, "is_fully_addressable", True):
+        # The devices of other processes have parts of it, and hand them over.
+        array = array_api_compat.to_device(array, device(array))
     # JAX copies to the host by itself and takes no device by name; torch is the other way round. TensorFlow's
     # tensors are no Array API objects, and numpy reads them.
     if array_api_compat.is_array_api_obj(array) and not array_api_compat.is_jax_array(array):
@@ -43,10 +49,38 @@ def as_numpy(array: Any) -> NDArray[Any]:
     return to_numpy(array.detach() if hasattr(array, "detach") else array)
 
 
+def device(array: Any) -> Any:
+    """Where an array lies, in a form that holds for arrays of any shape.
+
+    Of one of JAX over a mesh that is all of its devices, each with the whole; in what follows, XLA chooses
+    what each of them computes.
+    """
+    found = array_api_compat.device(array)
+    if not hasattr(found, "spec"):
+        return found
+    # Arrays over a mesh of explicit axes do not meet others.
+    mesh = type(found.mesh)(found.mesh.devices, found.mesh.axis_names)
+    return type(found)(mesh, type(found.spec)())
+
+
+def agreed(number: float, like: Vector) -> float:
+    """A number that each process has found for itself, as the first of those has it that ``like`` lies over.
+
+    Processes that run one program of JAX have to take the same branches.
+    """
+    if getattr(like, "is_fully_addressable", True):
+        return number
+    place = device(like)
+    one_each = type(place)(place.mesh, type(place.spec)(place.mesh.axis_names))
+    make = sys.modules["jax"].make_array_from_callback
+    numbers = make((place.mesh.size,), one_each, lambda _: np.full(1, number, np.float32))
+    return float(to_numpy(numbers)[0])
+
+
 def as_like(values: Any, like: Vector) -> Vector:
     """``values`` as an array of the library, dtype and device of ``like``."""
     xp = array_api_compat.array_namespace(like)
-    return xp.asarray(values, dtype=like.dtype, device=array_api_compat.device(like))
+    return xp.asarray(values, dtype=like.dtype, device=device(like))
 
 
 def fused(*overwritten: int) -> Callable[[Function], Function]:
@@ -109,7 +143,7 @@ def copy(x: Vector) -> Vector:
     xp = array_api_compat.array_namespace(x)
     if x.ndim == 1 or array_api_compat.is_jax_array(x):
         return xp.asarray(x, copy=True)
-    rows = xp.empty((x.shape[1], x.shape[0]), dtype=x.dtype, device=array_api_compat.device(x))
+    rows = xp.empty((x.shape[1], x.shape[0]), dtype=x.dtype, device=device(x))
     # In slices that fit in the cache, a transposition takes a third of the time.
     for part in slices(x, 1 << 14):
         rows[:, part] = x[part].T
@@ -137,6 +171,8 @@ def zeros_like(x: Vector) -> Vector:
 
 def all_finite(x: Vector) -> bool:
     """Whether no entry is NaN or infinite."""
+    if is_traced(x):
+        raise TracedValue("A result")
     # One pass without a temporary; only a sum that overflows needs the second look.
     with np.errstate(all="ignore"):
         if math.isfinite(float(_sum(x))):
@@ -160,7 +196,7 @@ def take(x: Any, numbers: NDArray[np.intp], axis: int) -> Any:
     xp = array_api_compat.array_namespace(x)
     if array_api_compat.is_jax_array(x):
         return xp.take(x, numbers, axis=axis)  # they go to the device with what they index, and fast
-    return xp.take(x, xp.asarray(numbers, device=array_api_compat.device(x)), axis=axis)
+    return xp.take(x, xp.asarray(numbers, device=device(x)), axis=axis)
 
 
 def concatenate(blocks: list[Vector]) -> Vector:
