@@ -29,6 +29,7 @@ from ihvp.algebra._arrays import (
     to_numpy,
     wide,
     wide_dtype,
+    without_explicit_axes,
     zeros_like,
 )
 from ihvp.algebra._blocks import add_product, gram, gram_parts, matmul, multiply, plus_product, small, total
@@ -71,6 +72,7 @@ __all__ = [
     "total",
     "wide",
     "wide_dtype",
+    "without_explicit_axes",
     "xpay",
     "zeros_like",
 ]

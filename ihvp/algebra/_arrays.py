@@ -56,11 +56,20 @@ def device(array: Any) -> Any:
     what each of them computes.
     """
     found = array_api_compat.device(array)
-    if not hasattr(found, "spec"):
-        return found
-    # Arrays over a mesh of explicit axes do not meet others.
-    mesh = type(found.mesh)(found.mesh.devices, found.mesh.axis_names)
-    return type(found)(mesh, type(found.spec)())
+    return type(found)(_mesh(found), type(found.spec)()) if hasattr(found, "spec") else found
+
+
+def without_explicit_axes(array: Any) -> Any:
+    """The array; one of JAX over a mesh of explicit axes, where rows are not cut, over the same of others."""
+    place = getattr(array, "sharding", None)
+    if not hasattr(place, "spec") or _mesh(place) == place.mesh:
+        return array
+    return array_api_compat.to_device(array, type(place)(_mesh(place), place.spec))
+
+
+def _mesh(place: Any) -> Any:
+    """The mesh of a sharding, whose axes XLA divides along by itself."""
+    return type(place.mesh)(place.mesh.devices, place.mesh.axis_names)
 
 
 def agreed(number: float, like: Vector) -> float:
