@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import SupportsReduce, Vector
-from ihvp.errors import ProcessesDiffer, ProcessFailed
+from ihvp.errors import InvalidOption, ProcessesDiffer, ProcessFailed
 
 Owner = TypeVar("Owner")
 Arguments = ParamSpec("Arguments")
@@ -83,6 +83,11 @@ class Processes:
             return values
         xp, device = array_api_compat.array_namespace(self.like), algebra.device(self.like)
         return algebra.to_numpy(self.reduce(xp.asarray(values.ravel(), device=device))).reshape(values.shape)
+
+    def require_no_file(self, out: Any) -> None:
+        """Refuse to write what several processes would write."""
+        if out is not None and (self.count > 1 or self.one_program):
+            raise InvalidOption("out", out, "None, where the data is spread over processes")
 
     @property
     def one_program(self) -> bool:

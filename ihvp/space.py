@@ -172,7 +172,9 @@ class VectorSpace:
         if place == self.device:
             return v
         if hasattr(place, "spec") or hasattr(self.device, "spec"):
-            return self.asarray(v)  # over the devices of a mesh, whose programs XLA divides
+            # Between arrays of one process and those of several the way is through the host.
+            through_host = getattr(v, "is_fully_addressable", True) == self.processes.one_program
+            return self.asarray(algebra.to_numpy(v) if through_host else v)
         raise WrongDevice(place, self.device)
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:

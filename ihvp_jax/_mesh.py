@@ -113,6 +113,8 @@ def _laid_over(mesh: Mesh, leaf: Any) -> Any:
     """An array divided as it is if it lies over the devices of the mesh, else all of it on each of them."""
     if not isinstance(leaf, jax.Array):
         return leaf  # compiled functions take those of numpy to all devices
+    if leaf.is_fully_addressable and mesh.is_multi_process:
+        return np.asarray(leaf)  # between devices of several processes JAX moves nothing
     sharding = leaf.sharding
     if not isinstance(sharding, NamedSharding) or sharding.mesh.devices.tolist() != mesh.devices.tolist():
         return jax.device_put(leaf, _everywhere(mesh))

@@ -192,8 +192,7 @@ class Influence:
             for row, column, tile in tiles(model, points, training, progress):
                 values[row : row + tile.shape[0], column : column + tile.shape[1]] = tile
             return Scores(training.processes.join(values), ("test", "train"), points.residual)
-        if self.objective.processes.count > 1:
-            raise InvalidOption("out", out, "None, where the data is spread over processes")
+        self.objective.processes.require_no_file(out)
         depends_on = terms(model, points, training)
         chunk = model.rows, tile_columns(training.num_params, training.num_examples)
         with Store(out, shape, model.dtype, chunk, depends_on) as store:
