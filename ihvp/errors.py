@@ -327,8 +327,8 @@ class TracedValue(VectorError, TypeError):
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"{what} is traced by JAX, inside jit, vmap, grad, scan or shard_map; expected arrays with values, "
-            f"which checks and iterations read.{_OUTSIDE}"
+            f"{what} is traced by JAX, inside jit, vmap, grad or scan; expected arrays with values, "
+            f"as checks and iterations read them.{_OUTSIDE}"
         )
 
 
@@ -707,15 +707,15 @@ def instead(value: Any) -> str:
     >>> instead([1.0])
     ''
     """
-    if is_traced(value):
+    if is_traced(value) or (isinstance(value, (list, tuple)) and any(map(is_traced, value))):
         return f" JAX traces it, inside jit, vmap, grad or scan.{_OUTSIDE}"
     return _INSTEAD.get(type(value).__module__.partition(".")[0], "")
 
 
 _OUTSIDE = (
-    " Call ihvp outside, and pass what it returns into the function; for several vectors pass a block (P, k). "
-    "Within, a product with the Hessian is jax.jvp(jax.grad(loss), (params,), (v,))[1], and the cotangent of v "
-    "in a solve is another solve, by jax.custom_vjp around the step."
+    " Call ihvp outside, and pass what it returns into the function; of several vectors pass a block (P, k). "
+    "Inside, a product with the Hessian is jax.jvp(jax.grad(loss), (params,), (v,))[1]; the gradient of a "
+    "function of x = A⁻¹ v by v is A⁻¹ times its gradient by x: another solve."
 )
 
 _INSTEAD = {

@@ -174,7 +174,11 @@ class VectorSpace:
         if hasattr(place, "spec") or hasattr(self.device, "spec"):
             # Between arrays of one process and those of several the way is through the host.
             through_host = getattr(v, "is_fully_addressable", True) == self.processes.one_program
-            return self.asarray(algebra.to_numpy(v) if through_host else v)
+            return (
+                self.asarray(algebra.to_numpy(v))
+                if through_host
+                else array_api_compat.to_device(v, self.device)
+            )
         raise WrongDevice(place, self.device)
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class Opened:
     def __init__(self, predict: Static, params: Params, batch: Batch) -> None:
         self._params, self._batch = params, batch
         self._outputs, inputs, self._pull, form = computed(_opened, predict, params, batch)
-        self.inputs: list[Vector] = divided(inputs, params)
+        self.inputs: Sequence[Vector] = divided(inputs, params)
         self.shapes, self.layers = form.value
 
     def outputs(self) -> Vector:

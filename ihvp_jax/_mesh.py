@@ -1,4 +1,4 @@
-"""Arrays over the devices of a mesh: what meets in a derivative is laid over one, and XLA divides the work."""
+"""Arrays over a mesh of devices: what meets in a derivative is laid over one, and XLA divides the work."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def divided(result: Any, params: Params) -> Any:
 
 
 def laid_like(result: Params, like: Params) -> Params:
-    """Arrays in the structure of others where these lie, or over the mesh of some of these."""
+    """Arrays in the structure of others, over the mesh as these are; where they lie if those are on a device."""
     return jax.tree.map(
         lambda array, other: jax.device_put(array, other.sharding) if _is_over_mesh(other) else array,
-        whole(result, like),
+        result,
         like,
     )
 
@@ -131,11 +131,11 @@ def _on_device(array: jax.Array, device: Any) -> jax.Array:
 
 def _require_no_explicit_axes() -> None:
     """Refuse a mesh whose axes are part of the types of all arrays, those of the library's own too."""
-    current = getattr(jax.sharding, "get_abstract_mesh", tuple)()
+    current: Any = getattr(jax.sharding, "get_abstract_mesh", tuple)()
     if "Explicit" in str(getattr(current, "axis_types", "")):
         raise ParameterError(
-            f"jax.set_mesh has set the mesh {current.shape} with explicit axes, along which each operation is "
-            "to say how it divides; expected none, or axes that XLA divides along by itself. Arrays over such "
-            "a mesh may be passed all the same: call ihvp where it is not set, or inside `with "
+            f"jax.set_mesh has set a mesh of explicit axes, {dict(current.shape)}, along which each operation "
+            "is to say how it divides; expected none, or axes that XLA divides along by itself. Arrays over "
+            "explicit axes may be passed all the same: call ihvp where the mesh is not set, or inside `with "
             "jax.set_mesh(jax.sharding.Mesh(mesh.devices, mesh.axis_names)):`."
         )

@@ -56,15 +56,20 @@ def device(array: Any) -> Any:
     what each of them computes.
     """
     found = array_api_compat.device(array)
-    return type(found)(_mesh(found), type(found.spec)()) if hasattr(found, "spec") else found
+    return _divided(found) if hasattr(found, "spec") else found
 
 
 def without_explicit_axes(array: Any) -> Any:
     """The array; one of JAX over a mesh of explicit axes, where rows are not cut, over the same of others."""
-    place = getattr(array, "sharding", None)
+    place: Any = getattr(array, "sharding", None)
     if not hasattr(place, "spec") or _mesh(place) == place.mesh:
         return array
-    return array_api_compat.to_device(array, type(place)(_mesh(place), place.spec))
+    return array_api_compat.to_device(array, _divided(place, *place.spec))
+
+
+def _divided(place: Any, *along: Any) -> Any:
+    """The sharding over the same mesh that divides the axes of an array so."""
+    return type(place)(_mesh(place), type(place.spec)(*along))
 
 
 def _mesh(place: Any) -> Any:
@@ -79,10 +84,10 @@ def agreed(number: float, like: Vector) -> float:
     """
     if getattr(like, "is_fully_addressable", True):
         return number
-    place = device(like)
-    one_each = type(place)(place.mesh, type(place.spec)(place.mesh.axis_names))
+    mesh = _mesh(like.sharding)
+    one_each = _divided(like.sharding, mesh.axis_names)
     make = sys.modules["jax"].make_array_from_callback
-    numbers = make((place.mesh.size,), one_each, lambda _: np.full(1, number, np.float32))
+    numbers = make((mesh.size,), one_each, lambda _: np.full(1, number, np.float32))
     return float(to_numpy(numbers)[0])
 
 
@@ -180,11 +185,9 @@ def zeros_like(x: Vector) -> Vector:
 
 def all_finite(x: Vector) -> bool:
     """Whether no entry is NaN or infinite."""
-    if is_traced(x):
-        raise TracedValue("A result")
     # One pass without a temporary; only a sum that overflows needs the second look.
     with np.errstate(all="ignore"):
-        if math.isfinite(float(_sum(x))):
+        if math.isfinite(float(to_numpy(_sum(x)))):
             return True
     xp = array_api_compat.array_namespace(x)
     return bool(xp.all(xp.isfinite(x)))

@@ -71,9 +71,7 @@ def few(objective, v, test):
 
 def more(objective, v, test):
     """The other ones."""
-    hessian, gauss_newton, opg = (
-        kind(objective) for kind in (ihvp.Hessian, ihvp.GaussNewton, ihvp.OPG)
-    )
+    hessian, gauss_newton, opg = (kind(objective) for kind in (ihvp.Hessian, ihvp.GaussNewton, ihvp.OPG))
     influence = ihvp.Influence(objective, damping=DAMPING, solver=ihvp.Direct())
     top = influence.top_k(test, 4)
     on_inputs = influence.on_inputs(test)
@@ -81,9 +79,10 @@ def more(objective, v, test):
         "Gauss–Newton": gauss_newton @ v,
         "OPG": opg @ v,
         "eigenvalues of the OPG": ihvp.eigsh(opg, k=2, tol=1e-11).values,
-        "cut": ihvp.Hessian(ihvp.Objective(
-            cross_entropy, objective.params, objective.batches.data, 5, predict=logits
-        )) @ v[:, 0],
+        "cut": ihvp.Hessian(
+            ihvp.Objective(cross_entropy, objective.params, objective.batches.data, 5, predict=logits)
+        )
+        @ v[:, 0],
         "trace": ihvp.trace(hessian, num_samples=8).value,
         "diagonal": ihvp.diagonal(hessian, num_samples=4).value,
         "top": top.scores,
@@ -143,10 +142,15 @@ def main(number, count, port):
         settings["plain"] = jax.tree.map(jnp.asarray, params), over(line, data, "data")
     else:
         square = Mesh(devices.reshape(2, 2), ("data", "model"))
-        explicit = Mesh(devices.reshape(2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+        explicit = Mesh(
+            devices.reshape(2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2
+        )
         pair = Mesh(devices[:2], ("data",))
         settings["split"] = over(square, params, "model"), over(square, data, "data")
-        settings["split by columns, explicit"] = over(explicit, params, None, "model"), over(explicit, data, "data")
+        settings["split by columns, explicit"] = (
+            over(explicit, params, None, "model"),
+            over(explicit, data, "data"),
+        )
         settings["on one device"] = jax.tree.map(jnp.asarray, params), over(pair, data, "data")
         settings["some over a mesh"] = {"b": params["b"], "w": over(pair, params["w"])}, data
 
@@ -165,6 +169,7 @@ def main(number, count, port):
         require_near(results(some_params, some_data, v, more), expected_more, where)
         assert all(a is b for a, b in zip(before, jax.tree.leaves(some_params), strict=True))
         import time
+
         print(number, where, "right", time.process_time(), flush=True)
 
 
