@@ -50,7 +50,7 @@ def divided(result: Any, params: Params) -> Any:
 
 
 def laid_like(result: Params, like: Params) -> Params:
-    """Arrays in the structure of others, over the mesh as these are; where they lie if those are on a device."""
+    """Arrays in the structure of others, over their meshes; where they are on a device, left as they lie."""
     return jax.tree.map(
         lambda array, other: jax.device_put(array, other.sharding) if _is_over_mesh(other) else array,
         result,
@@ -134,8 +134,8 @@ def _require_no_explicit_axes() -> None:
     current: Any = getattr(jax.sharding, "get_abstract_mesh", tuple)()
     if "Explicit" in str(getattr(current, "axis_types", "")):
         raise ParameterError(
-            f"jax.set_mesh has set a mesh of explicit axes, {dict(current.shape)}, along which each operation "
-            "is to say how it divides; expected none, or axes that XLA divides along by itself. Arrays over "
-            "explicit axes may be passed all the same: call ihvp where the mesh is not set, or inside `with "
-            "jax.set_mesh(jax.sharding.Mesh(mesh.devices, mesh.axis_names)):`."
+            f"jax.set_mesh has set a mesh of explicit axes, {dict(current.shape)}, along which each "
+            "operation is to say how it divides; expected none, or axes that XLA divides along by itself. "
+            "Arrays over explicit axes may be passed all the same: call ihvp where the mesh is not set, or "
+            "inside `with jax.set_mesh(jax.sharding.Mesh(mesh.devices, mesh.axis_names)):`."
         )

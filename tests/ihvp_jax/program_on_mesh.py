@@ -12,10 +12,12 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import ihvp
 from ihvp.algebra import to_numpy
+from ihvp.errors import InvalidOption, ParameterError
 from ihvp_jax import _derivatives
 from ihvp_jax._static import Static, hold_constants
 
@@ -54,15 +56,21 @@ def by_numpy(params, data):
 
 
 def first_results(objective, v, test):
-    hessian, cg = ihvp.Hessian(objective), ihvp.CG(rtol=1e-11)
-    pairs = ihvp.eigsh(hessian, k=3, tol=1e-11)
+    hessian = ihvp.Hessian(objective)
     return {
         "value": objective.value(),
         "gradient": objective.gradient(),
         "rows": objective.per_example_gradients(),
-        "hessian": hessian.to_dense(),
         "product": hessian @ v[:, 0],
-        "CG": ihvp.solve(hessian, v[:, 0], damping=DAMPING, solver=cg).x,
+        "CG": ihvp.solve(hessian, v[:, 0], damping=DAMPING, solver=ihvp.CG(rtol=1e-11)).x,
+    }
+
+
+def more_results(objective, v, test):
+    hessian, cg = ihvp.Hessian(objective), ihvp.CG(rtol=1e-11)
+    pairs = ihvp.eigsh(hessian, k=3, tol=1e-11)
+    return {
+        "hessian": hessian.to_dense(),
         "block CG": ihvp.solve(hessian, v, damping=DAMPING, solver=cg).x,
         "eigenvalues": pairs.values,
         "projector": pairs.vectors @ pairs.vectors.T,
@@ -117,23 +125,57 @@ def over(mesh, tree, *spec):
 
 
 def settings_of_one_process(params, data):
-    devices = np.array(jax.devices())
-    line, pair = Mesh(devices, ("data",)), Mesh(devices[:2], ("data",))
+    devices = np.array(jax.devices()).reshape(2, 2)
+    square = Mesh(devices, ("data", "model"))
     kinds = {"axis_types": (jax.sharding.AxisType.Explicit,) * 2} if hasattr(jax.sharding, "AxisType") else {}
-    square = Mesh(devices.reshape(2, 2), ("data", "model"), **kinds)
-    columns = {"b": over(square, params["b"], "model"), "w": over(square, params["w"], None, "model")}
-    yield "columns", columns, over(square, data, "data"), (first_results, other_results)
-    yield "replicated", over(line, params), over(line, data, "data"), (first_results,)
-    mixed = {"b": jnp.asarray(params["b"]), "w": over(pair, params["w"], "data")}
-    halves = [{name: array[part] for name, array in data.items()} for part in (slice(13), slice(13, None))]
-    yield "mixed", mixed, [over(pair, halves[0]), halves[1]], (first_results,)
-    yield "on one device", jax.tree.map(jnp.asarray, params), over(pair, data, "data"), (first_results,)
+    explicit = Mesh(devices, ("data", "model"), **kinds)
+    columns = {"b": over(explicit, params["b"], "model"), "w": over(explicit, params["w"], None, "model")}
+    yield "columns", columns, over(explicit, data, "data"), (first_results, more_results, other_results)
+    yield (
+        "replicated",
+        over(square, params),
+        over(square, data, ("data", "model")),
+        (first_results, more_results),
+    )
+    mixed = {"b": jnp.asarray(params["b"]), "w": over(square, params["w"], "data")}
+    parts = [{name: array[part] for name, array in data.items()} for part in (slice(13), slice(13, None))]
+    yield "mixed", mixed, [over(square, parts[0]), parts[1]], (first_results,)
+    yield "on one device", jax.tree.map(jnp.asarray, params), over(square, data, "data"), (first_results,)
 
 
 def settings_of_processes(params, data):
     line = Mesh(np.array(jax.devices()), ("data",))
-    yield "divided", over(line, params, "data"), over(line, data, "data"), (first_results,)
+    yield "divided", over(line, params, "data"), over(line, data, "data"), (first_results, more_results)
     yield "on a device of each", jax.tree.map(jnp.asarray, params), over(line, data, "data"), (first_results,)
+
+
+def require_vectors_from_anywhere(params, data, v):
+    """A vector of another device, or divided in another way; what comes back lies as it did."""
+    pair = Mesh(np.array(jax.devices())[:2], ("data",))
+    objective = ihvp.Objective(loss, over(pair, params), data)
+    hessian, structure = (
+        ihvp.Hessian(objective),
+        {"b": v[:CLASSES, 0], "w": v[CLASSES:, 0].reshape(FEATURES, -1)},
+    )
+    expected = by_numpy(params, data)["hessian"] @ v[:, 0]
+    alone = jax.device_put(v[:, 0], jax.devices()[-1])  # one device would not do for what comes back
+    for given in (over(pair, v[:, 0], "data"), over(pair, structure, "data"), alone):
+        found = hessian @ given
+        require_near({"product": objective.backend.flatten(found)}, {"product": expected}, given)
+        places, places_given = ([leaf.sharding for leaf in jax.tree.leaves(tree)] for tree in (found, given))
+        assert places == places_given or given is alone
+
+
+def require_refusals(params, data):
+    one, other = jax.devices()[:2]
+    with pytest.raises(ParameterError, match="on 2 devices"):
+        ihvp.Objective(loss, {"b": jax.device_put(params["b"], one), "w": jax.device_put(params["w"], other)})
+    if hasattr(jax, "set_mesh"):
+        with (
+            jax.set_mesh(jax.make_mesh((4,), ("data",))),
+            pytest.raises(ParameterError, match="explicit axes"),
+        ):
+            ihvp.Objective(loss, jax.tree.map(jnp.asarray, params), data)
 
 
 def require_one_sum(params, data, v):
@@ -170,20 +212,16 @@ def main(number, count, port):
                 expected[of] = results(*(jax.tree.map(jnp.asarray, tree) for tree in (params, data)), of)
             require_near(results(*setting, of), expected[of], where)
         assert all(a is b for a, b in zip(before, jax.tree.leaves(setting[0]), strict=True))
-    closed = by_numpy(params, data)
-    require_near({name: expected[first_results][name] for name in closed}, closed, "numpy")
+    closed, one_device = by_numpy(params, data), expected[first_results] | expected[more_results]
+    require_near({name: one_device[name] for name in closed}, closed, "numpy")
     if count == 1:
         require_one_sum(params, data, v)
+        require_vectors_from_anywhere(params, data, v)
+        require_refusals(params, data)
     else:
-        objective = ihvp.Objective(
-            loss, *(over(Mesh(np.array(jax.devices()), "d"), tree) for tree in (params, data))
-        )
-        try:
+        objective = ihvp.Objective(loss, over(Mesh(np.array(jax.devices()), ("data",)), params), data)
+        with pytest.raises(InvalidOption, match="spread over processes"):
             ihvp.Influence(objective).scores(test, out="scores")
-        except ihvp.errors.InvalidOption as error:
-            assert "spread over processes" in str(error)
-        else:
-            raise AssertionError("Two processes wrote one folder")
 
 
 if __name__ == "__main__":
