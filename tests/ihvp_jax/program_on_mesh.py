@@ -55,6 +55,10 @@ def by_numpy(params, data):
     return {"value": value, "gradient": rows.mean(0), "rows": rows, "hessian": hessian}
 
 
+def products(objective, v, test):
+    return {"gradient": objective.gradient(), "product": ihvp.Hessian(objective) @ v[:, 0]}
+
+
 def first_results(objective, v, test):
     hessian = ihvp.Hessian(objective)
     return {
@@ -139,27 +143,24 @@ def settings_of_one_process(params, data):
     )
     mixed = {"b": jnp.asarray(params["b"]), "w": over(square, params["w"], "data")}
     parts = [{name: array[part] for name, array in data.items()} for part in (slice(13), slice(13, None))]
-    yield "mixed", mixed, [over(square, parts[0]), parts[1]], (first_results,)
-    yield "on one device", jax.tree.map(jnp.asarray, params), over(square, data, "data"), (first_results,)
+    yield "mixed", mixed, [over(square, parts[0]), parts[1]], (products,)
+    yield "on one device", jax.tree.map(jnp.asarray, params), over(square, data, "data"), (products,)
 
 
 def settings_of_processes(params, data):
     line = Mesh(np.array(jax.devices()), ("data",))
     yield "divided", over(line, params, "data"), over(line, data, "data"), (first_results, more_results)
-    yield "on a device of each", jax.tree.map(jnp.asarray, params), over(line, data, "data"), (first_results,)
+    yield "on a device of each", jax.tree.map(jnp.asarray, params), over(line, data, "data"), (products,)
 
 
 def require_vectors_from_anywhere(params, data, v):
-    """A vector of another device, or divided in another way; what comes back lies as it did."""
-    pair = Mesh(np.array(jax.devices())[:2], ("data",))
-    objective = ihvp.Objective(loss, over(pair, params), data)
-    hessian, structure = (
-        ihvp.Hessian(objective),
-        {"b": v[:CLASSES, 0], "w": v[CLASSES:, 0].reshape(FEATURES, -1)},
-    )
-    expected = by_numpy(params, data)["hessian"] @ v[:, 0]
-    alone = jax.device_put(v[:, 0], jax.devices()[-1])  # one device would not do for what comes back
-    for given in (over(pair, v[:, 0], "data"), over(pair, structure, "data"), alone):
+    """A vector of one device, or divided in another way; what comes back over a mesh lies as it did."""
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
+    objective, v = ihvp.Objective(loss, over(mesh, params), data), v[:, 0]
+    hessian, expected = ihvp.Hessian(objective), by_numpy(params, data)["hessian"] @ v
+    structure = {"b": v[:CLASSES], "w": v[CLASSES:].reshape(FEATURES, CLASSES)}
+    alone = jax.device_put(v, jax.devices()[-1])
+    for given in (over(mesh, v, "data"), over(mesh, structure, "model"), alone):
         found = hessian @ given
         require_near({"product": objective.backend.flatten(found)}, {"product": expected}, given)
         places, places_given = ([leaf.sharding for leaf in jax.tree.leaves(tree)] for tree in (found, given))
