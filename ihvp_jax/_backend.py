@@ -28,12 +28,17 @@ class JaxBackend:
     Parameters
     ----------
     params : pytree, optional
-        Determines the device; without it, or with numpy arrays only, JAX's default device.
+        Determines the device; without it, or with numpy arrays only, JAX's default device. Over a mesh, in
+        whatever way, vectors are whole on each of its devices, and what has an axis of examples is divided
+        as XLA divides it. Of arrays over several meshes those of the parameters' mesh stay as they are.
 
     Raises
     ------
     ihvp.errors.ParameterError
-        The parameters are on several devices, or not all of them are real floating arrays.
+        The parameters are on several devices of no mesh, or not all of them are real floating arrays; or
+        a mesh of explicit axes is set.
+    ihvp.errors.TracedValue
+        JAX traces an argument of a method, or the function that calls it.
 
     Notes
     -----
