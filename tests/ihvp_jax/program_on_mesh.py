@@ -167,6 +167,16 @@ def require_vectors_from_anywhere(params, data, v):
         assert places == places_given or given is alone
 
 
+def require_whole_vectors(v):
+    """Vectors are whole on each device, also where XLA would leave them divided as the parameters are."""
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
+    objective = ihvp.Objective(lambda w, _: jnp.sum(w**4), over(mesh, v[:, 0], "data"))
+    product = ihvp.Hessian(objective) @ jnp.asarray(v[:, 1])
+    assert objective.gradient().is_fully_replicated
+    assert product.is_fully_replicated
+    require_near({"product": product}, {"product": 12 * v[:, 0] ** 2 * v[:, 1]}, "quartic")
+
+
 def require_refusals(params, data):
     one, other = jax.devices()[:2]
     with pytest.raises(ParameterError, match="on 2 devices"):
@@ -211,13 +221,15 @@ def main(number, count, port):
         for of in kinds:
             if of not in expected:
                 expected[of] = results(*(jax.tree.map(jnp.asarray, tree) for tree in (params, data)), of)
-            require_near(results(*setting, of), expected[of], where)
+            found = results(*setting, of)
+            require_near(found, expected[of], where)
         assert all(a is b for a, b in zip(before, jax.tree.leaves(setting[0]), strict=True))
     closed, one_device = by_numpy(params, data), expected[first_results] | expected[more_results]
     require_near({name: one_device[name] for name in closed}, closed, "numpy")
     if count == 1:
         require_one_sum(params, data, v)
         require_vectors_from_anywhere(params, data, v)
+        require_whole_vectors(v)
         require_refusals(params, data)
     else:
         objective = ihvp.Objective(loss, over(Mesh(np.array(jax.devices()), ("data",)), params), data)
