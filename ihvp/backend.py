@@ -43,6 +43,7 @@ class CurvatureBackend(Protocol):
     ----------
     device : str
         Where the parameters live: ``"cpu"`` for the host's memory, else kind and number, as ``"cuda:0"``.
+        Of several devices, kind and mesh, as ``"cuda:mesh(data=8)"``.
 
     Notes
     -----

@@ -217,7 +217,9 @@ def as_data(batch: Batch) -> Any:
 
 def take_examples(batch: Batch, start: int, stop: int) -> Batch:
     """Rows ``start:stop`` of every array in ``batch``, in the same structure."""
-    return map_leaves(lambda leaf: leaf[start:stop] if is_array(leaf) else leaf, batch)
+    return map_leaves(
+        lambda leaf: algebra.without_explicit_axes(leaf)[start:stop] if is_array(leaf) else leaf, batch
+    )
 
 
 def describe_structure(batch: Batch) -> str:
@@ -284,7 +286,8 @@ def _joined(first: Any, *others: Any) -> Any:
     # Arrays outside the Array API (tensors of TensorFlow, data frames, files) take slices, but not an array
     # of row numbers.
     leaves = [
-        leaf if array_api_compat.is_array_api_obj(leaf) else np.asarray(leaf) for leaf in (first, *others)
+        algebra.without_explicit_axes(leaf) if array_api_compat.is_array_api_obj(leaf) else np.asarray(leaf)
+        for leaf in (first, *others)
     ]
     shapes = {tuple(leaf.shape[1:]) for leaf in leaves}
     if len(shapes) > 1:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -329,6 +330,16 @@ class WrongDtype(VectorError, TypeError):
     def __init__(self, found: object, expected: object) -> None:
         super().__init__(
             f"v has dtype {found}; expected {expected}, the parameters' own. Cast v, or the parameters."
+        )
+
+
+class TracedValue(VectorError, TypeError):
+    """An array has no values yet: JAX traces the function that it belongs to."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} is traced by JAX, inside jit, vmap, grad or scan; expected arrays with values, "
+            f"as checks and iterations read them.{_OUTSIDE}"
         )
 
 
@@ -695,14 +706,28 @@ def describe(value: Any) -> str:
         return name
 
 
+def is_traced(value: Any) -> bool:
+    """Whether this stands for a value of JAX in a function that is traced, differentiated or mapped."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
+
+
 def instead(value: Any) -> str:
     """What to pass in the place of an object of a library that belongs to no backend.
 
     >>> instead([1.0])
     ''
     """
+    if is_traced(value) or (isinstance(value, (list, tuple)) and any(map(is_traced, value))):
+        return f" JAX traces it, inside jit, vmap, grad or scan.{_OUTSIDE}"
     return _INSTEAD.get(type(value).__module__.partition(".")[0], "")
 
+
+_OUTSIDE = (
+    " Call ihvp outside, and pass what it returns into the function; of several vectors pass a block (P, k). "
+    "Inside, a product with the Hessian is jax.jvp(jax.grad(loss), (params,), (v,))[1]; the gradient of a "
+    "function of x = A⁻¹ v by v is A⁻¹ times its gradient by x: another solve."
+)
 
 _INSTEAD = {
     "pandas": " Of a pandas object pass its .to_numpy().",

@@ -12,27 +12,43 @@ from ihvp.space import VectorSpace
 
 
 def on_host(space: VectorSpace) -> bool:
-    """Whether the vectors are in the host's memory."""
-    device = space.device
-    return "cpu" in (str(device), getattr(device, "platform", None), getattr(device, "type", None))
+    """Whether the vectors are in the host's memory, and on one device of it."""
+    return _is_host(space.device)
 
 
 def free_memory(space: VectorSpace | None) -> int | None:
     """The bytes that are free on the device of a space's vectors; None where it does not tell.
 
-    Without a space, those of the host.
+    Without a space, those of the host. On a mesh, those of one device of the first process.
     """
-    if space is None or on_host(space):
+    if space is None:
+        return _free(None)
+    several = sorted(getattr(space.device, "addressable_devices", ()), key=lambda device: int(device.id))
+    if not several:
+        return _free(space.device)
+    free = _free(several[0])
+    if free is None:
+        return None
+    return int(space.processes.agreed(free // len(several) if _is_host(several[0]) else free))
+
+
+def _is_host(device: Any) -> bool:
+    return "cpu" in (str(device), getattr(device, "platform", None), getattr(device, "type", None))
+
+
+def _free(device: Any) -> int | None:
+    """The bytes that are free on a device, or on the host for None."""
+    if device is None or _is_host(device):
         return int(psutil.virtual_memory().available)
-    statistics = getattr(space.device, "memory_stats", lambda: None)() or {}
+    statistics = getattr(device, "memory_stats", lambda: None)() or {}
     if "bytes_limit" in statistics:
         return int(statistics["bytes_limit"] - statistics["bytes_in_use"])
     # torch tells by functions of the module that is named for the kind of device, and keeps freed memory.
-    kind: Any = getattr(sys.modules.get("torch"), str(getattr(space.device, "type", "")), None)
+    kind: Any = getattr(sys.modules.get("torch"), str(getattr(device, "type", "")), None)
     if not hasattr(kind, "mem_get_info"):
         return None
-    kept = kind.memory_reserved(space.device) - kind.memory_allocated(space.device)
-    return int(kind.mem_get_info(space.device)[0] + kept)
+    kept = kind.memory_reserved(device) - kind.memory_allocated(device)
+    return int(kind.mem_get_info(device)[0] + kept)
 
 
 def require_memory(space: VectorSpace | None, numbers: int, bytes_each: int, what: str, advice: str) -> None:

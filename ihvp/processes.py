@@ -12,9 +12,9 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.algebra import to_numpy
+from ihvp import algebra
 from ihvp.backend import SupportsReduce, Vector
-from ihvp.errors import ProcessesDiffer, ProcessFailed
+from ihvp.errors import InvalidOption, ProcessesDiffer, ProcessFailed
 
 Owner = TypeVar("Owner")
 Arguments = ParamSpec("Arguments")
@@ -38,7 +38,7 @@ class Processes:
     backend : SupportsReduce, optional
         What sums over them.
     like : Vector, optional
-        A vector of the backend, for its device.
+        An empty vector of the backend, for its device.
 
     Examples
     --------
@@ -55,7 +55,8 @@ class Processes:
     def of(cls, backend: object, like: Vector) -> Processes:
         """Those of a backend, whose vectors are on the device of ``like``."""
         if not isinstance(backend, SupportsReduce) or backend.place()[1] == 1:
-            return cls()
+            # One process alone, or processes that run one program of JAX on the devices of all.
+            return cls() if getattr(like, "is_fully_addressable", True) else cls(like=like[:0])
         return cls(*backend.place(), backend, like[:0])
 
     def reduce(self, vector: Vector) -> Vector:
@@ -80,8 +81,18 @@ class Processes:
         """The sum of numpy arrays of one shape."""
         if self.backend is None:
             return values
-        xp, device = array_api_compat.array_namespace(self.like), array_api_compat.device(self.like)
-        return to_numpy(self.reduce(xp.asarray(values.ravel(), device=device))).reshape(values.shape)
+        xp, device = array_api_compat.array_namespace(self.like), algebra.device(self.like)
+        return algebra.to_numpy(self.reduce(xp.asarray(values.ravel(), device=device))).reshape(values.shape)
+
+    def require_no_program(self, out: Any) -> None:
+        """Refuse to write what several processes of one program would all write."""
+        if self.one_program:
+            raise InvalidOption("out", out, "None, where JAX divides arrays among processes")
+
+    @property
+    def one_program(self) -> bool:
+        """Whether they run the same on the same data, which XLA divides among them: they count as one."""
+        return self.backend is None and self.like is not None
 
     def each(self, number: float) -> NDArray[Any]:
         """The number of each process, ``(count,)``, in the order of their ranks; integers stay exact."""
@@ -89,6 +100,8 @@ class Processes:
 
     def agreed(self, number: float) -> float:
         """What the first process has measured: what follows from it is then the same in all of them."""
+        if self.backend is None:
+            return algebra.agreed(number, self.like)
         return float(self.each(float(number))[0])
 
     def join(self, values: NDArray[Any]) -> NDArray[Any]:

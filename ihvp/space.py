@@ -10,18 +10,20 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.algebra import to_numpy
+from ihvp import algebra
 from ihvp.arguments import is_special, shape_of
 from ihvp.backend import CurvatureBackend, Params, Vector
 from ihvp.errors import (
     IhvpError,
     MixedFrameworks,
+    TracedValue,
     VectorError,
     WrongDevice,
     WrongDtype,
     WrongShape,
     describe,
     instead,
+    is_traced,
 )
 from ihvp.processes import Processes
 
@@ -31,7 +33,7 @@ Leave = Callable[[Vector], Any]
 
 @dataclass(frozen=True, eq=False)
 class VectorSpace:
-    """Vectors of length ``size`` of one dtype on one device.
+    """Vectors of length ``size`` of one dtype on one device, or all on each device of a mesh of JAX.
 
     Attributes
     ----------
@@ -60,7 +62,9 @@ class VectorSpace:
         cls, vector: Vector, backend: CurvatureBackend | None = None, params: Params = None
     ) -> VectorSpace:
         """The space that ``vector`` belongs to."""
-        xp, device = array_api_compat.array_namespace(vector), array_api_compat.device(vector)
+        if is_traced(vector):
+            raise TracedValue("A vector")
+        xp, device = array_api_compat.array_namespace(vector), algebra.device(vector)
         processes = Processes.of(backend, vector)
         return cls(vector.shape[0], vector.dtype, device, xp, backend, params, processes)
 
@@ -126,10 +130,10 @@ class VectorSpace:
             raise VectorError(f"v is {describe(v)}; expected a plain array. Pass numpy.asarray(v).")
         if isinstance(v, np.ndarray) and not self.is_numpy:
             self._check_shape(v.shape)
-            expected = to_numpy(self.zeros(1)[:0]).dtype
+            expected = algebra.to_numpy(self.zeros(1)[:0]).dtype
             if v.dtype != expected:
                 raise WrongDtype(v.dtype, expected)
-            return self.asarray(v), to_numpy
+            return self.asarray(v), algebra.to_numpy
         if not array_api_compat.is_array_api_obj(v):
             if self.backend is None:
                 raise VectorError(
@@ -145,6 +149,8 @@ class VectorSpace:
             )
         if array_api_compat.is_torch_array(v):
             v = v.detach()
+        if is_traced(v):
+            raise TracedValue("v")
         if getattr(v, "is_deleted", bool)():
             raise VectorError(
                 "v was given up: its memory was donated to a function that JAX compiled. Pass a copy, made "
@@ -153,15 +159,27 @@ class VectorSpace:
         if v.shape != (self.size,) and v.shape == getattr(self.params, "shape", None):
             assert self.backend is not None  # params come with the backend that reads them
             return self._enter_structure(self.backend, v)
-        return self._checked(v), _same
+        place = array_api_compat.device(v)
+        # Over a mesh in another way than vectors are, or over another mesh: what comes back lies there, too.
+        moved = hasattr(place, "spec") and place != self.device
+        return self._checked(v), (lambda x: array_api_compat.to_device(x, place)) if moved else _same
 
     def _checked(self, v: Vector) -> Vector:
         self._check_shape(v.shape)
         if v.dtype != self.dtype:
             raise WrongDtype(v.dtype, self.dtype)
-        if array_api_compat.device(v) != self.device:
-            raise WrongDevice(array_api_compat.device(v), self.device)
-        return v
+        place = array_api_compat.device(v)
+        if place == self.device:
+            return v
+        if hasattr(place, "spec") or hasattr(self.device, "spec"):
+            # Between arrays of one process and those of several the way is through the host.
+            through_host = getattr(v, "is_fully_addressable", True) == self.processes.one_program
+            return (
+                self.asarray(algebra.to_numpy(v))
+                if through_host
+                else array_api_compat.to_device(v, self.device)
+            )
+        raise WrongDevice(place, self.device)
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         if len(shape) not in (1, 2) or shape[0] != self.size or 0 in shape[1:]:

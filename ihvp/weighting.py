@@ -10,9 +10,9 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.algebra import as_numpy
+from ihvp import algebra
 from ihvp.backend import Batch, Vector
-from ihvp.errors import WeightError, describe
+from ihvp.errors import IhvpError, WeightError, describe
 
 Weights = Callable[[Batch], Any]
 """``weights(batch)``: one number ≥ 0 for each example, ``(B,)``."""
@@ -65,8 +65,10 @@ class Weighting:
 def _numbers(found: Any) -> NDArray[np.float64] | None:
     """The real numbers in an array of any framework, or a list; None where it is something else."""
     try:
-        plain = as_numpy(found)
+        plain = algebra.as_numpy(found)
         return None if found is None or plain.dtype.kind in "cSUMm" else plain.astype(np.float64)
+    except IhvpError:
+        raise
     except Exception:  # whatever it is, it is no numbers
         return None
 
@@ -77,7 +79,7 @@ def scale_rows(rows: Vector, factors: NDArray[np.float64]) -> Vector:
     The loss of an example that weighs nothing may be the quotient of two zeros.
     """
     xp = array_api_compat.array_namespace(rows)
-    shape, device = (-1, *[1] * (rows.ndim - 1)), array_api_compat.device(rows)
+    shape, device = (-1, *[1] * (rows.ndim - 1)), algebra.device(rows)
     counts = xp.reshape(xp.asarray(factors != 0, device=device), shape)
     multiples = xp.reshape(xp.asarray(factors, dtype=rows.dtype, device=device), shape)
     return xp.where(counts, rows, xp.zeros_like(rows)) * multiples

@@ -11,7 +11,8 @@ import numpy as np
 from ihvp.backend import Batch, Loss, Matvec, OpenModel, OutputLoss, Params, Predict, Vector
 from ihvp_jax import _derivatives, _examples, _loop
 from ihvp_jax._layers import CotangentLoss, Opened
-from ihvp_jax._parameters import blocks, device_of, require_floating
+from ihvp_jax._mesh import computed, divided, laid_like, place_of, whole
+from ihvp_jax._parameters import blocks, require_floating
 from ihvp_jax._static import Static, hold_constants
 
 T = TypeVar("T")
@@ -27,12 +28,17 @@ class JaxBackend:
     Parameters
     ----------
     params : pytree, optional
-        Determines the device; without it, or with numpy arrays only, JAX's default device.
+        Determines the device; without it, or with numpy arrays only, JAX's default device. Over a mesh, in
+        whatever way, vectors are whole on each of its devices, and what has an axis of examples is divided
+        as XLA divides it. Of arrays over several meshes those of the parameters' mesh stay as they are.
 
     Raises
     ------
     ihvp.errors.ParameterError
-        The parameters are on several devices, or not all of them are real floating arrays.
+        The parameters are on several devices of no mesh, or not all of them are real floating arrays; or
+        a mesh of explicit axes is set.
+    ihvp.errors.TracedValue
+        JAX traces an argument of a method, or the function that calls it.
 
     Notes
     -----
@@ -54,28 +60,28 @@ class JaxBackend:
     def __init__(self, params: Params = None) -> None:
         if params is not None:
             require_floating(params)
-        self.device = device_of(params)
+        self.device = place_of(params)
 
     def flatten(self, params: Params) -> Vector:
         """The leaves in the order of ``jax.tree.leaves`` as one vector ``(P,)``."""
-        return _refusing(params, _derivatives.flatten, params)
+        return _whole(params, _derivatives.flatten, params)
 
     def unflatten(self, vector: Vector, like: Params) -> Params:
         """The exact inverse of ``flatten``, in the structure, shapes and dtypes of ``like``."""
-        return _refusing(like, _derivatives.unflatten, vector, like)
+        return laid_like(_refusing(like, computed, _derivatives.unflatten, vector, like), like)
 
     def grad(self, loss: Loss, params: Params, batch: Batch) -> Vector:
         """The gradient ``∇ loss(params, batch)``, ``(P,)``."""
-        return _refusing(params, _derivatives.grad, Static(loss), params, hold_constants(batch))
+        return _whole(params, _derivatives.grad, Static(loss), params, hold_constants(batch))
 
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
         """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
-        return _refusing(params, _derivatives.hvp, Static(loss), params, hold_constants(batch), v)
+        return _whole(params, _derivatives.hvp, Static(loss), params, hold_constants(batch), v)
 
     def hvp_sum(self, loss: Loss, params: Params, batch: Batch, v: Vector, size: int) -> Vector:
         """The sum of the products of all whole pieces of ``size`` rows of ``batch``, in one compiled loop."""
         held = hold_constants(batch)
-        return _refusing(params, _loop.hvp_sum, Static(loss), params, held, v, Static(size))
+        return _whole(params, _loop.hvp_sum, Static(loss), params, held, v, Static(size))
 
     def linearize(self, loss: Loss, params: Params, batch: Batch) -> Matvec:
         """The map ``v ↦ ∇² loss(params, batch) · v``, its forward and first backward pass done once.
@@ -88,15 +94,15 @@ class JaxBackend:
 
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
         """The gradients of the batch's examples, ``(B, P)``; an example keeps a leading dimension of 1."""
-        return _refusing(params, _derivatives.per_example_grads, Static(loss), params, hold_constants(batch))
+        return _divided(params, _derivatives.per_example_grads, Static(loss), params, hold_constants(batch))
 
     def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
         """``loss(params, batch)``, compiled."""
-        return _refusing(params, _examples.value, Static(loss), params, hold_constants(batch))
+        return _whole(params, _examples.value, Static(loss), params, hold_constants(batch))
 
     def example_products(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
         """``∇C_i · v`` for each of the batch's examples, ``(B,)`` or ``(B, k)``, in forward mode."""
-        return _refusing(params, _examples.example_products, Static(loss), params, hold_constants(batch), v)
+        return _divided(params, _examples.example_products, Static(loss), params, hold_constants(batch), v)
 
     def input_derivatives(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Batch:
         """The derivatives of ``∇ loss(params, batch) · v`` by the batch's floating arrays; None for the rest.
@@ -104,12 +110,12 @@ class JaxBackend:
         For ``v`` of shape ``(P, k)`` they have a leading axis k.
         """
         held = hold_constants(batch)
-        arrays = _refusing(params, _examples.input_derivatives, Static(loss), params, held, v)
+        arrays = _divided(params, _examples.input_derivatives, Static(loss), params, held, v)
         return _examples.in_place_of_inputs(arrays, held)
 
     def gnvp(self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch, v: Vector) -> Vector:
         """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict``; outputs may be any pytree."""
-        return _refusing(
+        return _whole(
             params, _derivatives.gnvp, Static(predict), Static(loss), params, hold_constants(batch), v
         )
 
@@ -155,7 +161,8 @@ class _Linearized:
     def _linearize(self) -> Any:
         leaves = jax.tree.leaves(self._params)
         seen = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-        linear = _refusing(self._params, _derivatives.linearize, self._loss, self._params, self._batch)
+        arguments = self._loss, self._params, self._batch
+        linear = _refusing(self._params, computed, _derivatives.linearize, *arguments)
         # Both at once: another thread finds what belongs together.
         self._known = linear, seen
         return linear
@@ -164,7 +171,7 @@ class _Linearized:
         linear, seen = self._known
         if not all(map(_is_unchanged, jax.tree.leaves(self._params), seen)):
             linear = self._linearize()
-        return _derivatives.apply(linear, self._params, v)
+        return _whole(self._params, _derivatives.apply, linear, self._params, v)
 
 
 def _is_unchanged(leaf: Any, seen: Any) -> bool:
@@ -178,3 +185,13 @@ def _refusing(params: Params, function: Callable[..., T], *arguments: Any) -> T:
     except TypeError:
         require_floating(params)
         raise
+
+
+def _whole(params: Params, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The same of a compiled function, its result :func:`whole` where the parameters lie."""
+    return whole(_refusing(params, computed, function, *arguments), params)
+
+
+def _divided(params: Params, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The same, its result :func:`divided`."""
+    return divided(_refusing(params, computed, function, *arguments), params)

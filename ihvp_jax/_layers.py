@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from ihvp.errors import LossError
 from ihvp_jax import _derivatives
 from ihvp_jax._derivatives import compiled
 from ihvp_jax._each import count_examples, each, each_example
+from ihvp_jax._mesh import computed, divided, whole
 from ihvp_jax._modes import pull
 from ihvp_jax._named import Members, named_layers
 from ihvp_jax._parameters import blocks, ravel, require_floating
@@ -28,25 +29,29 @@ class Opened:
     """A forward pass of a model, to be pulled back to what its layers give."""
 
     def __init__(self, predict: Static, params: Params, batch: Batch) -> None:
-        self._batch = batch
-        self._outputs, self.inputs, self._pull, form = _opened(predict, params, batch)
+        self._params, self._batch = params, batch
+        self._outputs, inputs, self._pull, form = computed(_opened, predict, params, batch)
+        self.inputs: Sequence[Vector] = divided(inputs, params)
         self.shapes, self.layers = form.value
 
     def outputs(self) -> Vector:
         """The F outputs, ``(F,)``."""
-        return _derivatives.flatten(self._outputs)
+        return whole(computed(_derivatives.flatten, self._outputs), self._params)
 
     def pull_back(self, cotangents: Vector) -> list[Vector]:
         """For ``(V, F)`` the derivatives by what each layer gives, ``(V, B, S, groups, d_out)``."""
-        return _pulled_back(self._pull, cotangents)
+        derivatives: list[Vector] = divided(computed(_pulled_back, self._pull, cotangents), self._params)
+        return derivatives
 
     def output_gradient(self, loss: OutputLoss) -> Vector:
         """The gradient of ``loss(outputs, batch)`` by the outputs, ``(F,)``."""
-        return _derivatives.grad(Static(loss), self._outputs, self._batch)
+        gradient = computed(_derivatives.grad, Static(loss), self._outputs, self._batch)
+        return whole(gradient, self._params)
 
     def output_hvp(self, loss: OutputLoss, v: Vector) -> Vector:
         """``∇²_outputs loss · v`` for ``v`` of shape ``(F, k)``."""
-        return _derivatives.hvp(Static(loss), self._outputs, self._batch, v)
+        product = computed(_derivatives.hvp, Static(loss), self._outputs, self._batch, v)
+        return whole(product, self._params)
 
 
 @dataclass(frozen=True)

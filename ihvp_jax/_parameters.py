@@ -130,18 +130,3 @@ def blocks(params: Params) -> dict[str, slice]:
 def _key(key: Any) -> str:
     """A part of a path: the key of a dict, the place in a sequence, the name of an attribute."""
     return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
-
-
-def device_of(params: Params = None) -> str:
-    """The device of the parameters, JAX's default where they say nothing, as ``"cpu"`` or ``"cuda:0"``."""
-    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array)]
-    devices = set().union(*(array.devices() for array in arrays or [jnp.zeros(())]))
-    if len(devices) > 1:
-        raise ParameterError(
-            f"Found parameters on {len(devices)} devices ({', '.join(sorted(map(str, devices)))}); expected "
-            "one. Move them with jax.device_put(params, device)."
-        )
-    (device,) = devices
-    if device.platform == "cpu":
-        return "cpu"
-    return f"{'cuda' if device.platform == 'gpu' else device.platform}:{device.id}"

@@ -10,6 +10,7 @@ result instead, so that an operand which is written to is gone afterwards, on ev
 from __future__ import annotations
 
 from ihvp.algebra._arrays import (
+    agreed,
     all_finite,
     as_like,
     as_numpy,
@@ -18,6 +19,7 @@ from ihvp.algebra._arrays import (
     columns,
     concatenate,
     copy,
+    device,
     fused,
     join,
     keep,
@@ -27,6 +29,7 @@ from ihvp.algebra._arrays import (
     to_numpy,
     wide,
     wide_dtype,
+    without_explicit_axes,
     zeros_like,
 )
 from ihvp.algebra._blocks import add_product, gram, gram_parts, matmul, multiply, plus_product, small, total
@@ -35,6 +38,7 @@ from ihvp.algebra._vectors import axpy, coefficients, dot_parts, dots, norms, sc
 
 __all__ = [
     "add_product",
+    "agreed",
     "all_finite",
     "as_like",
     "as_numpy",
@@ -45,6 +49,7 @@ __all__ = [
     "columns",
     "concatenate",
     "copy",
+    "device",
     "dot_parts",
     "dots",
     "fused",
@@ -67,6 +72,7 @@ __all__ = [
     "total",
     "wide",
     "wide_dtype",
+    "without_explicit_axes",
     "xpay",
     "zeros_like",
 ]

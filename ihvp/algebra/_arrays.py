@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.backend import Vector
+from ihvp.errors import TracedValue, is_traced
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -27,6 +28,11 @@ def to_numpy(array: Any) -> NDArray[Any]:
     """A numpy array with the values of ``array``, from any framework and device."""
     if isinstance(array, np.ndarray):
         return array
+    if is_traced(array):
+        raise TracedValue("A result")
+    if not getattr(array, "is_fully_addressable", True):
+        # The devices of other processes have parts of it, and hand them over.
+        array = array_api_compat.to_device(array, device(array))
     # JAX copies to the host by itself and takes no device by name; torch is the other way round. TensorFlow's
     # tensors are no Array API objects, and numpy reads them.
     if array_api_compat.is_array_api_obj(array) and not array_api_compat.is_jax_array(array):
@@ -43,10 +49,52 @@ def as_numpy(array: Any) -> NDArray[Any]:
     return to_numpy(array.detach() if hasattr(array, "detach") else array)
 
 
+def device(array: Any) -> Any:
+    """Where an array lies, in a form that holds for arrays of any shape.
+
+    Of one of JAX over a mesh that is all of its devices, each with the whole; in what follows, XLA chooses
+    what each of them computes.
+    """
+    found = array_api_compat.device(array)
+    return _divided(found) if hasattr(found, "spec") else found
+
+
+def without_explicit_axes(array: Any) -> Any:
+    """The array; one of JAX over a mesh of explicit axes, where rows are not cut, over the same of others."""
+    place: Any = getattr(array, "sharding", None)
+    if not hasattr(place, "spec") or _mesh(place) == place.mesh:
+        return array
+    return array_api_compat.to_device(array, _divided(place, *place.spec))
+
+
+def _divided(place: Any, *along: Any) -> Any:
+    """The sharding over the same mesh that divides the axes of an array so."""
+    return type(place)(_mesh(place), type(place.spec)(*along))
+
+
+def _mesh(place: Any) -> Any:
+    """The mesh of a sharding, whose axes XLA divides along by itself."""
+    return type(place.mesh)(place.mesh.devices, place.mesh.axis_names)
+
+
+def agreed(number: float, like: Vector) -> float:
+    """A number that each process has found for itself, as the first of those has it that ``like`` lies over.
+
+    Processes that run one program of JAX have to take the same branches.
+    """
+    if getattr(like, "is_fully_addressable", True):
+        return number
+    mesh = _mesh(like.sharding)
+    one_each = _divided(like.sharding, mesh.axis_names)
+    make = sys.modules["jax"].make_array_from_callback
+    numbers = make((mesh.size,), one_each, lambda _: np.full(1, number, np.float32))
+    return float(to_numpy(numbers)[0])
+
+
 def as_like(values: Any, like: Vector) -> Vector:
     """``values`` as an array of the library, dtype and device of ``like``."""
     xp = array_api_compat.array_namespace(like)
-    return xp.asarray(values, dtype=like.dtype, device=array_api_compat.device(like))
+    return xp.asarray(values, dtype=like.dtype, device=device(like))
 
 
 def fused(*overwritten: int) -> Callable[[Function], Function]:
@@ -109,7 +157,7 @@ def copy(x: Vector) -> Vector:
     xp = array_api_compat.array_namespace(x)
     if x.ndim == 1 or array_api_compat.is_jax_array(x):
         return xp.asarray(x, copy=True)
-    rows = xp.empty((x.shape[1], x.shape[0]), dtype=x.dtype, device=array_api_compat.device(x))
+    rows = xp.empty((x.shape[1], x.shape[0]), dtype=x.dtype, device=device(x))
     # In slices that fit in the cache, a transposition takes a third of the time.
     for part in slices(x, 1 << 14):
         rows[:, part] = x[part].T
@@ -139,7 +187,7 @@ def all_finite(x: Vector) -> bool:
     """Whether no entry is NaN or infinite."""
     # One pass without a temporary; only a sum that overflows needs the second look.
     with np.errstate(all="ignore"):
-        if math.isfinite(float(_sum(x))):
+        if math.isfinite(float(to_numpy(_sum(x)))):
             return True
     xp = array_api_compat.array_namespace(x)
     return bool(xp.all(xp.isfinite(x)))
@@ -160,7 +208,7 @@ def take(x: Any, numbers: NDArray[np.intp], axis: int) -> Any:
     xp = array_api_compat.array_namespace(x)
     if array_api_compat.is_jax_array(x):
         return xp.take(x, numbers, axis=axis)  # they go to the device with what they index, and fast
-    return xp.take(x, xp.asarray(numbers, device=array_api_compat.device(x)), axis=axis)
+    return xp.take(x, xp.asarray(numbers, device=device(x)), axis=axis)
 
 
 def concatenate(blocks: list[Vector]) -> Vector:

@@ -8,7 +8,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.algebra._arrays import fused, slices, summed, to_numpy, wide, wide_dtype
+from ihvp.algebra._arrays import device, fused, slices, summed, to_numpy, wide, wide_dtype
 from ihvp.backend import Vector
 
 # XLA makes one pass of a sum of so many multiples; a matrix product is written to memory before it is added,
@@ -86,7 +86,7 @@ def small(matrix: NDArray[np.float64], x: Vector) -> Any:
         return np.asarray(matrix, dtype=wide_dtype(x))  # goes to the device with what it multiplies
     xp = array_api_compat.array_namespace(x)
     matrix = np.ascontiguousarray(matrix)
-    return xp.asarray(matrix, dtype=wide_dtype(x), device=array_api_compat.device(x))
+    return xp.asarray(matrix, dtype=wide_dtype(x), device=device(x))
 
 
 def _product(x: Vector, matrix: Any) -> Vector:

@@ -121,5 +121,5 @@ def combinations(block: Vector, matrix: NDArray[np.float64]) -> Vector:
     """``block @ matrix`` for a small host matrix, as a new block."""
     xp = array_api_compat.array_namespace(block)
     shape = (matrix.shape[1], block.shape[0])
-    zeros = xp.zeros(shape, dtype=block.dtype, device=array_api_compat.device(block)).T
+    zeros = xp.zeros(shape, dtype=block.dtype, device=algebra.device(block)).T
     return algebra.add_product(zeros, block, matrix)

@@ -194,6 +194,7 @@ class Influence:
                 values[row : row + tile.shape[0], column : column + tile.shape[1]] = tile
             return Scores(training.processes.join(values), ("test", "train"), points.residual)
         processes = self.objective.processes
+        processes.require_no_program(out)
         if processes.count > 1 and Path(out).suffix == ".zarr":
             expected = "a folder of another name: two processes may have parts of one zarr chunk"
             raise InvalidOption("out", out, expected)

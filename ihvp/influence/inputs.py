@@ -9,6 +9,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
+from ihvp import algebra
 from ihvp.algebra import to_numpy
 from ihvp.backend import Batch, SupportsInputDerivatives, Vector
 from ihvp.data import count_examples, is_array, map_leaves
@@ -202,4 +203,4 @@ def _like(leaf: Any, values: NDArray[Any]) -> Any:
     if not array_api_compat.is_array_api_obj(leaf) or isinstance(leaf, np.ndarray):
         return values
     xp = array_api_compat.array_namespace(leaf)
-    return xp.asarray(values, device=array_api_compat.device(leaf))
+    return xp.asarray(values, device=algebra.device(leaf))

@@ -181,7 +181,7 @@ def _rotate(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: ND
         summed = np.zeros((len(factors), layer.d_in, layer.d_out), algebra.to_numpy(gradient).dtype)
         places = np.arange(len(factors))[:, None], algebra.to_numpy(inputs)
         np.add.at(summed, places, algebra.to_numpy(gradient)[:, :, 0, :])
-        matrices = xp.asarray(summed.transpose(0, 2, 1)[:, None], device=array_api_compat.device(gradient))
+        matrices = xp.asarray(summed.transpose(0, 2, 1)[:, None], device=algebra.device(gradient))
     else:
         # Σ_s g aᵀ, (B, groups, d_out, d_in).
         g, a = (xp.permute_dims(z, (0, 2, 1, 3)) for z in (gradient, with_bias(layer, inputs)))

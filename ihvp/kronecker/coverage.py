@@ -138,7 +138,7 @@ def weight_gradient(layer: Layer, inputs: Vector, gradient: Vector) -> Vector:
     if layer.one_hot:
         total = np.zeros((layer.d_in, layer.d_out), algebra.to_numpy(g).dtype)
         np.add.at(total, algebra.to_numpy(inputs).ravel(), algebra.to_numpy(g)[0])
-        return xp.asarray(total.T[None, None], device=array_api_compat.device(gradient))
+        return xp.asarray(total.T[None, None], device=algebra.device(gradient))
     a = with_bias(layer, inputs)
     a = xp.reshape(xp.permute_dims(a, (2, 0, 1, 3)), (layer.groups, g.shape[1], -1))
     return (xp.matrix_transpose(g) @ a)[None]

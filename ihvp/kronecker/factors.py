@@ -23,7 +23,7 @@ def with_bias(layer: Layer, inputs: Vector) -> Vector:
     if layer.bias is None or layer.one_hot:
         return inputs
     xp = array_api_compat.array_namespace(inputs)
-    ones = xp.ones((*inputs.shape[:-1], 1), dtype=inputs.dtype, device=array_api_compat.device(inputs))
+    ones = xp.ones((*inputs.shape[:-1], 1), dtype=inputs.dtype, device=algebra.device(inputs))
     return xp.concat([inputs, ones], axis=-1)
 
 

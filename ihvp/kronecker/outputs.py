@@ -149,7 +149,7 @@ class _Diagonal(_Root):
         self._roots = roots
 
     def columns(self, start: int, stop: int) -> Vector:
-        xp, device = array_api_compat.array_namespace(self._roots), array_api_compat.device(self._roots)
+        xp, device = array_api_compat.array_namespace(self._roots), algebra.device(self._roots)
         size = stop - start
         units = xp.eye(self.layout.width, size, k=-start, dtype=self._roots.dtype, device=device)
         return self.layout.flat(self._roots[:, :, None] * units[None, :, :])
@@ -167,7 +167,7 @@ class _Categorical(_Root):
         self._weights, self._p = weights, probabilities
 
     def columns(self, start: int, stop: int) -> Vector:
-        xp, device = array_api_compat.array_namespace(self._p), array_api_compat.device(self._p)
+        xp, device = array_api_compat.array_namespace(self._p), algebra.device(self._p)
         classes, found = self._p.shape[-1], []
         shape = (self.layout.count, self.layout.width // classes)
         for column in range(start, stop):
@@ -229,7 +229,7 @@ def _root(model: OpenModel, loss: Callable[[Any, Batch], Any], outputs: Vector, 
         if agrees(expected) and float(xp.min(weights)) >= 0:
             return _Categorical(layout, weights, p)
     units = xp.zeros((layout.count, layout.width, 1), dtype=outputs.dtype) + xp.eye(
-        layout.width, dtype=outputs.dtype, device=array_api_compat.device(outputs)
+        layout.width, dtype=outputs.dtype, device=algebra.device(outputs)
     )
     matrices = layout.rows(model.output_hvp(loss, layout.flat(units).T))
     expected = layout.flat(matrices @ layout.rows(probe)).T

@@ -234,6 +234,7 @@ class KFAC(BlockStructured):
         self.predict, self._depends_on = objective.predict, self._fingerprint(objective)
         file = None
         if out is not None:
+            objective.processes.require_no_program(out)
             self._depends_on |= {name: str(value) for name, value in asdict(options).items()}
             self._depends_on |= of_objective(objective)
             file = FactorFile(out, _writer(type(self)), self._depends_on)

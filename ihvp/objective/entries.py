@@ -7,6 +7,7 @@ from typing import Any
 
 import array_api_compat
 
+from ihvp import algebra
 from ihvp.backend import Vector
 
 
@@ -38,7 +39,7 @@ class Entries:
 
     def within(self, part: Vector, others: Vector = None) -> Vector:
         """The whole vector, or block, with zeros or the entries of ``others`` in the other places."""
-        xp, device = array_api_compat.array_namespace(part), array_api_compat.device(part)
+        xp, device = array_api_compat.array_namespace(part), algebra.device(part)
         found, end = [], 0
         for place, here in [*self.places, (slice(self._size, self._size), slice(0, 0))]:
             if others is None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.arguments import check_instance, check_number
 from ihvp.backend import Vector
-from ihvp.errors import VectorError, gigabytes
+from ihvp.errors import VectorError, gigabytes, is_traced
 from ihvp.memory import require_memory
 from ihvp.space import VectorSpace
 
@@ -251,7 +251,7 @@ def check_operator(operator: Any, option: str = "operator") -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return np.isscalar(value) and not isinstance(value, (str, bytes))
+    return is_traced(value) or (np.isscalar(value) and not isinstance(value, (str, bytes)))
 
 
 def _real(value: Any, place: str) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 import array_api_compat
 
+from ihvp import algebra
 from ihvp.arguments import is_special, shape_of
 from ihvp.backend import Vector
 from ihvp.errors import VectorError, describe
@@ -39,6 +40,7 @@ class Dense(LinearOperator):
             or shape[0] == 0
         ):
             raise VectorError(f"The matrix is {describe(matrix)}; expected a square 2-d array.")
+        matrix = algebra.without_explicit_axes(matrix)
         super().__init__(VectorSpace.of(matrix[:, 0]))
         if not self.space.xp.isdtype(matrix.dtype, "real floating"):
             raise VectorError(f"The matrix has dtype {matrix.dtype}; expected a real floating one.")
