@@ -233,7 +233,7 @@ def main(number, count, port):
         require_refusals(params, data)
     else:
         objective = ihvp.Objective(loss, over(Mesh(np.array(jax.devices()), ("data",)), params), data)
-        with pytest.raises(InvalidOption, match="spread over processes"):
+        with pytest.raises(InvalidOption, match="divides arrays among"):
             ihvp.Influence(objective).scores(test, out="scores")
 
 
