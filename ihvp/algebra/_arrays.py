@@ -187,7 +187,8 @@ def all_finite(x: Vector) -> bool:
     """Whether no entry is NaN or infinite."""
     # One pass without a temporary; only a sum that overflows needs the second look.
     with np.errstate(all="ignore"):
-        if math.isfinite(float(to_numpy(_sum(x)))):
+        total = _sum(x)
+        if math.isfinite(float(total if getattr(total, "is_fully_addressable", True) else to_numpy(total))):
             return True
     xp = array_api_compat.array_namespace(x)
     return bool(xp.all(xp.isfinite(x)))

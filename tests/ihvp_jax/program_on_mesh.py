@@ -139,7 +139,7 @@ def settings_of_one_process(params, data):
         "replicated",
         over(square, params),
         over(square, data, ("data", "model")),
-        (first_results, more_results),
+        (first_results,),
     )
     mixed = {"b": jnp.asarray(params["b"]), "w": over(square, params["w"], "data")}
     parts = [{name: array[part] for name, array in data.items()} for part in (slice(13), slice(13, None))]

@@ -153,12 +153,6 @@ weighted = ihvp.Objective(
     (x[part], y[part], torch.full_like(y[part], rank).double()), predict=predict, weights=lambda b: b[2],
 )
 found = ihvp.EKFAC(weighted).to_dense()
-try:
-    ihvp.KFAC(mine, out=f"{folder}/factors.npz")
-except ihvp.errors.InvalidOption as error:
-    assert "processes" in str(error)
-else:
-    sys.exit(3)
 torch.distributed.destroy_process_group()
 alone = ihvp.Objective(loss, net, (x[20:], y[20:]), predict=predict)
 torch.testing.assert_close(found, ihvp.EKFAC(alone).to_dense(), rtol=1e-10, atol=1e-13)

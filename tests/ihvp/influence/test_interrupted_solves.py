@@ -47,7 +47,7 @@ def test_each_solve_is_reported(small, monkeypatch, narrow):
     reported = []
 
     @contextmanager
-    def track(description, total, progress):
+    def track(description, total, progress, rank):
         yield lambda amount: reported.append((description, amount, total))
 
     monkeypatch.setattr(points, "track", track)
