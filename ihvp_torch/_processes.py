@@ -50,16 +50,13 @@ class Group:
         if not self._is_shared:
             self._await_others()
         self._sums += 1
-        if total.device.type != "cpu":
-            torch.distributed.all_reduce(total)
-            return
         work, is_lost = torch.distributed.all_reduce(total, async_op=True), False
         while True:
             # It may arrive just after the wait for it has ended, also from a process that has then gone, and
             # the store with it: only what raises once more has failed.
             is_last = is_lost or work.is_completed()
             try:
-                work.wait(_LOOK)
+                _wait(work, total.device.type)
                 return
             except RuntimeError as error:
                 own, failures = None if self._failure is None else self._failure.sums, self._failures()
@@ -95,6 +92,20 @@ class Group:
         except RuntimeError:
             return None
         return found
+
+
+def _wait(work: Any, kind: str) -> None:
+    """Wait for a sum on this kind of device, for some time; RuntimeError where it does not come."""
+    if kind == "cpu":
+        work.wait(_LOOK)
+        return
+    # nccl's own wait returns at once, and a sum that does not come would end the process after minutes.
+    end = time.monotonic() + _LOOK.total_seconds()
+    while not work.is_completed():
+        if time.monotonic() > end:
+            raise RuntimeError("no answer from the other processes")
+        time.sleep(1e-4)
+    work.wait()
 
 
 def _key(rank: int) -> str:
