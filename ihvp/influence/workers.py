@@ -47,9 +47,16 @@ def over_workers(
         return
     joblib = sys.modules["joblib"]
     sent: deque[tuple[Block, Item]] = deque()
-    shared = getattr(joblib.parallel.get_active_backend()[0], "supports_sharedmem", False)
+    backend = joblib.parallel.get_active_backend()[0]
+    shared = getattr(backend, "supports_sharedmem", False)
     call = joblib.delayed(_computed if shared else _elsewhere)
-    known = (products,) if shared else _packed(joblib, products)
+    known: tuple[Any, ...] = (products,)
+    if not shared:
+        name, packed, dtype = _packed(joblib, products)
+        if hasattr(backend, "client"):
+            # dask would give all work to the one worker that has this, until its queue is long.
+            packed = backend.client.scatter(packed, broadcast=True, hash=False)
+        known = name, packed, dtype
 
     def calls() -> Iterator[Any]:
         for block, beside in wanted:
@@ -83,8 +90,7 @@ def require_precision(found: Objective, expected: str) -> None:
 
 
 def _packed(joblib: Any, products: Products) -> tuple[str, NDArray[np.uint8], str]:
-    # As bytes, once for all tiles: joblib lets processes of this machine share an array's memory, and dask
-    # sends it once to each worker.
+    # As bytes, once for all tiles: joblib lets processes of this machine share an array's memory.
     try:
         whole = pickle.dumps(joblib.wrap_non_picklable_objects(products, keep_wrapper=False))
     except Exception as error:
