@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch.distributed
 from torch import Tensor
 
-from ihvp.errors import ProcessFailed
+from ihvp.errors import ParameterError, ProcessFailed
 
 # How often a process that waits looks for failures, and how long one that failed waits for the others to.
 _LOOK, _PATIENCE = timedelta(seconds=1), 45.0
@@ -50,7 +50,7 @@ class Group:
         if not self._is_shared:
             self._await_others()
         self._sums += 1
-        work, is_lost = torch.distributed.all_reduce(total, async_op=True), False
+        work, is_lost = _begun(total), False
         while True:
             # It may arrive just after the wait for it has ended, also from a process that has then gone, and
             # the store with it: only what raises once more has failed.
@@ -92,6 +92,20 @@ class Group:
         except RuntimeError:
             return None
         return found
+
+
+def _begun(total: Tensor) -> Any:
+    try:
+        return torch.distributed.all_reduce(total, async_op=True)
+    except RuntimeError as error:
+        if "No backend type" not in str(error):
+            raise ProcessFailed(None, str(error)) from error
+        kinds = torch.distributed.get_backend()
+        raise ParameterError(
+            f"The processes are connected by {kinds}, which cannot add up what is on {total.device}; "
+            "expected the parameters on a device of that kind, or another kind: "
+            "init_process_group('cpu:gloo,cuda:nccl') serves both."
+        ) from error
 
 
 def _wait(work: Any, kind: str) -> None:

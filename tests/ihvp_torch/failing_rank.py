@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import ihvp
 import ihvp_torch._processes
 from ihvp.cli import app
-from ihvp.errors import DataError, ProcessesDiffer, ProcessFailed
+from ihvp.errors import DataError, ParameterError, ProcessesDiffer, ProcessFailed
 
 X, W = torch.arange(24.0, dtype=torch.float64).reshape(12, 2) / 24, torch.ones(2, dtype=torch.float64)
 
@@ -120,6 +120,12 @@ def a_command_fails(rank):
         assert rank == 0 or failed or not done.output, done.output
 
 
+def nothing_adds_up_on_this_device(rank):
+    told = raised(ihvp.Objective(Mean(), W, X[4 * rank : 4 * rank + 4]).gradient)
+    assert isinstance(told, ParameterError), repr(told)
+    assert "cannot add up what is on cpu" in str(told)
+
+
 def work(rank, scenario):
     warnings.simplefilter("ignore", ihvp.influence.NotAtOptimum)
     os.environ |= {
@@ -129,7 +135,8 @@ def work(rank, scenario):
         "WORLD_SIZE": "3",
     }
     if scenario is not a_command_fails:
-        torch.distributed.init_process_group("gloo")
+        kind = "cuda:gloo" if scenario is nothing_adds_up_on_this_device else "gloo"
+        torch.distributed.init_process_group(kind)
     scenario(rank)
 
 
@@ -139,7 +146,14 @@ def free_ports(count):
         return [server.getsockname()[1] for server in made]
 
 
-SCENARIOS = sums_come_when_the_others_look, all_fail_and_go_on, one_fails, one_is_killed, a_command_fails
+SCENARIOS = (
+    sums_come_when_the_others_look,
+    all_fail_and_go_on,
+    one_fails,
+    one_is_killed,
+    a_command_fails,
+    nothing_adds_up_on_this_device,
+)
 
 
 def main():
