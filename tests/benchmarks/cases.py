@@ -13,6 +13,7 @@ from tests.benchmarks import (
     outside,
     per_example,
     premises,
+    processes,
     products,
     scaling,
     solves,
@@ -33,6 +34,7 @@ _MODULES = (
     structured,
     factors,
     outside,
+    processes,
     scaling,
     memory,
 )
