@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ihvp.backend import Batch
-from ihvp.data import Batches, Examples
+from ihvp.data import Batches, Examples, take_examples
 from ihvp.errors import DataError
 from ihvp.objective import Objective
 
@@ -77,13 +77,18 @@ def windows(objective: Objective, width: int) -> Iterator[tuple[Block, slice]]:
         for block in counted_blocks(objective, width):
             yield block, slice(0, block.count)
         return
-    examples, first = Examples.of(objective.batches), objective.first
-    stop = first + examples.count
+    data, first = objective.batches.data, objective.first
+    stop = first + objective.num_examples
     for start in range(first // width * width, stop, width):
-        numbers = np.arange(start, min(start + width, objective.total_examples))
-        own = slice(max(0, first - start), min(stop - start, len(numbers)))
-        batch = examples.rows(numbers.clip(first, stop - 1) - first)
-        yield Block(max(start, first) - first, [batch], len(numbers)), own
+        count = min(width, objective.total_examples - start)
+        own = slice(max(0, first - start), min(stop - start, count))
+        here = start + own.start - first
+        batch = take_examples(data, here, start + own.stop - first)
+        if own != slice(0, count):
+            numbers = np.arange(count).clip(own.start, own.stop - 1) - own.start
+            batch = Examples.of(Batches(batch)).rows(numbers)
+        parts = Batches(batch, objective.batches.batch_size)
+        yield Block(here, [part for part, _ in parts], count), own
 
 
 def blocks_of_all(objective: Objective, rows: int) -> Iterator[tuple[int, int, Block | None]]:

@@ -69,6 +69,14 @@ def test_batches_give_the_scores_of_their_examples(small, data):
     assert relative(scores, small.defined()) <= 1e-9
 
 
+def test_batches_are_no_larger_than_asked_for():
+    x = np.arange(46.0).reshape(23, 2)
+    objective = ihvp.Objective(params=np.zeros(2), data=x, grad=lambda w, x: w, batch_size=5)
+    found = [batch for block, _ in blocks.windows(objective, 12) for batch in block.batches]
+    assert [len(batch) for batch in found] == [5, 5, 2, 5, 5, 1]
+    assert_array_equal(np.concatenate(found), x)
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
 def test_batch_size_does_not_change_the_scores(small, batch_size):
     objective = small.objective(batch_size=batch_size)
