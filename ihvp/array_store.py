@@ -27,7 +27,7 @@ def save_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]], about: Map
     Another ending is an InvalidOption, a missing safetensors a PackageNotInstalled, and a file that cannot be
     written a StoreError.
     """
-    check_path("path", path)
+    check_array_file("path", path)
     write = _write_safetensors if _is_safetensors(path) else _write_npz
     try:
         replace(Path(path), lambda file: write(file, arrays, json.dumps(dict(about))))
@@ -45,7 +45,7 @@ def load_arrays(path: str | Path, kind: str, writer: str) -> tuple[dict[str, Any
     it holds something else, or not what was written; MissingFile or StoreError where it is not there, or
     cannot be read.
     """
-    check_path("path", path)
+    check_array_file("path", path)
     read = _read_safetensors if _is_safetensors(path) else _read_npz
     try:
         content = np.memmap(path, np.uint8, "r")
@@ -91,11 +91,15 @@ def _write_safetensors(file: BinaryIO, arrays: Mapping[str, NDArray[Any]], about
 _ABOUT, _SUM = "about", "checksum"
 
 
+def check_array_file(option: str, path: str | Path) -> None:
+    """Refuse what is no path of a file that :func:`save_arrays` can write."""
+    check_path(option, path)
+    if Path(path).suffix not in (".npz", ".safetensors"):
+        raise InvalidOption(option, path, "a file name that ends in .npz or .safetensors")
+
+
 def _is_safetensors(path: str | Path) -> bool:
-    suffix = Path(path).suffix
-    if suffix not in (".npz", ".safetensors"):
-        raise InvalidOption("path", path, "a file name that ends in .npz or .safetensors")
-    return suffix == ".safetensors"
+    return Path(path).suffix == ".safetensors"
 
 
 def _read_npz(path: Path) -> tuple[dict[str, Any], str]:

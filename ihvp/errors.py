@@ -230,9 +230,10 @@ class WorkerFailed(IhvpError, RuntimeError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"The workers of joblib could not compute scores ({_first(reason)}); expected a model, a loss "
-            "and data that another process can load. Put functions and classes into a module that the "
-            "workers can import, or leave joblib.parallel_config out. Finished tiles of out=… are kept."
+            f"The workers of joblib could not do their part ({_first(reason)}); expected a model, functions "
+            "and data that another process can load, and workers of loky, threading, dask or ray. Put "
+            "functions and classes into a module that the workers can import, or leave "
+            "joblib.parallel_config out. Finished tiles of out=… are kept."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,7 +16,7 @@ from ihvp.backend import Params
 from ihvp.errors import FunctionFailed, InvalidOption, LossNotAdditive, NonFinite, ParameterError
 from ihvp.influence.group import groups_of
 from ihvp.influence.influence import Influence
-from ihvp.influence.workers import number_of_workers, require_precision
+from ihvp.influence.workers import number_of_workers, require_precision, results
 from ihvp.objective import Objective
 from ihvp.packages import required
 from ihvp.progress import track
@@ -231,13 +231,13 @@ def _losses(
     found = []
     with track("Training again", len(groups), progress, question.space.processes.rank) as advance:
         if n_jobs == 1 or (n_jobs is None and number_of_workers() == 1):
-            results = (_loss_without(group, train_fn, question) for group in groups)
+            losses: Iterable[float] = (_loss_without(group, train_fn, question) for group in groups)
         else:
             joblib = required("joblib", "leave_one_out(n_jobs=…)", "pip install 'ihvp[influence]'")
             task, dtype = joblib.delayed(_loss_elsewhere), str(question.space.dtype)
             calls = (task(group, train_fn, question, dtype) for group in groups)
-            results = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(calls)
-        for loss in results:
+            losses = results(joblib, calls, n_jobs)
+        for loss in losses:
             found.append(loss)
             advance(1)
     return found

@@ -63,9 +63,14 @@ def over_workers(
             sent.append((Block(block.first, [], block.count), beside))
             yield call(*known, block)
 
+    for found in results(joblib, calls()):
+        yield *sent.popleft(), found
+
+
+def results(joblib: Any, calls: Iterable[Any], n_jobs: int | None = None) -> Iterator[Any]:
+    """What joblib's workers return, in the order of the calls; WorkerFailed where one cannot do its part."""
     try:
-        for found in joblib.Parallel(return_as="generator")(calls()):
-            yield *sent.popleft(), found
+        yield from joblib.Parallel(n_jobs=n_jobs, return_as="generator")(calls)
     except (IhvpError, MemoryError):
         raise
     except Exception as error:

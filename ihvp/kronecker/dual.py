@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -32,6 +33,8 @@ _MOST = 12_000
 _LEFT_OUT, _SAFETY = 12.0, 0.6
 # All rows together hold at most so many numbers (1 GB in float32).
 _NUMBERS = 1 << 28
+# More outputs than so many for each parameter are not the smaller space, however few of them count.
+_OUTPUTS = 32
 # Rows of the Gram matrix that are formed at once.
 _BLOCK = 1024
 # Random vectors that residuals are measured with, and the chance that any of them is larger than it is said.
@@ -229,8 +232,12 @@ def dual_inverse(operator: GaussNewton, damping: float, rtol: float) -> DualInve
         if layer.name in complete and layer.groups == 1 and not layer.one_hot and inputs.shape[1] == 1
     )
     width = sum(layer.d_out + layer.d_in for layer in model.layers)
-    views = model.outputs().shape[0] // count
+    outputs = model.outputs()
+    views = outputs.shape[0] // count
     if covered < objective.num_params or objective.num_examples * views * width > _NUMBERS:
+        return None
+    # Of few parameters the space of the outputs is the larger one by far.
+    if objective.num_examples * (math.prod(outputs.shape) // count) > _OUTPUTS * objective.num_params:
         return None
     return DualInverse(operator, damping, rtol)
 

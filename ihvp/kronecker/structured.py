@@ -11,6 +11,7 @@ import array_api_compat
 import numpy as np
 
 from ihvp.arguments import check_choice, check_instance, check_integer, check_number, check_seed
+from ihvp.array_store import check_array_file
 from ihvp.backend import Vector
 from ihvp.errors import InvalidOption
 from ihvp.fingerprint import of_array, of_objective
@@ -234,6 +235,7 @@ class KFAC(BlockStructured):
         self.predict, self._depends_on = objective.predict, self._fingerprint(objective)
         file = None
         if out is not None:
+            check_array_file("out", out)
             objective.processes.require_no_program(out)
             self._depends_on |= {name: str(value) for name, value in asdict(options).items()}
             self._depends_on |= of_objective(objective)

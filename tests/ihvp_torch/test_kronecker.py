@@ -437,6 +437,19 @@ def test_gauss_newton_in_the_space_of_the_outputs(monkeypatch, damping):
     np.testing.assert_allclose(influence.scores(test), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
+def test_few_parameters_are_the_smaller_space():
+    from ihvp.kronecker.dual import dual_inverse
+
+    net, x = nn.Linear(2, 3).double(), torch.ones(100, 2, dtype=torch.float64)
+    y = torch.arange(100) % 3
+    o = ihvp.Objective(
+        lambda f, b: functional.cross_entropy(f, b[1]), net, (x, y), predict=lambda net, b: net(b[0])
+    )
+    few = o.on((x[:10], y[:10]))
+    assert dual_inverse(ihvp.GaussNewton(few), 0.1, 1e-3) is not None
+    assert dual_inverse(ihvp.GaussNewton(o), 0.1, 1e-3) is None
+
+
 def test_what_is_said_of_residuals_bounds_them():
     from ihvp.kronecker.dual import dual_inverse
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import ihvp
-from ihvp.errors import DataError, StoreMismatch
+from ihvp.errors import DataError, InvalidOption, StoreMismatch
 from ihvp.kronecker.blocks import pack
 
 MODEL = """
@@ -130,6 +130,13 @@ def test_a_run_of_something_else_is_refused(tmp_path, monkeypatch):
     found, expected = pack(kept.blocks)[0], pack(ihvp.KFAC(o).blocks)[0]
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_file_of_another_ending_is_refused_before_any_work(monkeypatch, tmp_path):
+    o = objective()
+    monkeypatch.setattr(o, "predict", None)
+    with pytest.raises(InvalidOption, match=r"out is .* ends in \.npz or \.safetensors"):
+        ihvp.KFAC(o, out=tmp_path / "factors")
 
 
 WORKER = (

@@ -89,6 +89,18 @@ def test_removals_take_the_workers_of_joblib(small):
     assert threading.current_thread().name not in names
 
 
+def test_a_training_that_cannot_be_sent_is_named(small):
+    lock = threading.Lock()
+
+    def train(removed, start):
+        with lock:
+            return start
+
+    options = {"damping": 0.1, "solver": ihvp.Direct(), "n_jobs": 2}
+    with pytest.raises(WorkerFailed, match="pickle"):
+        ihvp.leave_one_out(small.objective(), train, range(3), small.test, **options)
+
+
 def test_a_module_that_the_workers_cannot_import_is_named(tmp_path, monkeypatch):
     (tmp_path / "only_here.py").write_text("def grad(w, x):\n    return w - x.mean(axis=0)\n")
     with monkeypatch.context() as context:
