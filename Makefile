@@ -5,7 +5,7 @@ PYTHON ?= python3
 BACKEND ?= numdiff
 ENVS := .venv
 INPUTS := pyproject.toml constraints.txt
-PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CURDIR)/constraints.txt
+PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint $(CURDIR)/constraints.txt
 FRAMEWORKS := torch jax tf numdiff
 
 .PHONY: help demo test test-kernels test-oldest bench docs lint clean
@@ -31,9 +31,9 @@ test-oldest: $(ENVS)/oldest/.ready ## Run the contract of JAX and numdiff and th
 bench: $(ENVS)/bench/.ready ## Measure beside other libraries and write docs/performance (ONLY=solves)
 	@$(ENVS)/bench/bin/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
 
-docs: $(ENVS)/docs/.ready ## Build the documentation into build/site; a warning is an error
-	@$(ENVS)/docs/bin/python -m doctest docs/_hooks/roles.py
-	@NO_MKDOCS_2_WARNING=1 TF_CPP_MIN_LOG_LEVEL=3 MPLBACKEND=agg $(ENVS)/docs/bin/mkdocs build --strict
+docs: $(ENVS)/test/.ready ## Build the documentation into build/site; a warning is an error
+	@$(ENVS)/test/bin/python -m doctest docs/_hooks/roles.py
+	@NO_MKDOCS_2_WARNING=1 TF_CPP_MIN_LOG_LEVEL=3 MPLBACKEND=agg $(ENVS)/test/bin/mkdocs build --strict
 
 lint: $(ENVS)/lint/.ready ## Check style, types and import rules
 	@$(ENVS)/lint/bin/ruff check
@@ -65,7 +65,7 @@ $(ENVS)/demo-%/.ready: $(ENVS)/demo-%/bin/python $(INPUTS)
 
 $(ENVS)/test/.ready: $(ENVS)/test/bin/python $(INPUTS) tests/example_plugin/pyproject.toml
 	@$(TORCH)
-	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,test]' --editable $(CURDIR)/tests/example_plugin
+	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,test,docs]' --editable $(CURDIR)/tests/example_plugin
 	@touch $@
 
 $(ENVS)/oldest/.ready: $(ENVS)/oldest/bin/python $(INPUTS) tests/oldest.py
@@ -78,11 +78,6 @@ $(ENVS)/bench/.ready: $(ENVS)/bench/bin/python $(INPUTS) tests/benchmarks/peers.
 	@$(TORCH)
 	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all]'
 	@cd $(@D) && $(PIP_INSTALL) --no-deps --requirement $(CURDIR)/tests/benchmarks/peers.txt
-	@touch $@
-
-$(ENVS)/docs/.ready: $(ENVS)/docs/bin/python $(INPUTS)
-	@$(TORCH)
-	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,docs]'
 	@touch $@
 
 $(ENVS)/lint/.ready: $(ENVS)/lint/bin/python $(INPUTS)
