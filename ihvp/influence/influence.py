@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
-from ihvp.arguments import check_instance, check_path
+from ihvp.arguments import check_instance
 from ihvp.errors import InvalidOption
 from ihvp.influence.allocation import allocate
-from ihvp.influence.blocks import tile_columns
+from ihvp.influence.attribution import Attribution
 from ihvp.influence.checks import check_loss
 from ihvp.influence.group import removal_scores
 from ihvp.influence.inputs import influence_on_inputs
 from ihvp.influence.parts import scores_in_parts
 from ihvp.influence.points import Unsolved, rows_of
 from ihvp.influence.products import InverseProducts
-from ihvp.influence.scores import Scores, check_k
-from ihvp.influence.self_influence import self_scores
-from ihvp.influence.store import Store
-from ihvp.influence.tiles import terms, tiles
-from ihvp.influence.top_k import Running, TopK, Which, check_which
+from ihvp.influence.scores import Scores
 from ihvp.influence.trained import TrainedModel
 from ihvp.objective import Objective
 from ihvp.objective.restricted import parts_of
@@ -30,7 +25,7 @@ from ihvp.solvers import Solver, inverse
 from ihvp.solvers.solve import Inverse
 
 
-class Influence:
+class Influence(Attribution):
     r"""What single training examples do to a model's loss elsewhere, without retraining.
 
     At an optimum of the mean loss C over N examples, removing training example :math:`z_i` raises the loss
@@ -114,96 +109,12 @@ class Influence:
             version,
             chosen=curvature is not None or solver is not None,
         )
+        super().__init__([(1.0, self._model)])
 
     @property
     def inverse(self) -> Inverse:
         """``(H + λI)⁻¹``."""
         return self._model.inverse
-
-    @together
-    def scores(
-        self,
-        test_data: Any,
-        train_data: Any = None,
-        test_loss: Callable[..., Any] | None = None,
-        *,
-        out: str | Path | None = None,
-        progress: bool | None = None,
-    ) -> Scores:
-        """The influence of every training example on the loss at every test point, ``(n_test, n_train)``.
-
-        Parameters
-        ----------
-        test_data
-            In the forms of an objective's data, or the :class:`~ihvp.influence.InverseProducts` of some.
-        train_data : optional
-            The examples to score; by default those of the objective.
-        test_loss : callable, optional
-            What is asked about, in place of the objective's loss: a loss without regulariser, a margin.
-        out : path, optional
-            A folder to stream the scores to: ``scores.npy`` in it, or ``scores.zarr`` where the folder's own
-            name ends in ``.zarr``. After an interruption the same call goes on where it stopped, with any
-            number of processes: all write to one folder (not zarr's), which all of them see.
-        progress : bool, optional
-            Shows a progress bar; by default in a terminal, after a second.
-
-        Returns
-        -------
-        Scores
-            Row j, column i: the predicted rise of the loss at test point j when example i is removed.
-
-        Raises
-        ------
-        SolverError
-            An inverse product missed its tolerance.
-        DataError, LossError
-            The loss cannot take the data, or it comes in another order at each pass.
-        StoreMismatch
-            ``out`` holds the scores of another model, other data or other settings.
-        StoreError
-            ``out`` cannot be written, is damaged, or another run writes to it.
-        TooLarge
-            Without ``out``, the scores do not fit in memory.
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> import numpy as np
-        >>> import ihvp
-        >>> objective = ihvp.Objective(
-        ...     params=np.zeros(1), data=np.array([[1.0], [-1.0]]), grad=lambda w, x: w - x.mean(axis=0)
-        ... )
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     ihvp.Influence(objective).scores(np.array([[1.0]]), out=f"{folder}/scores").values
-        memmap([[ 0.5, -0.5]])
-        """
-        if out is not None:
-            check_path("out", out)
-        model = self._model
-        model.agree("scores", None if out is None else str(out))
-        points, training = model.points(test_data, test_loss, progress), model.training(train_data)
-        shape = points.count, training.total_examples
-        if out is None:
-            values = allocate(
-                shape,
-                model.dtype,
-                "The array of all scores",
-                "Pass out=… to stream them to a folder, take top_k, or pass fewer test or training points.",
-            )
-            for row, column, tile in tiles(model, points, training, progress):
-                values[row : row + tile.shape[0], column : column + tile.shape[1]] = tile
-            return Scores(training.processes.join(values), ("test", "train"), points.residual)
-        processes = self.objective.processes
-        processes.require_no_program(out)
-        if processes.count > 1 and Path(out).suffix == ".zarr":
-            expected = "a folder of another name: two processes may have parts of one zarr chunk"
-            raise InvalidOption("out", out, expected)
-        depends_on = terms(model, points, training)
-        chunk = model.rows, tile_columns(training.num_params, training.total_examples)
-        with Store(out, shape, model.dtype, chunk, depends_on, processes) as store:
-            for row, column, tile in tiles(model, points, training, progress, store):
-                store.write(row, column, tile)
-            return Scores(store.read(), ("test", "train"), points.residual)
 
     @together
     def scores_by(
@@ -254,74 +165,6 @@ class Influence:
         parts = parts_of(self.objective.blocks, by)
         points = self._model.points(test_data, test_loss, progress)
         return scores_in_parts(self._model, points, self._model.training(train_data), parts, progress)
-
-    @together
-    def top_k(
-        self,
-        test_data: Any,
-        k: int,
-        train_data: Any = None,
-        test_loss: Callable[..., Any] | None = None,
-        *,
-        which: Which = "both",
-        progress: bool | None = None,
-    ) -> TopK:
-        """The k training examples with the most influence on each test point; all scores are never held.
-
-        Parameters
-        ----------
-        test_data, train_data, test_loss, progress
-            As for :meth:`scores`.
-        k : int
-        which : {"both", "helpful", "harmful"}
-            The largest magnitudes, the highest scores, or the lowest. Of equal ones the earlier example wins.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import ihvp
-        >>> x = np.array([[0.0], [2.0], [4.0]])
-        >>> objective = ihvp.Objective(params=x.mean(axis=0), data=x, grad=lambda w, x: w - x.mean(axis=0))
-        >>> ihvp.Influence(objective).top_k(np.array([[3.0]]), 1, which="helpful").indices
-        array([[2]])
-        """
-        self._model.agree("top_k", k, which)
-        training = self._model.training(train_data)
-        check_k(k, training.total_examples, "train")
-        check_which(which)
-        points = self._model.points(test_data, test_loss, progress)
-        running = Running(points.count, k, which, self._model.dtype)
-        for row, column, tile in tiles(self._model, points, training, progress):
-            running.add(row, column, tile)
-        return running.among(training.processes, training.counts).result(points.residual)
-
-    @together
-    def self_influence(self, data: Any = None, *, progress: bool | None = None) -> Scores:
-        r"""The influence of each training example on its own loss, ``(n,)``.
-
-        .. math:: S_{ii} = \frac1N \nabla C_i^T (H + \lambda I)^{-1} \nabla C_i
-
-        Mislabelled examples and outliers have large ones (Koh and Liang 2017, section 5.4). Each one takes a
-        solve of its own; where P allows it, ``ihvp.Direct()`` factorises once for all.
-
-        Parameters
-        ----------
-        data : optional
-            The examples; by default those of the objective.
-        progress : bool, optional
-            As for :meth:`scores`.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import ihvp
-        >>> x = np.array([[0.0], [2.0], [4.0]])
-        >>> objective = ihvp.Objective(params=x.mean(axis=0), data=x, grad=lambda w, x: w - x.mean(axis=0))
-        >>> np.asarray(ihvp.Influence(objective).self_influence()).round(3)
-        array([1.333, 0.   , 1.333])
-        """
-        self._model.agree("self_influence")
-        return self_scores(self._model, data, progress)
 
     @together
     def group(

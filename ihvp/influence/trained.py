@@ -26,7 +26,8 @@ class TrainedModel:
     """A loss at its optimum, with the inverse of its curvature.
 
     ``train_loss`` is what goes away with an example, where that is not the whole loss; ``chosen`` says
-    whether the caller chose the curvature or the solver.
+    whether the caller chose the curvature or the solver, and ``anywhere`` that a method is of use away from
+    an optimum, too.
     """
 
     def __init__(
@@ -37,12 +38,13 @@ class TrainedModel:
         version: str | None = None,
         *,
         chosen: bool = True,
+        anywhere: bool = False,
     ) -> None:
         self.objective = objective
         self._inverse, self._chosen = inverse, chosen
         self._train_loss, self._version = train_loss, version
         self._removable: Objective | None = None
-        self._data_checked = self._optimum_checked = False
+        self._data_checked, self._optimum_checked = False, anywhere
 
     @cached_property
     def inverse(self) -> Inverse:

@@ -9,6 +9,7 @@ from ihvp.operators.hessian import Hessian
 from ihvp.operators.low_rank import FullRank, LowRank
 from ihvp.operators.opg import OPG
 from ihvp.operators.product import Product
+from ihvp.operators.scalar import ScalarMatrix
 
 __all__ = [
     "OPG",
@@ -21,6 +22,7 @@ __all__ = [
     "LinearOperator",
     "LowRank",
     "Product",
+    "ScalarMatrix",
     "Scaled",
     "Shifted",
     "Sum",

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import ihvp
 from ihvp.influence import blocks
-from ihvp.influence.tiles import tiles
+from ihvp.influence.tiles import Part, tiles
 from ihvp.operators.opg import OPG
 
 from .conftest import CrossEntropy, Exact, Margin
@@ -190,7 +190,8 @@ def test_tiles_are_bounded_for_models_of_few_parameters(small):
 def test_tiles_of_many_training_examples_are_about_as_large_as_each_other(small, count, expected):
     influence, model = small.influence(), small.influence()._model
     data = tuple(np.resize(array, (count, *array.shape[1:])) for array in small.train)
-    found = tiles(model, model.points(small.test, None, False), model.training(data), progress=False)
+    part = Part(model, model.points(small.test, None, False), model.training(data))
+    found = tiles([part], progress=False)
     assert [tile.shape[1] for _, _, tile in found] == expected
     assert relative(influence.scores(small.test, data)[:, :23], small.defined()[:, :count]) <= 1e-9
 
