@@ -6,10 +6,12 @@ from ihvp.blockwise import BlockDiagonal
 from ihvp.eigen import eigsh
 from ihvp.errors import IhvpError
 from ihvp.estimators import Estimate, SpectralDensity, diagonal, spectral_density, suggest_damping, trace
+from ihvp.index import GradientIndex, build_index
 from ihvp.influence import Influence, InverseProducts, leave_one_out
 from ihvp.kronecker import EKFAC, KFAC, Fisher
 from ihvp.objective import Objective
 from ihvp.operators import OPG, Dense, Eigenpairs, FullRank, GaussNewton, Hessian, LinearOperator, LowRank
+from ihvp.projection import Projection
 from ihvp.solvers import (
     CG,
     MINRES,
@@ -43,6 +45,7 @@ __all__ = [
     "Fisher",
     "FullRank",
     "GaussNewton",
+    "GradientIndex",
     "Hessian",
     "IhvpError",
     "Influence",
@@ -52,10 +55,12 @@ __all__ = [
     "LowRank",
     "Nystrom",
     "Objective",
+    "Projection",
     "Solution",
     "Solver",
     "SpectralDensity",
     "backends",
+    "build_index",
     "diagonal",
     "eigsh",
     "errors",

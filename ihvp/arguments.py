@@ -80,6 +80,12 @@ def check_number(option: str, value: Any, within: Callable[[Any], bool], expecte
         raise InvalidOption(option, value, expected)
 
 
+def check_damping(damping: Any) -> None:
+    """Refuse what is no finite number ≥ 0."""
+    expected = "a finite number ≥ 0, which is added to the diagonal"
+    check_number("damping", damping, lambda number: number >= 0, expected)
+
+
 def check_choice(option: str, value: Any, choices: Iterable[str]) -> None:
     """Refuse what is none of the names.
 

@@ -76,11 +76,18 @@ def of_function(function: Any) -> str:
     return Contents().digest(function).hex()
 
 
-def of_objective(objective: Objective) -> dict[str, str]:
-    """Of an objective: of its parameters, its model, its loss, and its data, by these names."""
+def of_model(objective: Objective) -> dict[str, str]:
+    """Of the parameters of an objective, and of what else is in their container, by these names."""
     return {
         "parameters": of_array(objective.backend.flatten(objective.params)),
         "model": Contents(_differentiated(objective.params)).digest(objective.params).hex(),
+    }
+
+
+def of_objective(objective: Objective) -> dict[str, str]:
+    """Of an objective: of its parameters, its model, its loss, and its data, by these names."""
+    return {
+        **of_model(objective),
         "loss": of_function(objective.loss),
         "reduction": objective.reduction,
         "weights": of_function(objective.weighting.function),

@@ -26,11 +26,11 @@ Chunk = tuple[int, int, int, int]
 
 
 class NumpyFile:
-    """``scores.npy``: a head that follows from shape and dtype, and the numbers; ``files`` closes it."""
+    """``….npy``: a head that follows from shape and dtype, and the numbers; ``files`` closes it."""
 
     def __init__(self, path: Path, shape: tuple[int, int], dtype: np.dtype[Any], files: ExitStack) -> None:
         self.path, head = path, io.BytesIO()
-        description = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(head, description)
         size = head.tell() + math.prod(shape) * dtype.itemsize
         is_new = not path.exists()
@@ -75,7 +75,7 @@ class NumpyFile:
 
 
 class ZarrFolder:
-    """``scores.zarr``: a document that follows from shape, dtype and chunk, and files of such chunks."""
+    """``….zarr``: a document that follows from shape, dtype and chunk, and files of such chunks."""
 
     def __init__(
         self, path: Path, shape: tuple[int, int], dtype: np.dtype[Any], chunk: tuple[int, int]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.digest import array_bytes, digest
-from ihvp.errors import DataError, IhvpError, StoreError, StoreMismatch
+from ihvp.errors import DataError, IhvpError, MissingFile, StoreError, StoreMismatch
 from ihvp.files import replace
 from ihvp.influence.array_file import Chunk, NumpyFile, ZarrFolder, import_zarr
 from ihvp.influence.blocks import Block
@@ -58,6 +58,8 @@ class StoreDamaged(UserWarning):
 class Store:
     """A folder with the scores, the inverse products, and a record of what is done.
 
+    Also with other numbers of training examples, called ``name``: one row of the array, whatever its dtype.
+
     =================  ==============================================================================
     ``manifest.json``  the versions of format and library, the shape, and what the scores depend on
     ``scores.npy``     ``(n_test, n_train)``; ``scores.zarr`` where the folder's name ends in ``.zarr``
@@ -85,9 +87,14 @@ class Store:
         chunk: tuple[int, int],
         depends_on: Mapping[str, str],
         processes: Processes,
+        name: str = "scores",
     ) -> None:
         self.folder, self._shape, self._processes = Path(folder), shape, processes
-        self._depends_on = {**depends_on, "shape": str(shape), "dtype": dtype.str}
+        self._depends_on = {
+            **depends_on,
+            "shape": str(shape),
+            "dtype": str(np.lib.format.dtype_to_descr(dtype)),
+        }
         if is_zarr := self.folder.suffix == ".zarr":
             import_zarr()
             self._depends_on["chunk"] = str(chunk)
@@ -103,9 +110,9 @@ class Store:
             else:
                 self._follow(files)
             self._array = (
-                ZarrFolder(self.folder / "scores.zarr", shape, dtype, chunk)
+                ZarrFolder(self.folder / f"{name}.zarr", shape, dtype, chunk)
                 if is_zarr
-                else NumpyFile(self.folder / "scores.npy", shape, dtype, files)
+                else NumpyFile(self.folder / f"{name}.npy", shape, dtype, files)
             )
             self.done = self._finished() if is_first else _lines(self._read(_journal(0)), shape)[0]
             if is_first:
@@ -300,6 +307,40 @@ class Store:
                 "the scores. Make room, or pass another out=…; finished chunks are kept, and the same call "
                 "goes on after them."
             ) from error
+
+
+def read_store(folder: Path, name: str) -> tuple[dict[str, Any], np.memmap[Any, Any]]:
+    """What a finished store depends on, and its array, read-only; checksums of numbers are not looked at.
+
+    Raises
+    ------
+    MissingFile
+        There is no such store.
+    StoreError
+        It is damaged, or not finished.
+    """
+    if not (folder / _MANIFEST).exists():
+        raise MissingFile(f"{folder} holds no store of {name}; expected the folder of an earlier run.")
+    manifest = _read_manifest(folder / _MANIFEST)
+    try:
+        found: np.memmap[Any, Any] = np.load(folder / f"{name}.npy", mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{folder} holds no {name} that can be read ({error}); run the same call again."
+        ) from error
+    text = b"".join(path.read_bytes() for path in sorted(folder.glob(_journal("*"))))
+    text += (folder / _journal(0)).read_bytes() if (folder / _journal(0)).exists() else b""
+    columns = np.zeros(found.shape[1] + 1, np.int64)
+    for _, column, _, width in _lines(text, found.shape)[0]:
+        columns[column] += 1
+        columns[column + width] -= 1
+    missing = int(np.count_nonzero(np.cumsum(columns)[:-1] == 0))
+    if missing:
+        raise StoreError(
+            f"{folder} lacks {missing:,} of {found.shape[1]:,} examples; expected a finished run. The same "
+            "call that began it goes on where it stopped."
+        )
+    return manifest, found
 
 
 def _line(chunk: Chunk, checksum: str) -> bytes:

@@ -94,7 +94,7 @@ class BlockStructured(LinearOperator):
         InvalidOption
             It is singular.
         """
-        self._require_definite(damping)
+        self.require_definite(damping)
         total = 0.0
         for block in self.blocks:
             xp = array_api_compat.array_namespace(block.values)
@@ -118,12 +118,23 @@ class BlockStructured(LinearOperator):
         """
         check_integer("n", n, 1)
         check_seed(seed)
-        self._require_definite(damping)
+        self.require_definite(damping)
         white = self.space.asarray(np.random.default_rng(seed).standard_normal((int(n), self.space.size))).T
         draws = [block.colour(white, lambda values: (values + damping) ** -0.5) for block in self.blocks]
         return self._join(white, draws)
 
-    def _require_definite(self, damping: float) -> None:
+    def require_definite(self, damping: float) -> None:
+        """Refuse a damping with which ``A + λI`` is not positive definite.
+
+        Parameters
+        ----------
+        damping : float
+            λ.
+
+        Raises
+        ------
+        InvalidOption
+        """
         check_number("damping", damping, lambda _: True, "a finite number")
         lowest, zero = self._extreme("min"), self._zero(damping)
         if lowest + damping <= zero:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.arguments import check_choice, check_flag, check_function, check_number
+from ihvp.arguments import check_choice, check_damping, check_flag, check_function
 from ihvp.backend import Vector
 from ihvp.errors import InvalidOption, SolverError, VectorError
 from ihvp.operators.base import LinearOperator, check_operator
@@ -249,8 +249,7 @@ def _checked_dampings(operator: LinearOperator, damping: Any) -> tuple[bool, lis
 
 
 def _checked_damping(operator: LinearOperator, damping: Any) -> float:
-    expected = "a finite number ≥ 0, which is added to the diagonal"
-    check_number("damping", damping, lambda number: number >= 0, expected)
+    check_damping(damping)
     most = float(operator.space.xp.finfo(operator.space.dtype).max)
     if damping > most:
         raise InvalidOption("damping", damping, f"at most {most:.1e}, the largest number of {operator.dtype}")

@@ -1,0 +1,67 @@
+"""The curvature that an index has by itself: the mean of the outer products of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ihvp.errors import InvalidOption
+from ihvp.processes import Processes
+
+
+class Gram:
+    r"""``G = 1/N Σ r rᵀ``, and products with ``(G + λI)⁻¹`` for any λ.
+
+    Parameters
+    ----------
+    rows : iterable of ndarray (b, dim)
+        Those of this process.
+    dim, total : int
+        The length of a row, and N.
+    processes : Processes
+    """
+
+    def __init__(self, rows: Iterable[NDArray[Any]], dim: int, total: int, processes: Processes) -> None:
+        matrix = np.zeros((dim, dim))
+        for part in rows:
+            matrix += part.T @ part
+        self.matrix = processes.sum(matrix) / total
+
+    @cached_property
+    def _eigen(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        from scipy.linalg import eigh
+
+        values, vectors = eigh(self.matrix, driver="evd")
+        return values, vectors
+
+    def solve(self, rows: NDArray[Any], damping: float) -> tuple[NDArray[np.float64], float]:
+        """``(G + λI)⁻¹ y`` of each row y, and the largest residual, relative to y.
+
+        Parameters
+        ----------
+        rows : ndarray (m, dim)
+        damping : float
+            λ.
+
+        Raises
+        ------
+        InvalidOption
+            ``G + λI`` is singular up to rounding.
+        """
+        values, vectors = self._eigen
+        tiny = 10 * len(values) * np.finfo(np.float32).eps * values[-1]
+        if values[0] + damping <= tiny:
+            expected = (
+                f"a number above {tiny - min(values[0], 0):.1e}: the mean of the outer products of the rows "
+                f"is singular. A thousandth of its mean eigenvalue, {values.mean() / 1000:.1e}, is a start"
+            )
+            raise InvalidOption("damping", damping, expected)
+        found = (rows @ vectors / (values + damping)) @ vectors.T
+        left = rows - found @ self.matrix - damping * found
+        norms = np.linalg.norm(rows, axis=1)
+        residual = np.divide(np.linalg.norm(left, axis=1), norms, where=norms > 0, out=np.zeros(len(rows)))
+        return found, float(residual.max(initial=0.0))
