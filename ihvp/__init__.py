@@ -2,6 +2,7 @@
 
 from ihvp import errors
 from ihvp._registry import BackendInfo, backends, use
+from ihvp.attribution import TRAK, GradientCosine, GradientDot, LoGra, RelatIF, RepresenterPoints, TracIn
 from ihvp.blockwise import BlockDiagonal
 from ihvp.eigen import eigsh
 from ihvp.errors import IhvpError
@@ -25,8 +26,7 @@ from ihvp.solvers import (
     inverse,
     solve,
 )
-
-__version__ = "0.1.0"
+from ihvp.version import __version__
 
 __all__ = [
     "CG",
@@ -34,6 +34,7 @@ __all__ = [
     "KFAC",
     "MINRES",
     "OPG",
+    "TRAK",
     "Auto",
     "BackendInfo",
     "BlockDiagonal",
@@ -45,6 +46,8 @@ __all__ = [
     "Fisher",
     "FullRank",
     "GaussNewton",
+    "GradientCosine",
+    "GradientDot",
     "GradientIndex",
     "Hessian",
     "IhvpError",
@@ -52,13 +55,18 @@ __all__ = [
     "InverseProducts",
     "LiSSA",
     "LinearOperator",
+    "LoGra",
     "LowRank",
     "Nystrom",
     "Objective",
     "Projection",
+    "RelatIF",
+    "RepresenterPoints",
     "Solution",
     "Solver",
     "SpectralDensity",
+    "TracIn",
+    "__version__",
     "backends",
     "build_index",
     "diagonal",

@@ -260,6 +260,24 @@ class SupportsBlocks(Protocol):
         """The part of the flat vector that each array of the parameters is, by its name in the framework."""
 
 
+@runtime_checkable
+class SupportsCheckpoints(Protocol):
+    """Parameters can be read from what a framework saves."""
+
+    def restore(self, checkpoint: Any, params: Params) -> Params:
+        """The parameters that a checkpoint holds, in the structure of ``params``, which stay as they are.
+
+        ``checkpoint`` is a path, parameters in a structure of the framework, or a mapping of names to arrays.
+
+        Raises
+        ------
+        ihvp.errors.ParameterError
+            It is that of another architecture.
+        ihvp.errors.DataError
+            The file holds no parameters, or code.
+        """
+
+
 CAPABILITIES: dict[str, type] = {
     "linearize": SupportsLinearize,
     "uniform_batches": SupportsUniformBatches,
@@ -272,6 +290,7 @@ CAPABILITIES: dict[str, type] = {
     "input_derivatives": SupportsInputDerivatives,
     "layers": SupportsLayers,
     "blocks": SupportsBlocks,
+    "checkpoints": SupportsCheckpoints,
 }
 """The optional capabilities by the name under which a plugin declares them."""
 

@@ -136,7 +136,7 @@ def together(
 
     @functools.wraps(method)
     def call(self: Owner, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
-        objective: Any = getattr(self, "objective", self)
+        objective: Any = getattr(self, "objective", None) or self
         with objective.processes.together():
             return method(self, *arguments, **options)
 

@@ -13,6 +13,7 @@ from ihvp_jax import _derivatives, _examples, _loop
 from ihvp_jax._layers import CotangentLoss, Opened
 from ihvp_jax._mesh import computed, divided, laid_like, place_of, whole
 from ihvp_jax._parameters import blocks, require_floating
+from ihvp_jax._restore import restore
 from ihvp_jax._static import Static, hold_constants
 
 T = TypeVar("T")
@@ -140,6 +141,10 @@ class JaxBackend:
     def cotangent_loss(self, predict: Predict) -> Loss:
         """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``; equal for equal models."""
         return CotangentLoss(Static(predict))
+
+    def restore(self, checkpoint: Any, params: Params) -> Params:
+        """The parameters that a checkpoint holds, in the structure of ``params``."""
+        return restore(checkpoint, params)
 
     def blocks(self, params: Params) -> dict[str, slice]:
         """The part of the flat vector that each leaf is, by its path, as in ``"dense/kernel"``."""

@@ -15,6 +15,7 @@ from ihvp_tf import _derivatives, _loop, _parameters
 from ihvp_tf._graph import Graph
 from ihvp_tf._inputs import in_place_of_inputs, inputs
 from ihvp_tf._open import CotangentLoss, OpenModel
+from ihvp_tf._restore import restore
 from ihvp_tf._sharing import shared_graph
 
 _MOST_GRAPHS = 64
@@ -135,6 +136,10 @@ class TensorFlowBackend:
     def cotangent_loss(self, predict: Predict) -> Loss:
         """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``; equal for equal models."""
         return CotangentLoss(predict)
+
+    def restore(self, checkpoint: Any, params: Params) -> Params:
+        """The parameters that a checkpoint holds, in the structure of ``params``."""
+        return restore(checkpoint, params)
 
     def blocks(self, params: Params) -> Mapping[str, slice]:
         """The part of the flat vector that each variable is.

@@ -45,6 +45,7 @@ def ihvp_backend() -> BackendPlugin:
                 "input_derivatives",
                 "layers",
                 "blocks",
+                "checkpoints",
             }
         ),
         dialect=_dialect,

@@ -25,6 +25,7 @@ from ihvp_torch._parameters import Parameters, parameters_of
 from ihvp_torch._per_example import per_example_gradients
 from ihvp_torch._processes import group
 from ihvp_torch._reach import content_with_replica
+from ihvp_torch._restore import restore
 from ihvp_torch._vector import join, multiply, split
 
 
@@ -191,6 +192,10 @@ class TorchBackend:
     def cotangent_loss(self, predict: Predict) -> Loss:
         """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``."""
         return cotangent_loss(predict)
+
+    def restore(self, checkpoint: Any, params: Params) -> Params:
+        """The parameters that a checkpoint holds, in the structure of ``params``."""
+        return restore(checkpoint, params)
 
     def blocks(self, params: Params) -> dict[str, slice]:
         """The part of the flat vector that each tensor is, by its name in the module or its path."""

@@ -26,6 +26,7 @@ from ihvp.influence.lock import locked
 from ihvp.influence.products import InverseProducts
 from ihvp.objective import Objective
 from ihvp.processes import Processes
+from ihvp.version import __version__
 
 _MANIFEST = "manifest.json"
 
@@ -181,8 +182,6 @@ class Store:
 
     def _identify(self) -> None:
         """Compare the manifest, or write one; what a set-up leaves that was interrupted is made anew."""
-        from ihvp import __version__
-
         manifest = {"format": _FORMAT, "ihvp": __version__, **self._depends_on}
         path, content = self.folder / _MANIFEST, _sealed(manifest)
         is_there = path.exists()

@@ -195,6 +195,9 @@ class _Capable(_Restricted):
     def cotangent_loss(self, predict: Callable[..., Any]) -> Loss:
         return self.inner.cotangent_loss(predict)  # type: ignore[no-any-return]
 
+    def restore(self, checkpoint: Any, params: Params) -> Params:
+        return self.inner.restore(checkpoint, params)
+
     def blocks(self, params: Params) -> dict[str, slice]:
         names = sorted(self._blocks, key=lambda name: self._blocks[name].start)
         return {name: here for name, (_, here) in zip(names, self.entries.places, strict=True)}
