@@ -66,22 +66,27 @@ class Features:
 
         ``what``, ``power`` and the errors are those of :func:`~ihvp.influence.gradients.gradients`.
         """
-        if not self._by_layers(objective):
-            rows = gradients(objective, block, what, power)
+        found = self._layered(objective, block, what, power)
+        if found is None:
+            rows = gradients(objective, block, what, power, checked=False)
             if self._curvature is not None:
                 rows = self._curvature.function(rows.T, self._root).T
             if on_host(objective.space):
                 rows = algebra.to_numpy(rows)  # whose operations cost less there
-            return algebra.to_numpy(self.map.project(rows))
+            found = algebra.to_numpy(self.map.project(rows))
+        if not np.all(np.isfinite(found)):
+            raise non_finite(block, what)
+        return found
+
+    def _layered(self, objective: Objective, block: Block, what: str, power: float) -> NDArray[Any] | None:
+        if not self._by_layers(objective):
+            return None
         parts = []
         for batch in block.batches:
             with loss_on(what, batch):
                 assert isinstance(self.map, FactoredMap)
                 parts.append(algebra.to_numpy(self.map.project_examples(objective, batch, power)))
-        found = np.concatenate(parts)
-        if not np.all(np.isfinite(found)):
-            raise non_finite(block, what)
-        return found
+        return np.concatenate(parts)
 
     def pull_back(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Vectors ``(b, P)`` whose products with gradients are those of ``rows`` with features."""

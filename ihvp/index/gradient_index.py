@@ -228,7 +228,8 @@ class GradientIndex(Streamed):
 
     def __repr__(self) -> str:
         kind = f"{self.projection.kind}, dim={self.dim}, {self.dtype}"
-        return f"{type(self).__name__}({str(self.folder)!r}: {len(self):,} examples, {kind}, {self.nbytes:,} bytes)"
+        about = f"{len(self):,} examples, {kind}, {self.nbytes:,} bytes"
+        return f"{type(self).__name__}({str(self.folder)!r}: {about})"
 
     @property
     def _scored(self) -> np.dtype[Any]:

@@ -23,19 +23,22 @@ from ihvp.objective import Objective
 _FEW = 24
 
 
-def gradients(objective: Objective, block: Block, what: str, power: float = 1.0) -> Vector:
+def gradients(
+    objective: Objective, block: Block, what: str, power: float = 1.0, *, checked: bool = True
+) -> Vector:
     """The gradients of a block's examples, ``(count, P)``, weighed as :class:`~ihvp.Objective` rows are.
 
     ``what`` says whose examples they are, for the errors: DataError where the loss cannot take them,
     NonFinite where a gradient is not finite. ``power`` is that of
-    :meth:`ihvp.Objective.batch_gradient_chunks`: 1 for training examples, 0 for test points.
+    :meth:`ihvp.Objective.batch_gradient_chunks`: 1 for training examples, 0 for test points. Who checks what
+    is made of them needs no pass over them to have them ``checked``.
     """
     parts: list[Vector] = []
     for batch in block.batches:
         with loss_on(what, batch):
             parts += objective.batch_gradient_chunks(batch, power=power)
     rows = parts[0] if len(parts) == 1 else objective.space.xp.concat(parts, axis=0)
-    if not algebra.all_finite(rows):
+    if checked and not algebra.all_finite(rows):
         raise non_finite(block, what)
     return rows
 

@@ -88,8 +88,14 @@ class Running:
         """Take in the scores of the rows from ``first_row`` on and the columns from ``first_column`` on."""
         numbers = np.arange(first_column, first_column + tile.shape[1])
         for row, values in enumerate(tile, first_row):
-            scores = np.concatenate([self._scores[row], values])
-            indices = np.concatenate([self._indices[row], numbers])
+            chosen: Any = slice(None)
+            if len(self._scores[row]) == self._k:
+                # Of most tiles few can be among the best; equal ones lose to earlier numbers, or win.
+                chosen = np.flatnonzero(self._keys(values) <= self._keys(self._scores[row]).max())
+                if not chosen.size:
+                    continue
+            scores = np.concatenate([self._scores[row], values[chosen]])
+            indices = np.concatenate([self._indices[row], numbers[chosen]])
             best = self._best(scores)
             self._scores[row], self._indices[row] = scores[best], indices[best]
 
@@ -114,8 +120,13 @@ class Running:
         """What is best of all that was added, of inverse products with this residual."""
         return TopK(np.stack(self._indices), np.stack(self._scores), self._which, residual)
 
+    def _keys(self, scores: NDArray[Any]) -> NDArray[Any]:
+        if self._which == "harmful":
+            return scores
+        return -scores if self._which == "helpful" else -np.abs(scores)
+
     def _best(self, scores: NDArray[Any]) -> NDArray[np.intp]:
-        keys = {"helpful": -scores, "harmful": scores, "both": -np.abs(scores)}[self._which]
+        keys = self._keys(scores)
         if len(keys) <= self._k:
             return np.argsort(keys, kind="stable")
         # All that equal the k-th stay until the stable sort: of equal scores the earlier number wins,

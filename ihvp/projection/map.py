@@ -113,24 +113,32 @@ class SparseMap:
         self._signs = 2 * generator.integers(0, 2, size, dtype=np.int8) - 1
 
     def project(self, rows: Vector) -> Vector:
-        xp = array_api_compat.array_namespace(rows)
-        parts = [self._projected(rows[start : start + _ROWS, :]) for start in range(0, len(rows), _ROWS)]
-        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
-
-    def _projected(self, rows: Vector) -> Vector:
-        xp, total = array_api_compat.array_namespace(rows), None
+        if isinstance(rows, np.ndarray):
+            # Few rows at once, which stay in a processor's cache until all runs are added.
+            parts = [self._on_host(rows[start : start + _ROWS]) for start in range(0, len(rows), _ROWS)]
+            return np.concatenate([np.zeros((0, self.dim), rows.dtype), *parts])
+        total: Any = None
         for run, shift in self._runs():
             part = rows[:, run] * algebra.as_like(self._signs[run], rows)
-            short = self.dim - part.shape[1]
+            xp, short = array_api_compat.array_namespace(part), self.dim - part.shape[1]
             if short:
                 zeros = xp.zeros((part.shape[0], short), dtype=part.dtype, device=algebra.device(part))
                 part = xp.concat([part, zeros], axis=1)
-            if isinstance(total, np.ndarray):
-                total[:, shift:] += part[:, : self.dim - shift]
-                total[:, :shift] += part[:, self.dim - shift :]
-            else:
-                part = xp.roll(part, int(shift), axis=1)
-                total = part if total is None else total + part
+            part = xp.roll(part, shift, axis=1)
+            total = part if total is None else total + part
+        return total
+
+    def _on_host(self, rows: NDArray[Any]) -> NDArray[Any]:
+        total, signed = (
+            np.zeros((len(rows), self.dim), rows.dtype),
+            np.empty((len(rows), self.dim), rows.dtype),
+        )
+        for run, shift in self._runs():
+            width = run.stop - run.start
+            cut, part = min(width, self.dim - shift), signed[:, :width]
+            np.multiply(rows[:, run], self._signs[run].astype(rows.dtype), out=part)
+            total[:, shift : shift + cut] += part[:, :cut]
+            total[:, : width - cut] += part[:, cut:]
         return total
 
     def pull_back(self, rows: Vector) -> Vector:
