@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ihvp.errors import NonFinite
+
 IndexDtype: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
 
 # numpy has no bfloat16: its bits are the upper half of those of a float32.
@@ -29,10 +31,12 @@ def encode(rows: NDArray[Any], dtype: IndexDtype) -> NDArray[Any]:
     np.True_
     """
     found = np.empty(len(rows), record_dtype(rows.shape[1], dtype))
-    scale = np.ones(len(rows), np.float32)
+    scale, largest = np.ones(len(rows), np.float32), np.abs(rows).max(axis=1)
+    if dtype != "float64" and largest.max(initial=0.0) > np.finfo(np.float32).max / 2:
+        raise NonFinite(f"A projected gradient in {dtype}")
     if dtype == "float16":
-        _, exponent = np.frexp(np.abs(rows).max(axis=1))
-        scale = np.ldexp(scale, exponent)
+        _, exponent = np.frexp(largest)
+        scale = np.ldexp(scale, np.maximum(exponent, -126))
         rows = rows / scale[:, None]
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(rows, np.float32).view(np.uint32)
