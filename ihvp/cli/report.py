@@ -15,11 +15,11 @@ from ihvp.algebra import to_numpy
 from ihvp.arguments import naming
 from ihvp.backend import Batch
 from ihvp.data import Batches, Examples, arrays_of, as_data
-from ihvp.errors import DataError, FunctionFailed, describe
+from ihvp.errors import DataError, FunctionFailed, InvalidOption, describe
 from ihvp.influence import TopK
 from ihvp.influence.products import InverseProducts
 from ihvp.packages import required
-from ihvp.report import page
+from ihvp.report import count, page
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,24 @@ class Report:
             own = numbers[(numbers >= first) & (numbers < first + piece.count)]
             if len(own):
                 rows = Examples.of(Batches(as_data(piece.batch))).rows(own - first + piece.start)
-                with naming(FunctionFailed, "The function of --inputs"):
-                    inputs.append(_first_array(rows) if self.inputs is None else self.inputs(rows))
-                with naming(FunctionFailed, "The function of --labels"):
-                    labels.append(_integers(rows) if self.labels is None else self.labels(rows))
+                inputs.append(_found("--inputs", self.inputs or _first_array, rows, len(own)))
+                labels.append(_found("--labels", self.labels or _integers, rows, len(own)))
             first += piece.count
         return _joined(inputs), None if any(each is None for each in labels) else _joined(labels)
 
 
 def _count(batches: Batches) -> int:
     return sum(piece.count for piece in batches.pieces())
+
+
+def _found(option: str, function: Callable[[Batch], Any], rows: Batch, expected: int) -> Any:
+    with naming(FunctionFailed, f"The function of {option}"):
+        found = function(rows)
+    if found is not None and count(option, found) != expected:
+        raise InvalidOption(
+            f"What the function of {option} gave", found, f"one for each of {expected} examples"
+        )
+    return found
 
 
 def _first_array(batch: Batch) -> Any:

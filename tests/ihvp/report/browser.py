@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,7 @@ class Browser:
 
     def _next(self):
         while b"\0" not in self._left:
+            assert select.select([self._from], [], [], 60)[0], "the browser does not answer"
             data = os.read(self._from, 1 << 20)
             assert data, "the browser has ended"
             self._left += data
