@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import files
-from ihvp.algebra import to_numpy
+from ihvp.algebra import as_numpy
 from ihvp.arguments import naming
 from ihvp.backend import Batch
 from ihvp.data import Batches, Examples, arrays_of, as_data
@@ -86,7 +86,7 @@ def _found(option: str, function: Callable[[Batch], Any], rows: Batch, expected:
 
 def _first_array(batch: Batch) -> Any:
     for _, array in arrays_of(batch):
-        found = to_numpy(array)
+        found = as_numpy(array)
         return found[:, None] if found.ndim == 1 else found
     raise DataError(
         f"The data is {describe(batch)}, without an array to show; expected inputs. Name a function of a "
@@ -95,7 +95,7 @@ def _first_array(batch: Batch) -> Any:
 
 
 def _integers(batch: Batch) -> Any:
-    found = [to_numpy(array) for _, array in arrays_of(batch)][1:]
+    found = [as_numpy(array) for _, array in arrays_of(batch)][1:]
     return next((each for each in found if each.ndim == 1 and each.dtype.kind in "iub"), None)
 
 

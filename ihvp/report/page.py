@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.algebra import to_numpy
+from ihvp.algebra import as_numpy
 from ihvp.arguments import check_path
 from ihvp.errors import InvalidOption
 from ihvp.report.form import count, form_of
@@ -152,7 +152,7 @@ def _lists(rankings: Sequence[Ranking], test: int) -> dict[str, list[tuple[int, 
 def _listed(labels: Any, count: int) -> Sequence[Any]:
     if labels is None:
         return [None] * count
-    found: Sequence[Any] = labels if isinstance(labels, list | tuple) else to_numpy(labels).tolist()
+    found: Sequence[Any] = labels if isinstance(labels, list | tuple) else as_numpy(labels).tolist()
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ihvp.algebra import to_numpy
+from ihvp.algebra import as_numpy
 from ihvp.arguments import shape_of
 from ihvp.errors import InvalidOption
 from ihvp.report.markup import escaped
@@ -54,7 +54,7 @@ def _reader(option: str, inputs: Any, names: Any) -> tuple[list[str], Callable[[
         width = range(len(inputs.columns))
         return list(map(str, inputs.columns)), lambda row: [inputs.iat[row, column] for column in width]
     if isinstance(inputs, Mapping):
-        columns = [each if isinstance(each, list | tuple) else to_numpy(each) for each in inputs.values()]
+        columns = [each if isinstance(each, list | tuple) else as_numpy(each) for each in inputs.values()]
         if len({len(column) for column in columns}) > 1:
             raise InvalidOption(option, inputs, "columns of equal length")
         return list(map(str, inputs)), lambda row: [column[row] for column in columns]
@@ -65,7 +65,7 @@ def _reader(option: str, inputs: Any, names: Any) -> tuple[list[str], Callable[[
             inputs if len(shape) != 2 else names,
             "a DataFrame, a dict of columns, or a matrix (N, features) with a name for each feature",
         )
-    return list(map(str, range(shape[1]) if names is None else names)), lambda row: to_numpy(inputs[row])
+    return list(map(str, range(shape[1]) if names is None else names)), lambda row: as_numpy(inputs[row])
 
 
 def _short(value: Any) -> Any:
