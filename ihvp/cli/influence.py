@@ -17,10 +17,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ihvp.arguments import check_function
+from ihvp.cli.report import Report
 from ihvp.errors import ImportedObject, InvalidOption, describe
 from ihvp.influence import Influence, NotAtOptimum
 from ihvp.influence.top_k import TopK
 from ihvp.objective import Objective
+from ihvp.report import check_place
 from ihvp.solvers import CG, MINRES, Auto, Direct, LiSSA, Solver
 
 # More test points than these would bury the first ones; files hold all.
@@ -68,6 +71,29 @@ def find_data(place: str) -> Any:
     return _made(find(place))
 
 
+def make_report(
+    path: Path | None, objective: Objective, test_data: Any, inputs: str | None, labels: str | None
+) -> Report | None:
+    """The page of an objective that has all of the data, with the functions that are named."""
+    found = {"--inputs": inputs, "--labels": labels}
+    if path is None:
+        for option, place in found.items():
+            if place is not None:
+                raise InvalidOption(option, place, "--report beside it, the page that it is for")
+        return None
+    check_place("--report", path)
+    if objective.processes.count > 1:
+        raise InvalidOption(
+            "--report",
+            str(path),
+            "data that each process has all of; this module has given each its own part",
+        )
+    functions = {option: None if place is None else find(place) for option, place in found.items()}
+    for option, function in functions.items():
+        check_function(option, function, "a function of a batch")
+    return Report(path, objective.batches, test_data, *functions.values())
+
+
 def _made(found: Any) -> Any:
     return found() if inspect.isfunction(found) else found
 
@@ -109,11 +135,13 @@ def run(
     top: int,
     which: Ranking,
     out: Path | None,
+    report: Report | None = None,
 ) -> None:
     """Show the most influential examples of the first test points, and leave files in the folder ``out``.
 
     There are ``top`` examples for each point; in the folder, ``scores.npy`` or ``scores.zarr``, and
-    ``top.csv``. Of several processes the first alone tells.
+    ``top.csv``; on the page of the ``report``, ``top`` that helped and ``top`` that harmed. Of several
+    processes the first alone tells.
     """
     first = objective.processes.rank == 0
     console.quiet = not first
@@ -123,17 +151,24 @@ def run(
             top,
             f"an integer from 1 to {objective.total_examples:,}, the number of training examples",
         )
+    if report is not None:
+        report.check()
     influence = Influence(objective, damping, solver, train_loss=train_loss)
     with _warnings_as_lines(first):
-        if out is None:
+        if out is None and report is None:
             found = influence.top_k(test_data, top, test_loss=test_loss, which=which.value)
         else:
-            found = influence.scores(test_data, test_loss=test_loss, out=out).top_k(top, which.value)
+            scores = influence.scores(test_data, test_loss=test_loss, out=out)
+            found = scores.top_k(top, which.value)
     if out is not None and first:
         _write(found, out / "top.csv")
     _show(console, found)
     if out is not None:
         console.print(f"All scores are in {out}, these in {out / 'top.csv'}.", highlight=False)
+    if report is not None and first:
+        both = which is Ranking.both
+        report.write([scores.top_k(top, each) for each in ("helpful", "harmful")] if both else [found])
+        console.print(f"The page is {report.path}.", highlight=False)
 
 
 @contextmanager

@@ -141,6 +141,30 @@ def influence(
             help="What goes away with an example, if not all of the loss: no regulariser.",
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PAGE.html",
+            help="A page to look at, in one file: each test point with the examples that helped and harmed "
+            "it most, as images, texts or rows of a table.",
+            dir_okay=False,
+        ),
+    ] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="What the page shows of a batch, if not its first array: `inputs(batch)`, one image, text "
+            "or row for each example.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="The labels on the page, if not the first vector of integers: `labels(batch)`.",
+        ),
+    ] = None,
     config: Config = None,
 ) -> None:
     """Ask which of your training examples are behind a prediction.
@@ -157,11 +181,13 @@ def influence(
 
     `torchrun --nproc-per-node 4 -m ihvp influence …` shares the work among processes, for a model of torch.
     """
-    with shared(influence_command.find_objective(objective)) as part:
+    whole, test_data = influence_command.find_objective(objective), influence_command.find_data(test)
+    shown = influence_command.make_report(report, whole, test_data, inputs, labels)
+    with shared(whole) as part:
         influence_command.run(
             Console(),
             part,
-            influence_command.find_data(test),
+            test_data,
             damping=damping,
             solver=solver.made(rtol),
             test_loss=None if test_loss is None else influence_command.find(test_loss),
@@ -169,6 +195,7 @@ def influence(
             top=top,
             which=which,
             out=out,
+            report=shown,
         )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.arguments import check_choice
+from ihvp.arguments import check_choice, check_instance
+from ihvp.files import replace
 from ihvp.packages import required
 from ihvp.processes import Processes
 
@@ -70,6 +73,89 @@ class TopK:
         from ihvp import plot
 
         return plot.top_k(self, test=test, ax=ax)
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        inputs: Any,
+        queries: Any = None,
+        labels: Any = None,
+        query_labels: Any = None,
+        other: TopK | None = None,
+        kind: Literal["image", "text", "table"] | None = None,
+        feature_names: Sequence[str] | None = None,
+        token_scores: Any = None,
+        title: str = "Influence of training examples",
+    ) -> str:
+        """A page with each query and the training examples that helped and harmed it most, in one file.
+
+        It is read in a browser, and needs no network. Lists are sorted by score, number or label, and
+        filtered by label and by words. Only the examples that appear are in it, once for each list. Of
+        ``which="both"`` the positive scores are listed apart from the negative ones.
+
+        Parameters
+        ----------
+        path : path, optional
+            Where the page is written to.
+        inputs : array_like, sequence, DataFrame or dict
+            The training inputs, in the order of the training data. Images ``(N, height, width)``, or with
+            1, 3 or 4 channels before or after; texts, or lists of tokens; the rows of a ``DataFrame``, of
+            a dict of columns, or of a matrix ``(N, features)``.
+        queries : optional
+            The inputs of the test points, in the same form.
+        labels, query_labels : sequence, optional
+            What each training example and each test point is labelled.
+        other : TopK, optional
+            A further ranking of the same test points, as the harmful examples beside the helpful ones.
+        kind : {"image", "text", "table"}, optional
+            What the inputs are; by default what they look like.
+        feature_names : sequence of str, optional
+            Those of the columns of a matrix.
+        token_scores : sequence or callable, optional
+            The scores that shade the tokens of each training input; or ``token_scores(test, train)``, those
+            of one training input beside one test point.
+        title : str
+
+        Returns
+        -------
+        str
+            The page.
+
+        Raises
+        ------
+        InvalidOption
+            The inputs are of no known form, not finite, or not as many as there are examples.
+        NotImages
+            Inputs that are told to be images have another shape.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> top = TopK(np.array([[2, 0]]), np.array([[0.5, -0.25]]), "both", 1e-7)
+        >>> page = top.to_html(inputs=["a cat", "two cats", "a <b>dog</b>"], labels=[0, 0, 1])
+        >>> "a &lt;b&gt;dog&lt;/b&gt;" in page, "two cats" in page
+        (True, False)
+        """
+        from ihvp.report import check_place, page
+
+        place = None if path is None else check_place("path", path)
+        if other is not None:
+            check_instance("other", other, TopK, "a TopK of the same test points, or None")
+        found = page(
+            [self] if other is None else [self, other],
+            inputs,
+            queries=queries,
+            labels=labels,
+            query_labels=query_labels,
+            kind=kind,
+            feature_names=feature_names,
+            token_scores=token_scores,
+            title=title,
+        )
+        if place is not None:
+            replace(place, lambda file: file.write(found.encode()))
+        return found
 
     def __repr__(self) -> str:
         tests, k = self.indices.shape

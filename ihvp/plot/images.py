@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.algebra import to_numpy
+from ihvp.algebra import as_numpy
 from ihvp.errors import InvalidOption, NothingToDraw, NotImages
 from ihvp.plot.ranking import check_test
 from ihvp.plot.style import HELPS, pyplot
@@ -81,7 +81,7 @@ def influence_panels(
     if not helpful and not harmful:
         raise NothingToDraw("influence_panels", f"no score but 0 for test point {test}", "some influence")
     shown = {i: picture(images, i) for i, _ in (*helpful, *harmful)}
-    asked = None if question is None else picture(to_numpy(question)[None], 0)
+    asked = None if question is None else picture(as_numpy(question)[None], 0)
     rows = [
         row
         for row in (
@@ -141,7 +141,7 @@ def picture(images: Any, index: int) -> NDArray[Any]:
             f"{shape[0]:,} images, where a score belongs to example {index:,}",
             "Pass all training inputs, in the order of the training data.",
         )
-    pixels = to_numpy(images[index])
+    pixels = as_numpy(images[index])
     if pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS:
         pixels = np.moveaxis(pixels, 0, 2)
     return pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels

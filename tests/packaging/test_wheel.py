@@ -55,6 +55,10 @@ def test_packages_are_marked_as_typed(wheel, package):
     assert f"{package}/py.typed" in wheel.namelist()
 
 
+def test_the_page_of_a_ranking_is_in_the_wheel(wheel):
+    assert {f"ihvp/report/page.{suffix}" for suffix in ("html", "css", "js")} <= set(wheel.namelist())
+
+
 @pytest.mark.parametrize("extra", FRAMEWORKS)
 def test_an_extra_brings_its_framework_and_no_other(wheel, extra):
     frameworks = {"torch", "tensorflow", "jax", "keras", "autograd"}
