@@ -15,6 +15,7 @@ from ihvp.cli import backends as backends_command
 from ihvp.cli import contract as contract_command
 from ihvp.cli import demo as demo_command
 from ihvp.cli import experiment as experiment_command
+from ihvp.cli import index as index_command
 from ihvp.cli import influence as influence_command
 from ihvp.cli.config import Config
 from ihvp.cli.launched import shared
@@ -197,6 +198,11 @@ def influence(
             out=out,
             report=shown,
         )
+
+
+app.add_typer(
+    index_command.app, name="index", help="Keep projected gradients of the training examples, and ask them."
+)
 
 
 @app.command()
