@@ -74,7 +74,7 @@ class Store:
     ``chunk`` is the size of the largest one, and ``depends_on`` has names and fingerprints of what the scores
     depend on: in a folder whose scores depend on something else, or are of another format or series of
     versions, that is StoreMismatch. StoreInUse: another run writes to it. StoreError: it cannot be written,
-    its manifest is damaged, or the disk has no room.
+    its manifest is damaged, or the disk has no room. ``holds`` names what is kept, its rows and columns.
     """
 
     def __init__(
@@ -85,8 +85,10 @@ class Store:
         chunk: tuple[int, int],
         depends_on: Mapping[str, str],
         processes: Processes,
+        holds: tuple[str, str, str] = ("scores", "test points", "training examples"),
     ) -> None:
         self.folder, self._shape, self._processes = Path(folder), shape, processes
+        self._holds = holds
         self._depends_on = {**depends_on, "shape": str(shape), "dtype": dtype.str}
         if is_zarr := self.folder.suffix == ".zarr":
             import_zarr()
@@ -103,9 +105,9 @@ class Store:
             else:
                 self._follow(files)
             self._array = (
-                ZarrFolder(self.folder / "scores.zarr", shape, dtype, chunk)
+                ZarrFolder(self.folder / f"{holds[0]}.zarr", shape, dtype, chunk)
                 if is_zarr
-                else NumpyFile(self.folder / "scores.npy", shape, dtype, files)
+                else NumpyFile(self.folder / f"{holds[0]}.npy", shape, dtype, files)
             )
             self.done = self._finished() if is_first else _lines(self._read(_journal(0)), shape)[0]
             if is_first:
@@ -259,9 +261,10 @@ class Store:
         lost = [chunk for chunk in wrong if not any(_overlap(chunk, other) for other in found)]
         if lost:
             row, column, rows, columns = min(lost)
+            what, down, across = self._holds
             more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
             self._warn(
-                f"the scores of test points {row:,} to {row + rows - 1:,} and training examples {column:,} "
+                f"the {what} of {down} {row:,} to {row + rows - 1:,} and {across} {column:,} "
                 f"to {column + columns - 1:,}{more} in {self._array.path.name} are not what was written"
             )
         elif torn:
@@ -297,8 +300,8 @@ class Store:
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"Cannot use {self.folder}: {error}. Expected a folder that can be written, with room for "
-                "the scores. Make room, or pass another out=…; finished chunks are kept, and the same call "
-                "goes on after them."
+                f"the {self._holds[0]}. Make room, or pass another out=…; finished chunks are kept, and the "
+                "same call goes on after them."
             ) from error
 
 
