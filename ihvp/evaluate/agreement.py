@@ -105,8 +105,8 @@ class Agreement:
         count, all_of = int(self.defined.sum()), len(self.per_test)
         among = f"{count:,} test points" if count == all_of else f"{count:,} of {all_of:,} test points vary"
         return (
-            f"{self.what} {self.value:.3f} ± {self.standard_error:.3f} (over test points {self.over_tests:.3f}, "
-            f"over trainings {self.over_trainings:.3f}; {among})"
+            f"{self.what} {self.value:.3f} ± {self.standard_error:.3f} (over test points "
+            f"{self.over_tests:.3f}, over trainings {self.over_trainings:.3f}; {among})"
         )
 
 
@@ -130,7 +130,7 @@ def agreement(
     flat, still = np.ptp(predicted, axis=1) <= rounding, np.ptp(losses, axis=1) == 0
     for option, constant in (("scores", flat), ("losses", still), ("scores and losses", flat | still)):
         if constant.all():
-            found = "the same for every subset, at every test point"
+            same = "the same for every subset, at every test point"
             raise InvalidOption(
                 option, found, "what varies at some test point: constants have no correlation"
             )
@@ -145,7 +145,7 @@ def agreement(
 
 
 def _ranks(values: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean rank of each value in samples that have it so many times, ``(B, m)``; from one sort for all."""
+    """The mean rank of each value in samples that have it so many times, ``(B, m)``; one sort for all."""
     order = np.argsort(values)
     first, last = (np.searchsorted(values[order], values, side) for side in ("left", "right"))
     below = np.concatenate([np.zeros((len(counts), 1)), np.cumsum(counts[:, order], axis=1)], axis=1)
@@ -160,4 +160,6 @@ def _correlations(
     dx, dy = (z - (counts * z).sum(axis=1, keepdims=True) / total for z in (x, y))
     together = (counts * dx * dy).sum(axis=1)
     sizes = np.sqrt((counts * dx**2).sum(axis=1)) * np.sqrt((counts * dy**2).sum(axis=1))
-    return np.divide(together, sizes, out=np.full(len(counts), np.nan), where=sizes > 0)
+    found = np.full(len(counts), np.nan)
+    np.divide(together, sizes, out=found, where=sizes > 0)
+    return found

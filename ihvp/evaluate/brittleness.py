@@ -164,7 +164,7 @@ def brittleness(
     questions = [question_of(objective, test_data, test_loss)]
     if wrong is not None:
         # Of an objective with grad, too, its value alone is asked for.
-        error = GradientFunction(wrong, wrong) if isinstance(objective.loss, GradientFunction) else wrong
+        error: Any = GradientFunction(wrong, wrong) if isinstance(objective.loss, GradientFunction) else wrong
         questions.append(question_of(objective, test_data, error))
     count, tests = len(masks_of(objective, 1)[0]), questions[0].num_examples
     numbers = _checked_ks(ks, count)
@@ -212,8 +212,8 @@ def _ranking(
         if scores.which != "helpful":
             raise InvalidOption("scores", f"the {scores.which} examples", "a TopK with which='helpful'")
         scores = scores.indices
-    if getattr(getattr(scores, "dtype", None), "kind", "") in "iu":
-        ranking = np.asarray(scores)
+    if isinstance(scores, np.ndarray) and scores.dtype.kind in "iu":
+        ranking = scores
         valid = ranking.ndim == 2 and len(ranking) == tests and ranking.shape[1] >= most
         if not valid or ranking.min() < 0 or ranking.max() >= count:
             expected = f"a ranking ({tests}, {most} or more) of numbers from 0 to {count - 1:,}, or scores"

@@ -204,7 +204,7 @@ def _queries(
     dampings: NDArray[np.float64],
     progress: bool | None,
 ) -> Iterator[tuple[Block, Callable[[Objective, Block], NDArray[np.float64]]]]:
-    """Blocks of test points, and what gives the products of a block with examples, ``(L, n_test, n_train)``."""
+    """Blocks of test points, and what gives their products with a block of examples, ``(L, k, b)``."""
     operator, solver = model.inverse.operator, model.inverse.solver
     if has_factored_form(model, training, question):
         assert isinstance(operator, KFAC)

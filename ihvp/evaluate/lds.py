@@ -54,7 +54,7 @@ def lds(
     >>> import ihvp
     >>> scores = np.random.default_rng(0).normal(size=(3, 20))
     >>> subsets = ihvp.evaluate.random_subsets(20, count=50)
-    >>> outcomes = ihvp.evaluate.Outcomes(subsets, -subsets @ scores.T)
+    >>> outcomes = ihvp.evaluate.Outcomes(subsets, -(subsets @ scores.T))
     >>> print(ihvp.evaluate.lds(scores, outcomes))
     LDS 1.000 ± 0.000 (over test points 0.000, over trainings 0.000; 3 test points)
     """

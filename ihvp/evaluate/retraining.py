@@ -170,7 +170,7 @@ def trained_losses(
             found[number] = losses
             if store is not None:
                 store.write(number, 0, losses[None])
-    return found.reshape(len(masks), len(numbers), len(questions), -1).mean(axis=1)
+    return np.asarray(found.reshape(len(masks), len(numbers), len(questions), -1).mean(axis=1))
 
 
 def losses_of(question: Objective) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ _NUMBERS = 1 << 24
 def scores_of(
     scores: Any, shape: tuple[int, int], test_data: Any, test_loss: Callable[..., Any] | None
 ) -> Any:
-    """An array of this shape, ``(n_test, n_train)``: what was passed, or what a method makes of the test data."""
+    """An array of this shape, ``(n_test, n_train)``: what was passed, or what a method makes of it."""
     ask = getattr(scores, "scores", scores)
     if callable(ask):
         if test_data is None:
@@ -37,7 +37,7 @@ def scores_of(
 def predicted_rises(
     scores: Any, outcomes: Outcomes, test_data: Any, test_loss: Callable[..., Any] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """``Σ S_ji`` over what each subset leaves out, ``(n_test, m)``, and how far they are rounded, ``(n_test,)``.
+    """``Σ S_ji`` over what each subset leaves out, ``(n_test, m)``, and their rounding, ``(n_test,)``.
 
     That is ``−Σ S_ji`` over the subset, but for a constant of each test point.
     """

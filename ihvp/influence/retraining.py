@@ -48,7 +48,7 @@ class Retraining(Generic[Answer]):
     with_start: bool = False
 
     def each(self, jobs: Sequence[Job], n_jobs: int | None, progress: bool | None) -> Iterator[Answer]:
-        """The answers in the order of the jobs, from ``n_jobs`` workers or those that the caller has chosen."""
+        """The answers in the order of the jobs; ``n_jobs`` as for :func:`ihvp.leave_one_out`."""
         with track("Training again", len(jobs), progress, self.question.space.processes.rank) as advance:
             if n_jobs == 1 or (n_jobs is None and number_of_workers() == 1):
                 answers: Iterator[Answer] = (self(*job) for job in jobs)
