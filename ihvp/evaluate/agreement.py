@@ -131,9 +131,7 @@ def agreement(
     for option, constant in (("scores", flat), ("losses", still), ("scores and losses", flat | still)):
         if constant.all():
             same = "the same for every subset, at every test point"
-            raise InvalidOption(
-                option, found, "what varies at some test point: constants have no correlation"
-            )
+            raise InvalidOption(option, same, "what varies at some test point: constants have no correlation")
     drawn = np.random.default_rng(_SEED).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
     counts = np.concatenate([np.ones((1, count)), drawn])
     found = np.full((len(counts), tests), np.nan)
