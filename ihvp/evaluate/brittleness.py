@@ -129,8 +129,8 @@ def brittleness(
     ks : sequence of int, optional
         How many to remove; by default 1, 2, 5 and 10 % of the training data.
     wrong : callable, optional
-        In the objective's form, ``wrong(params, batch)`` or ``wrong(outputs, batch)``: 1 where the prediction
-        of a test point is wrong, 0 where it is right. No derivative of it is taken.
+        In the objective's form, ``wrong(params, batch)`` or ``wrong(outputs, batch)``: the fraction of a
+        batch whose predictions are wrong. No derivative of it is taken.
     draws : int
         How often as many examples are removed at random.
     seed : int

@@ -156,7 +156,7 @@ def trained_losses(
     ):
         done = set() if store is None else {row for row, *_ in store.done}
         if store is not None:
-            found[sorted(done)] = store.read()[sorted(done)]
+            found[sorted(done)] = store.read()[:][sorted(done)]
         missing = [number for number in range(len(jobs)) if number not in done]
         own = fingerprint.of_array(objective.backend.flatten(objective.params))
         answers = retraining.each([jobs[number] for number in missing], n_jobs, progress)
