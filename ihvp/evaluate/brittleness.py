@@ -64,9 +64,9 @@ class Brittleness:
         """That of the mean over test points, ``(K,)``; NaN of a single one."""
         return _standard_error(self.per_test)
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """A ``DataFrame`` with a row for each k; needs pandas."""
-        pandas = required("pandas", "Brittleness.to_pandas", "pip install pandas")
+    @property
+    def table(self) -> dict[str, NDArray[Any]]:
+        """What there is for each k, by name."""
         columns = {
             "k": self.ks,
             "rise": self.value,
@@ -74,9 +74,14 @@ class Brittleness:
             "random_rise": self.random_per_test.mean(axis=1),
             "random_standard_error": _standard_error(self.random_per_test),
         }
-        if self.flips is not None:
+        if self.flips is not None and self.random_flips is not None:
             columns |= {"flips": self.flips, "random_flips": self.random_flips}
-        return pandas.DataFrame(columns)
+        return columns
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A ``DataFrame`` with a row for each k; needs pandas."""
+        pandas = required("pandas", "Brittleness.to_pandas", "pip install pandas")
+        return pandas.DataFrame(self.table)
 
     def plot(self, ax: Any = None, label: str | None = None) -> Any:
         """Draw the rises over k, and return the matplotlib ``Axes``; several methods may share them."""
@@ -85,16 +90,11 @@ class Brittleness:
         return plot.brittleness(self, ax=ax, label=label)
 
     def __str__(self) -> str:
-        lines, random = [], self.random_per_test.mean(axis=1)
-        errors = self.standard_error, _standard_error(self.random_per_test)
-        for i, k in enumerate(self.ks):
-            line = (
-                f"without the top {k}: {self.value[i]:.3f} ± {errors[0][i]:.3f}, "
-                f"without {k} at random: {random[i]:.3f} ± {errors[1][i]:.3f}"
-            )
-            if self.flips is not None and self.random_flips is not None:
-                line += f"; became wrong: {self.flips[i]:.1%} and {self.random_flips[i]:.1%}"
-            lines.append(line)
+        lines = []
+        for k, rise, error, random, random_error, *flips in zip(*self.table.values(), strict=True):
+            line = f"without the top {k}: {rise:.3f} ± {error:.3f}, "
+            line += f"without {k} at random: {random:.3f} ± {random_error:.3f}"
+            lines.append(line + ("; became wrong: {:.1%} and {:.1%}".format(*flips) if flips else ""))
         return "\n".join(lines)
 
 
