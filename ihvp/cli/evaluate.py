@@ -90,8 +90,8 @@ def run(
     )
     folder = None if out is None else out / metric.value
     with warnings_as_lines(True):
-        options = {"train_loss": train_loss, "curvature": curvature.made(objective)}
-        influence = Influence(objective, values[0], solver, **options)
+        matrix = curvature.made(objective)
+        influence = Influence(objective, values[0], solver, train_loss=train_loss, curvature=matrix)
         found: Any
         if metric is Metric.detection:
             mislabelled = find_data(_needed("--mislabelled", places.mislabelled, metric))
@@ -100,29 +100,33 @@ def run(
         else:
             test = find_data(_needed("--test", places.test, metric))
             train = find(_needed("--train-fn", places.train_fn, metric))
-            question: tuple[Any, ...] = (objective, train, test)
             if metric is Metric.brittleness:
                 found = evaluate.brittleness(
-                    influence, *question, test_loss=test_loss, wrong=wrong, seeds=seeds, out=folder
+                    influence, objective, train, test, None, test_loss, wrong=wrong, seeds=seeds, out=folder
                 )
                 rows = _rises(found)
             else:
                 masks: Any = subsets
                 if metric is Metric.loo:
-                    numbers = np.random.default_rng(0).permutation(objective.total_examples)[:subsets]
-                    masks = evaluate.all_but(objective.total_examples, numbers)
-                outcomes = evaluate.retrain(*question, masks, test_loss, seeds=seeds, out=folder)
+                    numbers = np.random.default_rng(0).permutation(objective.total_examples)
+                    masks = evaluate.all_but(objective.total_examples, numbers[:subsets].tolist())
+                outcomes = evaluate.retrain(objective, train, test, masks, test_loss, seeds=seeds, out=folder)
                 if metric is Metric.loo:
                     found = evaluate.leave_one_out(influence, outcomes, test, test_loss)
-                    rows = [(f"damping {values[0]:g}", found.what, found.value, found.standard_error)]
+                    each = [(values[0], found)]
                 else:
                     found = evaluate.dampings(
-                        objective, outcomes, test, values, test_loss=test_loss, solver=solver, **options
+                        objective,
+                        outcomes,
+                        test,
+                        values,
+                        matrix,
+                        test_loss,
+                        solver=solver,
+                        train_loss=train_loss,
                     )
-                    each = zip(found.dampings, found.agreements, strict=True)
-                    rows = [
-                        (f"damping {value:g}", lds.what, lds.value, lds.standard_error) for value, lds in each
-                    ]
+                    each = list(zip(found.dampings, found.agreements, strict=True))
+                rows = [(f"damping {value:g}", of.what, of.value, of.standard_error) for value, of in each]
     _show(console, rows)
     if metric is Metric.lds and len(values) > 1:
         console.print(
