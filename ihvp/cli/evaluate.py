@@ -74,6 +74,7 @@ def run(
     solver: Solver | None,
     subsets: int,
     seeds: int,
+    jobs: int,
     out: Path | None,
     plot: Path | None,
 ) -> None:
@@ -100,9 +101,10 @@ def run(
         else:
             test = find_data(_needed("--test", places.test, metric))
             train = find(_needed("--train-fn", places.train_fn, metric))
+            retraining: dict[str, Any] = {"seeds": seeds, "out": folder, "n_jobs": jobs}
             if metric is Metric.brittleness:
                 found = evaluate.brittleness(
-                    influence, objective, train, test, None, test_loss, wrong=wrong, seeds=seeds, out=folder
+                    influence, objective, train, test, None, test_loss, wrong=wrong, **retraining
                 )
                 rows = _rises(found)
             else:
@@ -110,7 +112,7 @@ def run(
                 if metric is Metric.loo:
                     numbers = np.random.default_rng(0).permutation(objective.total_examples)
                     masks = evaluate.all_but(objective.total_examples, numbers[:subsets].tolist())
-                outcomes = evaluate.retrain(objective, train, test, masks, test_loss, seeds=seeds, out=folder)
+                outcomes = evaluate.retrain(objective, train, test, masks, test_loss, **retraining)
                 if metric is Metric.loo:
                     found = evaluate.leave_one_out(influence, outcomes, test, test_loss)
                     each = [(values[0], found)]

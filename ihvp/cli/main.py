@@ -212,6 +212,7 @@ def evaluate(
         int, typer.Option(help="How many subsets, or single examples for loo, to train with.", min=1)
     ] = 100,
     seeds: Annotated[int, typer.Option(help="With how many seeds each time.", min=1)] = 1,
+    jobs: Annotated[int, typer.Option(help="How many processes train at a time; −1 for all processors.")] = 1,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -254,6 +255,7 @@ def evaluate(
         solver=None if solver is None else solver.made(rtol),
         subsets=subsets,
         seeds=seeds,
+        jobs=jobs,
         out=out,
         plot=plot,
     )

@@ -161,13 +161,13 @@ def brittleness(
     check_function("wrong", wrong, "a function of the objective's form, or None")
     check_integer("draws", draws, 1)
     check_seed(seed)
+    count = masks_of(objective, 1).shape[1]
     questions = [question_of(objective, test_data, test_loss)]
     if wrong is not None:
         # Of an objective with grad, too, its value alone is asked for.
         error: Any = GradientFunction(wrong, wrong) if isinstance(objective.loss, GradientFunction) else wrong
         questions.append(question_of(objective, test_data, error))
-    count, tests = len(masks_of(objective, 1)[0]), questions[0].num_examples
-    numbers = _checked_ks(ks, count)
+    numbers, tests = _checked_ks(ks, count), questions[0].num_examples
     ranking = _ranking(scores, (tests, count), max(numbers), test_data, test_loss)
     generator = np.random.default_rng(seed)
     removed = [row[:k] for k in numbers for row in ranking]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.arguments import as_array
-from ihvp.errors import InvalidOption
+from ihvp.arguments import as_array, naming, shape_of
+from ihvp.errors import FunctionFailed, InvalidOption
 from ihvp.evaluate.outcomes import Outcomes
 
 # So many numbers of scores and subsets are read at once (128 MiB).
@@ -24,9 +24,10 @@ def scores_of(
     if callable(ask):
         if test_data is None:
             raise InvalidOption("test_data", None, "that of the outcomes, of which a method makes its scores")
-        scores = ask(test_data, **({} if test_loss is None else {"test_loss": test_loss}))
+        with naming(FunctionFailed, "scores(test_data)"):
+            scores = ask(test_data, **({} if test_loss is None else {"test_loss": test_loss}))
     values = getattr(scores, "values", scores)  # of ihvp.influence.Scores those on the disk
-    if not hasattr(values, "shape") or not hasattr(values, "dtype") or callable(values):
+    if shape_of(values) is None:
         values = as_array("scores", scores)
     if tuple(values.shape) != shape:
         expected = f"an array {shape}, a number for each test point and training example of the outcomes"

@@ -71,6 +71,29 @@ def test_all_dampings_take_the_products_of_the_hardest(problem, curvature, outco
     assert len(counts) - one <= one + 2 * 12
 
 
+def test_weights_of_the_examples_are_followed(problem, curvature):
+    def weights(batch):
+        return np.abs(batch[1]) + 0.1
+
+    def weighed(w, batch):
+        x, y = batch
+        return np.average((x @ w - y) ** 2, weights=weights(batch)) / 2
+
+    def gradient(w, batch):
+        (x, y), share = batch, weights(batch)
+        return x.T @ (share * (x @ w - y)) / share.sum()
+
+    x, y = problem.data
+    share = weights(problem.data)
+    optimum = np.linalg.solve((x.T * share) @ x, x.T @ (share * y))
+    objective = ihvp.Objective(weighed, optimum, problem.data, grad=gradient, weights=weights)
+    outcomes = retrain(objective, problem.train, problem.test, 30)
+    assert_allclose(outcomes.losses[0], problem.losses(outcomes.subsets[0]), rtol=1e-12)
+    path = dampings(objective, outcomes, problem.test, [0.1], curvature, solver=CG)
+    influence = ihvp.Influence(objective, 0.1, CG, curvature=curvature)
+    assert_array_equal(path.per_test[0], lds(influence, outcomes, problem.test).per_test)
+
+
 def path_of(values, spread=0.01):
     """LDS with the same errors over trainings, which cancel in differences, and some of their own."""
     rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import scipy.stats
 from numpy.testing import assert_allclose, assert_array_equal
 
 import ihvp
-from ihvp.errors import InvalidOption
+from ihvp.errors import FunctionFailed, InvalidOption
 from ihvp.evaluate import Agreement, Outcomes, all_but, lds, leave_one_out, random_subsets
 
 N, TESTS = 30, 5
@@ -171,6 +171,11 @@ def test_a_method_needs_the_test_data(noisy):
     scores, outcomes = noisy
     with pytest.raises(InvalidOption, match="test_data is None; expected that of the outcomes"):
         lds(Method(scores), outcomes)
+
+
+def test_a_method_that_fails_is_named(noisy):
+    with pytest.raises(FunctionFailed, match=r"scores\(test_data\) failed with KeyError"):
+        lds(lambda tests: {}["scores"], noisy[1], "tests")
 
 
 @pytest.mark.parametrize("part", [np.s_[:4], np.s_[:, :-1], np.s_[0]])
