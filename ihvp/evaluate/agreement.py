@@ -67,7 +67,9 @@ class Agreement:
     @property
     def over_trainings(self) -> float:
         """The standard error from the choice of subsets and the noise of training, by the bootstrap."""
-        return float(np.nanmean(self.resampled[:, self.defined], axis=1).std(ddof=1))
+        rows = self.resampled[:, self.defined]
+        # Of few trainings a sample may have one alone, which does not vary.
+        return float(np.nanmean(rows[~np.isnan(rows).all(axis=1)], axis=1).std(ddof=1))
 
     @property
     def standard_error(self) -> float:

@@ -230,6 +230,17 @@ def test_a_handful_of_subsets_is_needed():
         lds(scores, outcomes)
 
 
+@pytest.mark.parametrize("varying", [1, 5])
+def test_bootstrap_samples_of_few_trainings_may_not_vary(varying):
+    """As here, where most of the losses are equal."""
+    losses = np.zeros((5, 1))
+    losses[:varying, 0] = np.arange(1, varying + 1)
+    scores, outcomes = linear(np.random.default_rng(0), count=5, tests=1)
+    found = lds(scores, Outcomes(outcomes.subsets, losses))
+    assert np.isnan(found.resampled).any() or varying == 5
+    assert 0 < found.standard_error < 1
+
+
 def test_one_test_point_has_the_error_over_trainings_alone(noisy):
     scores, outcomes = noisy
     found = lds(scores[:1], Outcomes(outcomes.subsets, outcomes.losses[:, :1]))

@@ -23,6 +23,7 @@ from ihvp.errors import (
 )
 from ihvp.evaluate import random_subsets, retrain
 from ihvp.influence import StoreDamaged
+from ihvp.processes import Processes
 
 from .conftest import TESTS, N, Problem, loss
 
@@ -245,6 +246,12 @@ def test_a_loss_that_is_known_by_its_gradient_alone_is_refused(problem):
         retrain(objective, lambda *_: pytest.fail("trained"), problem.test)
     values = GradientFunction(objective.loss.grad, loss)
     assert retrain(objective, problem.train, problem.test, 1, values).losses.shape == (1, TESTS)
+
+
+def test_data_that_is_spread_over_processes_is_refused(problem, monkeypatch):
+    monkeypatch.setattr(ihvp.Objective, "processes", Processes(0, 2))
+    with pytest.raises(InvalidOption, match="an objective of one process"):
+        retrain(problem.objective, problem.train, problem.test)
 
 
 def test_what_is_no_objective_is_refused(problem):
