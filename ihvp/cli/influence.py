@@ -154,7 +154,7 @@ def run(
     if report is not None:
         report.check()
     influence = Influence(objective, damping, solver, train_loss=train_loss)
-    with _warnings_as_lines(first):
+    with warnings_as_lines(first):
         if out is None and report is None:
             found = influence.top_k(test_data, top, test_loss=test_loss, which=which.value)
         else:
@@ -172,7 +172,7 @@ def run(
 
 
 @contextmanager
-def _warnings_as_lines(shown: bool) -> Iterator[None]:
+def warnings_as_lines(shown: bool) -> Iterator[None]:
     """A warning of this library is its text: the line of code that it points to would not be the user's."""
     with warnings.catch_warnings():
         plain = warnings.showwarning

@@ -14,7 +14,7 @@ from ihvp.arguments import check_choice, check_damping, check_instance, check_pa
 from ihvp.data import Batches, take_examples
 from ihvp.errors import InvalidOption, gigabytes
 from ihvp.index.features import Features, Recorded
-from ihvp.index.gradient_index import CURVATURE, NAME, GradientIndex
+from ihvp.index.gradient_index import CURVATURE, HOLDS, GradientIndex
 from ihvp.index.records import IndexDtype, record_dtype
 from ihvp.influence.blocks import Block, tile_columns, windows
 from ihvp.influence.store import Store
@@ -142,7 +142,7 @@ def build_index(
     record = record_dtype(features.map.dim, dtype)
     columns = tile_columns(features.map.dim, count)
     columns = min(columns, width)
-    with Store(out, (1, count), record, (1, columns), depends_on, objective.processes, NAME) as store:
+    with Store(out, (1, count), record, (1, columns), depends_on, objective.processes, HOLDS) as store:
         before = training.first
         with track("Index", training.num_examples, progress, objective.processes.rank) as advance:
             wanted = store.missing(0, 1, windows(training, columns), training)
