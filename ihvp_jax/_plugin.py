@@ -46,6 +46,7 @@ def ihvp_backend() -> BackendPlugin:
                 "input_derivatives",
                 "layers",
                 "blocks",
+                "push_forward",
             }
         ),
         dialect=_dialect,

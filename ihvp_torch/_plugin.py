@@ -66,6 +66,7 @@ def ihvp_backend() -> BackendPlugin:
                 "input_derivatives",
                 "layers",
                 "blocks",
+                "push_forward",
             }
         ),
         dialect=dialect,
