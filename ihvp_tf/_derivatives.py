@@ -88,7 +88,8 @@ def jacobian_product(
     def pushed(row: Tensor) -> list[Tensor]:
         return [tf.cast(part, dtype) for part in push(row)]
 
-    return tf.map_fn(pushed, vectors, fn_output_signature=[dtype] * len(outputs))
+    parts: list[Tensor] = tf.map_fn(pushed, vectors, fn_output_signature=[dtype] * len(outputs))
+    return parts
 
 
 def output_gradient(

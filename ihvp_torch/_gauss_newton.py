@@ -1,4 +1,4 @@
-"""Products with a model's Jacobian J and with Gauss–Newton's ``Jᵀ (∇²_outputs loss) J`` (Schraudolph 2002)."""
+"""Products with a model's Jacobian J, and with ``Jᵀ (∇²_outputs loss) J`` (Schraudolph 2002)."""
 
 from __future__ import annotations
 
