@@ -278,6 +278,18 @@ class SupportsCheckpoints(Protocol):
         """
 
 
+@runtime_checkable
+class SupportsPushForward(Protocol):
+    """Products with the Jacobian of a model's outputs."""
+
+    def push_forward(self, predict: Predict, params: Params, batch: Batch, v: Vector) -> Sequence[Vector]:
+        """The derivatives ``J v`` of what ``predict(params, batch)`` returns by the parameters, along ``v``.
+
+        An array for each of its arrays of real floating numbers, in their order and in the dtype of vectors:
+        of its shape for ``v`` of shape ``(P,)``, and with a last axis k for ``(P, k)``.
+        """
+
+
 CAPABILITIES: dict[str, type] = {
     "linearize": SupportsLinearize,
     "uniform_batches": SupportsUniformBatches,
@@ -291,6 +303,7 @@ CAPABILITIES: dict[str, type] = {
     "layers": SupportsLayers,
     "blocks": SupportsBlocks,
     "checkpoints": SupportsCheckpoints,
+    "push_forward": SupportsPushForward,
 }
 """The optional capabilities by the name under which a plugin declares them."""
 

@@ -82,6 +82,7 @@ def answers(o, whole):
         yield f"{name} scores of others", influence.scores(TEST, (X[4:9], Y[4:9]))
         for part, scores in influence.scores_by("layer", TEST).items():
             yield f"{name} scores by {part}", scores
+        yield f"{name} scores by class", influence.scores_by("token", TEST)
         for which, k in ("both", 5), ("helpful", 1), ("harmful", 20):
             top = influence.top_k(TEST, k, which=which)
             yield f"{name} top {k} {which} scores", top.scores
