@@ -330,7 +330,8 @@ class WrongDtype(VectorError, TypeError):
 
     def __init__(self, found: object, expected: object) -> None:
         super().__init__(
-            f"v has dtype {found}; expected {expected}, the parameters' own. Cast v, or the parameters."
+            f"v has dtype {found}; expected {expected}: that of the parameters, or float32 where they are in "
+            "half precision. Cast v, or the parameters."
         )
 
 

@@ -280,7 +280,7 @@ class WeightedMean:
         except Exception:  # what a loss raises on rows that are no examples is its own
             return False
         # At an optimum the parts cancel: it is them that the difference is small against.
-        return bool(algebra.norms(difference) <= self.space.eps**0.5 * size)
+        return bool(algebra.norms(difference) <= self.space.product_eps**0.5 * size)
 
     def verify(self) -> None:
         """Check once that the loss has a gradient: finite, the same twice, not identically zero.

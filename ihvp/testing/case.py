@@ -184,7 +184,7 @@ class Contract:
 
         The rounding of a sum grows with the number of its ``rows``.
         """
-        eps = case.space.eps
+        eps = case.space.product_eps
         approximate = product and isinstance(case.backend, SupportsProductError)
         # Central differences lose a third of the digits; exact derivatives some last bits of a sum.
         tolerance = 20 * eps ** (2 / 3) if approximate else 50 * eps
