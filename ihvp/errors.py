@@ -326,12 +326,12 @@ class WrongShape(VectorError):
 
 
 class WrongDtype(VectorError, TypeError):
-    """A vector has another dtype than the parameters."""
+    """A vector has another dtype than those of the parameters have."""
 
     def __init__(self, found: object, expected: object) -> None:
         super().__init__(
-            f"v has dtype {found}; expected {expected}: that of the parameters, or float32 where they are in "
-            "half precision. Cast v, or the parameters."
+            f"v has dtype {found}; expected {expected}, that of these parameters' vectors. Cast v, or the "
+            "parameters."
         )
 
 
