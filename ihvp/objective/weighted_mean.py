@@ -166,8 +166,7 @@ class WeightedMean:
                 weight += share
                 if not share:
                     continue
-                # Weights relative to the largest batch: exactly 1 for uniform batches, and no product that
-                # grows with N, which half precision could not hold.
+                # Weights relative to the largest batch: exactly 1 for uniform batches.
                 if total is None:
                     total, largest = part, share
                 elif self.reduction == "sum":

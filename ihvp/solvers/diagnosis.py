@@ -60,8 +60,10 @@ def failure(
                 return singular(operator, solution, rtol, column, x)
             # Without rounding P steps are enough for a definite matrix.
             if definite and (reason == "stagnated" or (forecast is None and limit >= operator.space.size)):
-                ritz = ritz_range(operator.apply, column, _RITZ_STEPS)
-                if ritz.lowest <= operator.space.unsure * ritz.largest:
+                ritz, space = ritz_range(operator.apply, column, _RITZ_STEPS), operator.space
+                # In half precision products themselves may be what makes an eigenvalue zero.
+                zero = 10 * space.eps if space.product_eps == space.eps else -space.product_eps
+                if ritz.lowest <= zero * ritz.largest:
                     return _indefinite(operator, solution, min(ritz.lowest, 0.0), ritz, rtol)
             if reason == "stagnated":
                 return stagnated(operator, solution, rtol, column, x)
@@ -146,8 +148,9 @@ def stagnated(operator: Shifted, solution: Solution, rtol: float, v: Vector, x: 
     reached = float(np.max(solution.residual))
     noise = operator.product_error(x) / float(algebra.norms(v))
     if operator.space.product_eps > operator.space.eps:
+        uncertain = float(np.max(solution.noise))
         cause = (
-            f"the products of parameters in half precision (ε = {operator.space.product_eps:.1e}) allow none"
+            f"products of parameters in half precision carry a noise of about {uncertain:.1e} relative to v"
         )
         remedy = "parameters in float32"
     elif noise:
@@ -156,9 +159,10 @@ def stagnated(operator: Shifted, solution: Solution, rtol: float, v: Vector, x: 
     else:
         cause = f"rounding in {operator.dtype} allows no smaller one for this matrix"
         remedy = "a wider dtype"
+    ask = f"Ask for rtol ≥ {2 * reached:.0e}, add" if 2 * reached < 1 else "Add"
     return Stagnated(
-        f"The recomputed residual stays at {reached:.1e}, above the tolerance {rtol:.1e}: {cause}. Ask for "
-        f"rtol ≥ {2 * reached:.0e}, add damping, or use {remedy}.",
+        f"The recomputed residual stays at {reached:.1e}, above the tolerance {rtol:.1e}: {cause}. {ask} "
+        f"damping, or use {remedy}.",
         solution,
     )
 
