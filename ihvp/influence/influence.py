@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from ihvp.arguments import check_choice, check_instance
 from ihvp.errors import InvalidOption
