@@ -5,7 +5,7 @@ PYTHON ?= python3
 BACKEND ?= numdiff
 ENVS := .venv
 INPUTS := pyproject.toml constraints.txt
-PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CURDIR)/constraints.txt
+PIP_INSTALL = bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint $(CURDIR)/constraints.txt
 FRAMEWORKS := torch jax tf numdiff
 
 .PHONY: help demo test test-kernels test-oldest bench docs lint clean
@@ -54,19 +54,24 @@ define TORCH
 cd $(@D) && $(PIP_INSTALL) torch==$$(sed -n 's/^torch==//p' $(CURDIR)/constraints.txt)
 endef
 
+# pip would compile on one core, which takes longer than all else that it does.
+define READY
+cd $(@D) && { bin/python -W ignore -m compileall -qq -j 0 lib; touch .ready; }
+endef
+
 $(ENVS)/demo-torch/.ready: $(ENVS)/demo-torch/bin/python $(INPUTS)
 	@$(TORCH)
 	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[demo,torch]'
-	@touch $@
+	@$(READY)
 
 $(ENVS)/demo-%/.ready: $(ENVS)/demo-%/bin/python $(INPUTS)
 	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[demo,$*]'
-	@touch $@
+	@$(READY)
 
 $(ENVS)/test/.ready: $(ENVS)/test/bin/python $(INPUTS) tests/example_plugin/pyproject.toml
 	@$(TORCH)
-	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,test]' --editable $(CURDIR)/tests/example_plugin
-	@touch $@
+	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,test,recipes]' --editable $(CURDIR)/tests/example_plugin
+	@$(READY)
 
 $(ENVS)/oldest/.ready: $(ENVS)/oldest/bin/python $(INPUTS) tests/oldest.py
 	@$(PYTHON) tests/oldest.py >$(@D)/lowest.txt
@@ -78,15 +83,15 @@ $(ENVS)/bench/.ready: $(ENVS)/bench/bin/python $(INPUTS) tests/benchmarks/peers.
 	@$(TORCH)
 	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all]'
 	@cd $(@D) && $(PIP_INSTALL) --no-deps --requirement $(CURDIR)/tests/benchmarks/peers.txt
-	@touch $@
+	@$(READY)
 
 $(ENVS)/docs/.ready: $(ENVS)/docs/bin/python $(INPUTS)
 	@$(TORCH)
 	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,docs]'
-	@touch $@
+	@$(READY)
 
 $(ENVS)/lint/.ready: $(ENVS)/lint/bin/python $(INPUTS)
 	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[lint]'
-	@touch $@
+	@$(READY)
 
 .SECONDARY:
