@@ -34,7 +34,7 @@ def ihvp_backend() -> BackendPlugin:
         framework="jax",
         install="pip install 'ihvp[jax]'",
         factory=_factory,
-        types=("jax", "jaxlib"),
+        types=("jax", "jaxlib", "flax"),
         capabilities=frozenset(
             {
                 "linearize",
