@@ -221,7 +221,7 @@ class CapabilityContract(Contract):
         duty = "restore must take parameters in its own structure"
         assert_array_equal(to_numpy(backend.flatten(again)), to_numpy(backend.flatten(found)), duty)
         for other in ({**saved, "w2": saved["w2"][1:]}, {"w2": saved["w2"]}):
-            with pytest.raises(ParameterError, match="w2|b1"):
+            with pytest.raises(ParameterError, match=r"w2|b1"):
                 backend.restore(other, case.params)
         assert case.bits() == before
 
