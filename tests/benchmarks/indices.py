@@ -1,11 +1,12 @@
-"""Indices of gradients: building one beside the gradients alone, asking one beside a bare loop over its file.
+"""Indices of gradients: building one beside the gradients alone, asking one beside a bare loop over it.
 
-The bare loop reads the numbers of the same file, makes float32 of them and multiplies them by the questions, in
-parts of the same size. Times are seconds of one processor.
+The bare loop reads the numbers of the same file, makes float32 of them and multiplies them by the questions,
+in parts of the same size. Times are seconds of one processor.
 """
 
 from __future__ import annotations
 
+import itertools
 import resource
 import tempfile
 import time
@@ -36,7 +37,7 @@ def _building(folder: Path) -> list[Row]:
     for count, widths in ((6000, (64, 256, 256, 10)), (1500, (784, 512, 512, 10))):
         torch.manual_seed(0)
         layers: list[nn.Module] = []
-        for pair in zip(widths, widths[1:], strict=False):
+        for pair in itertools.pairwise(widths):
             layers += [nn.Linear(*pair), nn.Tanh()]
         data = torch.randn(count, widths[0]), torch.randint(10, (count,))
         objective = ihvp.Objective(
