@@ -149,7 +149,7 @@ def test_the_finished_index_is_only_opened(objective, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_an_interrupted_build_goes_on_bit_for_bit(objective, tmp_path, monkeypatch, seed):
-    monkeypatch.setattr(blocks, "_EXAMPLES", 4)
+    monkeypatch.setattr(blocks, "_EXAMPLES", killed_build.CHUNK)
     expected = build(objective, tmp_path / "whole", dtype="float16").rows()
     left, original = [int(np.random.default_rng(seed).integers(1, N // 4))], Store.write
 
@@ -168,7 +168,8 @@ def test_an_interrupted_build_goes_on_bit_for_bit(objective, tmp_path, monkeypat
     assert_array_equal(build(objective, tmp_path / "torn", dtype="float16").rows(), expected)
 
 
-def test_a_killed_build_goes_on_bit_for_bit(objective, tmp_path):
+def test_a_killed_build_goes_on_bit_for_bit(objective, tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "_EXAMPLES", killed_build.CHUNK)
     expected = ihvp.build_index(objective, tmp_path / "whole", ihvp.Projection(8, seed=3)).rows()
     call = [sys.executable, str(Path(__file__).with_name("killed_build.py")), str(tmp_path / "torn")]
     run = subprocess.Popen(call)
