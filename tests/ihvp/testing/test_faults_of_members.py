@@ -211,7 +211,7 @@ def example_products_leave_out_columns_beyond_the_sixteenth(backend):
 
 
 def restore_gives_the_parameters_that_are_there(backend):
-    backend.around("restore", lambda original, checkpoint, params: original(params, params))
+    backend.restore = lambda checkpoint, params: params
 
 
 def push_forward_has_the_columns_first(backend):
