@@ -90,7 +90,11 @@ class Features:
 
     def pull_back(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Vectors ``(b, P)`` whose products with gradients are those of ``rows`` with features."""
-        return algebra.to_numpy(self.map.pull_back(rows))
+        vectors = algebra.to_numpy(self.map.pull_back(rows))
+        if self._curvature is None:
+            return vectors
+        whitened = self._curvature.function(self._curvature.space.asarray(vectors).T, self._root)
+        return algebra.to_numpy(whitened.T)
 
     def _by_layers(self, objective: Objective) -> bool:
         return self._curvature is None and isinstance(self.map, FactoredMap) and self.map.serves(objective)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,11 @@ from ihvp.index.streamed import Stream, Streamed, compressed, share
 from ihvp.influence.allocation import allocate
 from ihvp.influence.blocks import counted_blocks
 from ihvp.influence.checks import check_loss
+from ihvp.influence.points import Solved
+from ihvp.influence.products import InverseProducts
 from ihvp.influence.scores import Scores
 from ihvp.influence.store import read_store
+from ihvp.influence.tokens import scores_by_token
 from ihvp.influence.trained import TrainedModel
 from ihvp.kronecker import EKFAC, KFAC
 from ihvp.objective import Objective
@@ -169,6 +172,19 @@ class GradientIndex(Streamed):
             tiles = ((column, factors @ tile) for column, tile in tiles)
         return Stream(len(questions), self._scored, max(residual, lost), tiles)
 
+    @overload
+    @together
+    def scores_by(
+        self,
+        by: Literal["token"],
+        test_data: Any,
+        train_data: Any = None,
+        test_loss: Callable[..., Any] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> Scores: ...
+
+    @overload
     @together
     def scores_by(
         self,
@@ -178,25 +194,46 @@ class GradientIndex(Streamed):
         test_loss: Callable[..., Any] | None = None,
         *,
         progress: bool | None = None,
-    ) -> dict[str, Scores]:
-        """The scores in parts, one for each layer, which add up to :meth:`scores`.
+    ) -> dict[str, Scores]: ...
+
+    @together
+    def scores_by(
+        self,
+        by: Literal["layer", "token"],
+        test_data: Any,
+        train_data: Any = None,
+        test_loss: Callable[..., Any] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> dict[str, Scores] | Scores:
+        """The scores in parts, one for each layer or token, which add up to :meth:`scores`.
 
         Parameters
         ----------
-        by : {"layer"}
+        by : {"layer", "token"}
+            "token": as :meth:`ihvp.Influence.scores_by`, of the examples of ``train_data``, or of the
+            objective's, by a pass of the model: an index holds no tokens. Ask for those of ``top_k``.
         test_data, train_data, test_loss, progress
             As for :meth:`scores`.
 
         Raises
         ------
         InvalidOption
-            The projection mixes the layers: it is not "factored".
+            "layer": the projection mixes the layers, it is not "factored".
         """
-        check_choice("by", by, ("layer",))
-        if not self.parts:
+        check_choice("by", by, ("layer", "token"))
+        if by == "layer" and not self.parts:
             raise InvalidOption("by", by, "an index that keeps the layers apart: Projection(kind='factored')")
         training = self.training(train_data)
         questions, residual = self.questions(test_data, test_loss, progress)
+        if by == "token":
+            model = self._required()
+            # The vectors whose products with gradients are the scores; scores by token divide by N.
+            vectors = self.features.pull_back(model.total * questions)
+            points = Solved(InverseProducts(vectors, residual, {}), model.objective.space)
+            return scores_by_token(
+                model, points, model.training() if training is None else training, progress
+            )
         shape = len(self.parts), len(questions), self._count(training)
         values = allocate(shape, self._scored, "The scores of all parts", "Pass fewer test points.")
         for number, place in enumerate(self.parts.values()):
