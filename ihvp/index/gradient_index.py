@@ -80,7 +80,7 @@ class GradientIndex(Streamed):
     >>> objective = ihvp.Objective(params=x.mean(axis=0), data=x, grad=lambda w, x: w - x.mean(axis=0))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     index = ihvp.build_index(objective, folder, ihvp.Projection(2), dtype="float64")
-    ...     index.top_k(np.array([[3.0, 2.0]]), 1).indices
+    ...     index.top_k(np.array([[3.0, 3.0]]), 1).indices
     array([[2]])
     """
 
