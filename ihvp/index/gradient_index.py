@@ -206,7 +206,7 @@ class GradientIndex(Streamed):
         *,
         progress: bool | None = None,
     ) -> dict[str, Scores] | Scores:
-        """The scores in parts, one for each layer or token, which add up to :meth:`scores`.
+        """The scores in parts, one for each layer or token, which add up to :meth:`ihvp.GradientIndex.scores`.
 
         Parameters
         ----------
@@ -214,7 +214,7 @@ class GradientIndex(Streamed):
             "token": as :meth:`ihvp.Influence.scores_by`, of the examples of ``train_data``, or of the
             objective's, by a pass of the model: an index holds no tokens. Ask for those of ``top_k``.
         test_data, train_data, test_loss, progress
-            As for :meth:`scores`.
+            As for :meth:`ihvp.GradientIndex.scores`.
 
         Raises
         ------
@@ -254,7 +254,7 @@ class GradientIndex(Streamed):
         Parameters
         ----------
         progress : bool, optional
-            As for :meth:`scores`.
+            As for :meth:`ihvp.GradientIndex.scores`.
         """
         values, residual = np.zeros(len(self), self._scored), 0.0
         for start, stop in self._pieces(progress):
@@ -281,7 +281,7 @@ class GradientIndex(Streamed):
         Parameters
         ----------
         test_data, test_loss, progress
-            As for :meth:`scores`.
+            As for :meth:`ihvp.GradientIndex.scores`.
         """
         question = self._required().question(test_data, test_loss)
         with track("Questions", question.num_examples, progress, self.processes.rank) as advance:
