@@ -206,7 +206,9 @@ class GradientIndex(Streamed):
         *,
         progress: bool | None = None,
     ) -> dict[str, Scores] | Scores:
-        """The scores in parts, one for each layer or token, which add up to :meth:`ihvp.GradientIndex.scores`.
+        """The scores in parts, one for each layer or token.
+
+        They add up to :meth:`ihvp.GradientIndex.scores`.
 
         Parameters
         ----------

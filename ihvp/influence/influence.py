@@ -257,7 +257,8 @@ class Influence(Attribution):
         """What examples would do that are not in the training data, ``(n_test, n_new)``.
 
         Row j, column i: the predicted fall of the loss at test point j when example i is added to the
-        training data with weight 1/N. As with :meth:`ihvp.Influence.scores`, a positive one means that the example helps.
+        training data with weight 1/N. As with :meth:`ihvp.Influence.scores`, a positive one means that the
+        example helps.
 
         Parameters
         ----------
