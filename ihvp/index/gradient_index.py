@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import fingerprint
-from ihvp.arguments import check_choice, check_damping, check_instance, check_path
+from ihvp.arguments import check_choice, check_damping, check_path
 from ihvp.errors import InvalidOption, StoreError, StoreMismatch
 from ihvp.index.features import Features
 from ihvp.index.gram import Gram
@@ -19,20 +19,17 @@ from ihvp.index.records import IndexDtype, decode, unscaled
 from ihvp.index.streamed import Stream, Streamed, compressed, share
 from ihvp.influence.allocation import allocate
 from ihvp.influence.blocks import counted_blocks
-from ihvp.influence.checks import check_loss
 from ihvp.influence.points import Solved
 from ihvp.influence.products import InverseProducts
 from ihvp.influence.scores import Scores
 from ihvp.influence.store import read_store
 from ihvp.influence.tokens import scores_by_token
-from ihvp.influence.trained import TrainedModel
+from ihvp.influence.trained import TrainedModel, without_curvature
 from ihvp.kronecker import EKFAC, KFAC
 from ihvp.objective import Objective
-from ihvp.operators import ScalarMatrix
 from ihvp.processes import Processes, together
 from ihvp.progress import track
 from ihvp.projection import Projection
-from ihvp.solvers import ClosedForm, inverse
 
 HOLDS = "gradients", "rows", "training examples"
 NAME = HOLDS[0]
@@ -114,10 +111,7 @@ class GradientIndex(Streamed):
             self._open(objective, train_loss)
 
     def _open(self, objective: Objective, train_loss: Callable[..., Any] | None) -> None:
-        check_instance("objective", objective, Objective, "an ihvp.Objective")
-        check_loss("train_loss", train_loss)
-        identity = inverse(ScalarMatrix(objective.space), 0.0, ClosedForm())
-        model = TrainedModel(objective, identity, train_loss, anywhere=True)
+        model = without_curvature(objective, train_loss, None)
         found = fingerprint.of_model(objective)
         wrong = {
             name: (self._about.get(name), value)
@@ -238,11 +232,9 @@ class GradientIndex(Streamed):
             )
         shape = len(self.parts), len(questions), self._count(training)
         values = allocate(shape, self._scored, "The scores of all parts", "Pass fewer test points.")
-        for number, place in enumerate(self.parts.values()):
-            masked = np.zeros_like(questions)
-            masked[:, place] = questions[:, place]
-            for column, tile in self.tiles(masked, training, progress):
-                values[number, :, column : column + tile.shape[1]] = tile
+        for column, rows, scale in self._blocks(training, progress):
+            for part, place in zip(values, self.parts.values(), strict=True):
+                part[:, column : column + len(rows)] = questions[:, place] @ rows[:, place].T * scale
         values = self.among(training).join(values)
         return {
             name: Scores(part, ("test", "train"), residual)
@@ -306,15 +298,21 @@ class GradientIndex(Streamed):
             That of other examples than the indexed ones.
         progress : bool, optional
         """
+        for column, rows, scale in self._blocks(training, progress):
+            yield column, questions @ rows.T * scale
+
+    def _blocks(
+        self, training: Objective | None, progress: bool | None
+    ) -> Iterator[tuple[int, NDArray[Any], NDArray[Any] | float]]:
+        """The first example, rows from it on, and by what their products are multiplied."""
         if training is not None:
             for block in counted_blocks(training, self.features.width(training)):
                 rows = self.features.of(training, block, "training", 1.0)
-                yield block.first, questions @ rows.T.astype(self._scored)
+                yield block.first, rows.astype(self._scored), 1.0
             return
         for start, stop in self._pieces(progress):
             records = self._read(start, stop)
-            tile = questions @ unscaled(records, self.dtype).T
-            yield start, tile * records["scale"] if self.dtype == "float16" else tile
+            yield start, unscaled(records, self.dtype), records["scale"] if self.dtype == "float16" else 1.0
 
     def training(self, data: Any) -> Objective | None:
         """What other examples than the indexed ones are scored by; None without any.
