@@ -10,6 +10,7 @@ from ihvp.blockwise import BlockDiagonal
 from ihvp.eigen import eigsh
 from ihvp.errors import IhvpError
 from ihvp.estimators import Estimate, SpectralDensity, diagonal, spectral_density, suggest_damping, trace
+from ihvp.implicit import Hypergradient, InnerProblem, hypergradient
 from ihvp.index import GradientIndex, build_index
 from ihvp.influence import Influence, InverseProducts, leave_one_out
 from ihvp.kronecker import EKFAC, KFAC, Fisher
@@ -56,8 +57,10 @@ __all__ = [
     "GradientDot",
     "GradientIndex",
     "Hessian",
+    "Hypergradient",
     "IhvpError",
     "Influence",
+    "InnerProblem",
     "InverseProducts",
     "LiSSA",
     "LinearOperator",
@@ -77,6 +80,7 @@ __all__ = [
     "diagonal",
     "eigsh",
     "errors",
+    "hypergradient",
     "inverse",
     "leave_one_out",
     "solve",

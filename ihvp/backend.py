@@ -293,6 +293,30 @@ class SupportsPushForward(Protocol):
         """
 
 
+@runtime_checkable
+class SupportsImplicit(Protocol):
+    """Derivatives through a solve, and through an optimum, are part of the framework's own."""
+
+    def joint(self, params: Params, hyper: Any) -> Params:
+        """One structure ``both``, in which a loss is differentiated by the parameters and by other arrays.
+
+        ``both[0]`` and ``both[1]`` are the two in their own structures, numbers in ``hyper`` as arrays, and
+        vectors have the entries of the parameters first. ``unflatten`` also takes each of them alone.
+        """
+
+    def differentiable(self, function: Callable[..., tuple[Any, Callable[[Any], Any]]], *inputs: Any) -> Any:
+        """``outputs``, whose derivatives by the inputs are those that ``function`` says.
+
+        ``function(*inputs)`` returns ``outputs, pull_back``, where ``pull_back(cotangents)`` gives a structure
+        for each input like that of ``unflatten``, or None where the outputs do not depend on it. Inputs are
+        parameters, arrays and numbers; outputs are arrays. What is traced is a
+        :class:`~ihvp.errors.TracedValue`.
+        """
+
+    def curvature_gradient(self, loss: Loss, params: Params, batch: Batch, x: Vector, y: Vector) -> Vector:
+        """The gradient ``∇ (yᵀ ∇² loss(params, batch) x)``, ``(P,)``, for ``x`` and ``y`` of shape ``(P,)``."""
+
+
 CAPABILITIES: dict[str, type] = {
     "linearize": SupportsLinearize,
     "uniform_batches": SupportsUniformBatches,
@@ -307,6 +331,7 @@ CAPABILITIES: dict[str, type] = {
     "blocks": SupportsBlocks,
     "checkpoints": SupportsCheckpoints,
     "push_forward": SupportsPushForward,
+    "implicit": SupportsImplicit,
 }
 """The optional capabilities by the name under which a plugin declares them."""
 

@@ -392,6 +392,17 @@ class LossIndependentOfParameters(LossError, ValueError):
         )
 
 
+class HyperparametersWithoutEffect(LossError, ValueError):
+    """Neither the outer loss nor the optimum of the inner one depends on some of the hyperparameters."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(
+            f"Neither the outer loss nor the gradient of the inner one depends on {', '.join(names)}; expected "
+            "hyperparameters that one of them is computed from. Compute it from the `hyper` that is passed to "
+            "the losses, without detaching or converting it, or leave them out."
+        )
+
+
 class GradientRequired(LossError, TypeError):
     """Finite differences were given a loss where nothing can compute its gradient."""
 

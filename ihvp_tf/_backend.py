@@ -14,6 +14,7 @@ from ihvp.errors import WrongShape
 from ihvp_tf import _derivatives, _loop, _parameters
 from ihvp_tf._graph import Graph
 from ihvp_tf._inputs import in_place_of_inputs, inputs
+from ihvp_tf._joint import joint
 from ihvp_tf._open import CotangentLoss, OpenModel
 from ihvp_tf._restore import restore
 from ihvp_tf._sharing import shared_graph
@@ -145,6 +146,10 @@ class TensorFlowBackend:
     def restore(self, checkpoint: Any, params: Params) -> Params:
         """The parameters that a checkpoint holds, in the structure of ``params``."""
         return restore(checkpoint, params)
+
+    def joint(self, params: Params, hyper: Any) -> Params:
+        """Both in one structure, numbers and numpy arrays among the hyperparameters as arrays of the framework."""
+        return joint(params, hyper)
 
     def blocks(self, params: Params) -> Mapping[str, slice]:
         """The part of the flat vector that each variable is.

@@ -19,6 +19,7 @@ from ihvp_torch._example_products import example_products
 from ihvp_torch._fallback import FirstThatWorks, Memory
 from ihvp_torch._gauss_newton import Outputs, gauss_newton, push_forward
 from ihvp_torch._inputs import Inputs
+from ihvp_torch._joint import joint
 from ihvp_torch._layers import OpenedModel, cotangent_loss
 from ihvp_torch._linearize import Linearization
 from ihvp_torch._parameters import Parameters, parameters_of
@@ -202,6 +203,10 @@ class TorchBackend:
     def restore(self, checkpoint: Any, params: Params) -> Params:
         """The parameters that a checkpoint holds, in the structure of ``params``."""
         return restore(checkpoint, params)
+
+    def joint(self, params: Params, hyper: Any) -> Params:
+        """Both in one structure, numbers and numpy arrays among the hyperparameters as arrays of the framework."""
+        return joint(params, hyper)
 
     def blocks(self, params: Params) -> dict[str, slice]:
         """The part of the flat vector that each tensor is, by its name in the module or its path."""

@@ -37,7 +37,7 @@ from ihvp.errors import (
 )
 from ihvp.objective.composed import Composed
 from ihvp.objective.example_gradients import ExampleGradients
-from ihvp.objective.restricted import Only, named_blocks, restrict
+from ihvp.objective.restricted import Only, named_blocks, restrict, restricted_to
 from ihvp.processes import together
 from ihvp.space import VectorSpace
 from ihvp.verification import Premises, Report
@@ -373,6 +373,22 @@ class Objective(ExampleGradients):
         other.params, other.space = params, space
         other._adding_up, other._agreed = {}, False
         other._premises = self._premises.elsewhere()
+        return other
+
+    def by(self, blocks: Mapping[str, slice]) -> Objective:
+        """The same as a function of these parts of the vector of parameters, where the others stay.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import ihvp
+        >>> w = {"slope": np.ones(3), "offset": np.zeros(1)}
+        >>> ihvp.Objective(params=w, grad=lambda w, batch: w).by({"offset": slice(3, 4)}).num_params
+        1
+        """
+        other = copy.copy(self)
+        other.backend = restricted_to(self.backend, blocks, self.num_params)
+        other.space = VectorSpace.of(other.backend.flatten(self.params), other.backend, self.params)
         return other
 
     def per_example_gradients(self, data: Any = None) -> Vector:

@@ -78,15 +78,15 @@ def restrict(backend: CurvatureBackend, params: Params, only: Only) -> Curvature
     if not chosen:
         raise InvalidOption("only", only, f"at least one of {', '.join(blocks)}")
     size = max(place.stop for place in blocks.values())
-    return _restricted(backend, {name: blocks[name] for name in blocks if name in chosen}, size)
+    return restricted_to(backend, {name: blocks[name] for name in blocks if name in chosen}, size)
 
 
 def _belongs(key: str, name: str) -> bool:
     return key == name or key.startswith((f"{name}.", f"{name}/"))
 
 
-def _restricted(backend: CurvatureBackend, blocks: Mapping[str, slice], size: int) -> CurvatureBackend:
-    """One with the capabilities of the backend, found by their methods."""
+def restricted_to(backend: CurvatureBackend, blocks: Mapping[str, slice], size: int) -> CurvatureBackend:
+    """A backend whose vectors are these parts of vectors of ``size``, with the capabilities of the other."""
     methods = {
         name: vars(_Capable)[name]
         for capability in capabilities_of(backend)
@@ -104,7 +104,7 @@ class _Restricted:
         self._part, self._whole = self.entries.of, self.entries.within
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restricted, (self.inner, self._blocks, self._size)
+        return restricted_to, (self.inner, self._blocks, self._size)
 
     def flatten(self, params: Params) -> Vector:
         return self._part(self.inner.flatten(params))
