@@ -10,7 +10,7 @@ from ihvp.blockwise import BlockDiagonal
 from ihvp.eigen import eigsh
 from ihvp.errors import IhvpError
 from ihvp.estimators import Estimate, SpectralDensity, diagonal, spectral_density, suggest_damping, trace
-from ihvp.implicit import Hypergradient, InnerProblem, hypergradient
+from ihvp.implicit import Hypergradient, InnerProblem, differentiable_solve, hypergradient
 from ihvp.index import GradientIndex, build_index
 from ihvp.influence import Influence, InverseProducts, leave_one_out
 from ihvp.kronecker import EKFAC, KFAC, Fisher
@@ -78,6 +78,7 @@ __all__ = [
     "backends",
     "build_index",
     "diagonal",
+    "differentiable_solve",
     "eigsh",
     "errors",
     "hypergradient",

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ihvp.backend import Batch, Loss, Matvec, OpenModel, OutputLoss, Params, Predict, Vector
-from ihvp_jax import _derivatives, _examples, _loop
+from ihvp_jax import _derivatives, _examples, _implicit, _loop
 from ihvp_jax._layers import CotangentLoss, Opened
 from ihvp_jax._mesh import computed, divided, laid_like, place_of, whole
 from ihvp_jax._parameters import blocks, require_floating
@@ -151,6 +151,20 @@ class JaxBackend:
     def restore(self, checkpoint: Any, params: Params) -> Params:
         """The parameters that a checkpoint holds, in the structure of ``params``."""
         return restore(checkpoint, params)
+
+    def joint(self, params: Params, hyper: Any) -> Params:
+        """Both in one tuple; a number becomes an array of the dtype of the parameters' vectors."""
+        dtype = self.flatten(params).dtype
+        return params, jax.tree.map(lambda leaf: np.asarray(leaf, dtype) if type(leaf) is float else leaf, hyper)
+
+    def differentiable(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """The outputs of ``function(*inputs)`` with the derivatives that it says, in reverse mode."""
+        return _implicit.differentiable(function, *inputs)
+
+    def curvature_gradient(self, loss: Loss, params: Params, batch: Batch, x: Vector, y: Vector) -> Vector:
+        """The gradient ``∇ (yᵀ ∇² loss x)``, ``(P,)``."""
+        arguments = Static(loss), params, hold_constants(batch), x, y
+        return _whole(params, _derivatives.curvature_gradient, *arguments)
 
     def blocks(self, params: Params) -> dict[str, slice]:
         """The part of the flat vector that each leaf is, by its path, as in ``"dense/kernel"``."""

@@ -101,6 +101,18 @@ def gnvp(predict: Static, loss: Static, params: Params, batch: Batch, v: Vector)
 
 
 @compiled
+def curvature_gradient(loss: Static, params: Params, batch: Batch, x: Vector, y: Vector) -> Vector:
+    """``∇ (yᵀ ∇² loss x)``, ``(P,)``."""
+    require_floating(params)
+    gradient = _gradient_at(loss, params, batch)
+
+    def curvature(params: Params) -> jax.Array:
+        return jnp.sum(y * ravel(jax.jvp(gradient, (params,), (unravel(x, params),))[1]))
+
+    return ravel(jax.grad(curvature)(params))
+
+
+@compiled
 def push_forward(predict: Static, params: Params, batch: Batch, v: Vector) -> list[Vector]:
     """``J v`` of each of the outputs for ``v`` of shape ``(P,)`` or ``(P, k)``."""
     _, push, _ = _jacobian(predict, params, batch)

@@ -13,6 +13,7 @@ from ihvp.backend import Batch, Loss, OutputLoss, Params, Predict, Vector
 from ihvp.errors import WrongShape
 from ihvp_tf import _derivatives, _loop, _parameters
 from ihvp_tf._graph import Graph
+from ihvp_tf._implicit import differentiable
 from ihvp_tf._inputs import in_place_of_inputs, inputs
 from ihvp_tf._joint import joint
 from ihvp_tf._open import CotangentLoss, OpenModel
@@ -150,6 +151,15 @@ class TensorFlowBackend:
     def joint(self, params: Params, hyper: Any) -> Params:
         """Both in one structure, numbers and numpy arrays among the hyperparameters as arrays of the framework."""
         return joint(params, hyper)
+
+    def differentiable(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """The outputs of ``function(*inputs)`` with the derivatives that it says, for tapes."""
+        return differentiable(function, *inputs)
+
+    def curvature_gradient(self, loss: Loss, params: Params, batch: Batch, x: Vector, y: Vector) -> Vector:
+        """The gradient ``∇ (yᵀ ∇² loss x)``, ``(P,)``."""
+        beside = (batch, _rows(np.stack([x, y], axis=1), params))
+        return self._run(_derivatives.curvature_gradient_product, (loss,), params, beside)
 
     def blocks(self, params: Params) -> Mapping[str, slice]:
         """The part of the flat vector that each variable is.

@@ -58,6 +58,21 @@ def hessian_product(
     return _by_row(lambda row: _pull_back(outer, first, _split(row, variables), variables), v)
 
 
+def curvature_gradient_product(
+    functions: Functions, params: Params, variables: Sequence[Any], batch: tuple[Batch, Tensor]
+) -> Tensor:
+    """``∇ (yᵀ ∇² loss x)`` for the two vectors x and y beside the batch, ``(2, P)``."""
+    (loss,), (data, vectors) = functions, batch
+    x, y = (_split(vector, variables) for vector in tf.unstack(vectors, num=2))
+    with watching(variables) as outer:
+        with watching(variables) as middle:
+            with watching(variables) as inner:
+                value = _scalar(loss(params, data))
+            first = _gradients(inner, value, variables, "no gradient reaches any of them")
+        second = _apply(middle, first, x, variables)
+    return _pull_back(outer, second, y, variables)
+
+
 def gauss_newton_product(
     functions: Functions, params: Params, variables: Sequence[Any], batch: Batch, v: Tensor
 ) -> Tensor:

@@ -173,6 +173,11 @@ def device_of(variables: Sequence[Any]) -> str:
     return devices[0]
 
 
+def leaves_of(value: Any) -> list[Any]:
+    """The trainable variables of a model, or what a structure holds."""
+    return list(value.trainable_variables) if _is_model(value) else tf.nest.flatten(value)
+
+
 def _leaves(params: Params) -> list[Any]:
     if tf.distribute.has_strategy():
         raise ParameterError(

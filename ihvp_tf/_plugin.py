@@ -47,6 +47,7 @@ def ihvp_backend() -> BackendPlugin:
                 "blocks",
                 "checkpoints",
                 "push_forward",
+                "implicit",
             }
         ),
         dialect=_dialect,

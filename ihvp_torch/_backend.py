@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from ihvp_torch._derivatives import Function, flat_gradient, recording, scalar
 from ihvp_torch._example_products import example_products
 from ihvp_torch._fallback import FirstThatWorks, Memory
 from ihvp_torch._gauss_newton import Outputs, gauss_newton, push_forward
+from ihvp_torch._implicit import curvature_gradient, differentiable
 from ihvp_torch._inputs import Inputs
 from ihvp_torch._joint import joint
 from ihvp_torch._layers import OpenedModel, cotangent_loss
@@ -207,6 +209,15 @@ class TorchBackend:
     def joint(self, params: Params, hyper: Any) -> Params:
         """Both in one structure, numbers and numpy arrays among the hyperparameters as arrays of the framework."""
         return joint(params, hyper)
+
+    def differentiable(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        """The outputs of ``function(*inputs)`` with the derivatives that it says."""
+        return differentiable(function, *inputs)
+
+    @recording
+    def curvature_gradient(self, loss: Loss, params: Params, batch: Batch, x: Tensor, y: Tensor) -> Tensor:
+        """The gradient ``∇ (yᵀ ∇² loss x)``, ``(P,)``."""
+        return curvature_gradient(_function(loss, *_read(params, batch)), x, y)
 
     def blocks(self, params: Params) -> dict[str, slice]:
         """The part of the flat vector that each tensor is, by its name in the module or its path."""

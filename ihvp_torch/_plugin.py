@@ -68,6 +68,7 @@ def ihvp_backend() -> BackendPlugin:
                 "blocks",
                 "checkpoints",
                 "push_forward",
+                "implicit",
             }
         ),
         dialect=dialect,

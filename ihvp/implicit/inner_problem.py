@@ -17,7 +17,7 @@ from ihvp.arguments import check_flag, is_number
 from ihvp.backend import CurvatureBackend, GradientFunction, Params, SupportsBlocks, Vector
 from ihvp.data import is_array
 from ihvp.errors import HyperparametersWithoutEffect, InvalidOption, SolverError
-from ihvp.implicit.joint import joined, joint_loss, like_given
+from ihvp.implicit.joint import implicit, joined, joint_loss, like_given
 from ihvp.influence.caller import level_outside
 from ihvp.influence.optimum import NotAtOptimum
 from ihvp.objective import Objective
@@ -205,8 +205,10 @@ class InnerProblem:
         gradients = xp.stack([objective.gradient() for objective in outers], axis=1)
         right, direct = gradients[: self._size], gradients[self._size :]
         inverse = self._inverse()
-        solution = inverse.solve(right)
-        products = self._products(solution.x)
+        several = isinstance(outer, (list, tuple))
+        solution = inverse.solve(right if several else right[:, 0])
+        x = solution.x if several else solution.x[:, None]
+        products = self._products(x)
         total = direct - products[self._size :]
         direct_only = self._without_effect(outers, direct, products[self._size :])
         if direct_only:
@@ -216,15 +218,50 @@ class InnerProblem:
                 NoImplicitPart,
                 stacklevel=level_outside(),
             )
-        errors = self._errors(inverse, right, direct, products, solution) if bound else None
+        noise = np.asarray(solution.noise) * algebra.norms(right)
+        errors = self._errors(inverse, right, direct, products, x, noise) if bound else None
         parts = [self._given(total[:, i]) for i in range(len(outers))]
-        several = isinstance(outer, (list, tuple))
         return Hypergradient(
             parts if several else parts[0],
             errors if several or errors is None else float(errors[0]),
             solution,
             size,
             direct_only,
+        )
+
+    def optimum(self, params: Params = None, hyper: Any = None) -> Params:
+        """The parameters, which the framework differentiates as ``ω*(h)``: by the implicit function theorem.
+
+        What they are passed into, ``outer(problem.optimum(w, h), …)``, has the hypergradient as its
+        derivative by h: in ``backward()`` of torch, ``tape.gradient`` of TensorFlow, ``jax.grad``. Each
+        backward pass is a certified solve.
+
+        Parameters
+        ----------
+        params, hyper : optional
+            As for :meth:`at`. For ``jax.grad`` the hyperparameters are to be passed.
+
+        Raises
+        ------
+        MissingCapability
+            The backend has no derivatives of its own.
+        TracedValue
+            A compiler traces the call.
+        """
+        backend = implicit(self.objective.backend)
+
+        def function(params: Params, hyper: Any) -> Any:
+            problem = self.at(params, hyper)
+            values = backend.flatten(problem.objective.params)[: self._size]
+
+            def pull_back(cotangents: Any) -> tuple[None, Any]:
+                x = problem._inverse().solve(backend.flatten(cotangents)).x
+                return None, problem._given(-problem._products(x[:, None])[self._size :, 0])
+
+            return backend.unflatten(values, params), pull_back
+
+        return backend.differentiable(
+            function, self.params if params is None else params, self.hyper if hyper is None else hyper
         )
 
     def _outers(self, outer: Any, test_data: Any) -> list[Objective]:
@@ -293,7 +330,13 @@ class InnerProblem:
         return self.objective.space.asarray(values)
 
     def _errors(
-        self, inverse: Inverse, right: Vector, direct: Vector, products: Vector, solution: Solution
+        self,
+        inverse: Inverse,
+        right: Vector,
+        direct: Vector,
+        products: Vector,
+        x: Vector,
+        noise: NDArray[np.float64],
     ) -> NDArray[np.float64]:
         """Bounds of ``‖C A⁻¹ r‖`` with ``A = H + λI`` and the residual ``r = right − A x``, of each column.
 
@@ -301,11 +344,10 @@ class InnerProblem:
         above the Frobenius norm, which the products with random vectors tell.
         """
         size, space = self._size, inverse.space
-        noise = np.asarray(solution.noise) * algebra.norms(right)
         rounding = 10 * space.product_eps * (algebra.norms(direct) + algebra.norms(products[size:]))
         mixed = Hessian(self.objective)
-        rounding += [mixed.product_error(self._entries.within(x)) for x in solution.x.T]
-        rest = right - products[:size] - self.damping * solution.x
+        rounding += [mixed.product_error(self._entries.within(x)) for x in x.T]
+        rest = right - products[:size] - self.damping * x
         probes = self._random(_PROBES)
         correction: Vector = None
         for _ in range(_REFINEMENTS):

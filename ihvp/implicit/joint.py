@@ -12,7 +12,7 @@ from ihvp import algebra
 from ihvp.arguments import check_function
 from ihvp.backend import Batch, CurvatureBackend, GradientFunction, Params, SupportsImplicit, Vector
 from ihvp.data import map_leaves
-from ihvp.errors import ParameterError
+from ihvp.errors import MissingCapability, ParameterError
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,15 @@ def joint_loss(option: str, loss: Any, single: bool) -> Any:
     if loss is None:
         raise ParameterError(f"{option} is None; expected a function of parameters, hyperparameters and a batch.")
     return JointLoss(loss, single)
+
+
+def implicit(backend: CurvatureBackend) -> SupportsImplicit:
+    """The backend, where the framework can be told a derivative."""
+    if isinstance(backend, SupportsImplicit):
+        return backend
+    raise MissingCapability(
+        type(backend).__name__, "implicit", "Use torch, JAX or TensorFlow, or ihvp.hypergradient."
+    )
 
 
 def joined(backend: CurvatureBackend, params: Params, hyper: Any) -> Any:
