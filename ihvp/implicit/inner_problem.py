@@ -344,7 +344,7 @@ class InnerProblem:
         above the Frobenius norm, which the products with random vectors tell.
         """
         size, space = self._size, inverse.space
-        rounding = 10 * space.product_eps * (algebra.norms(direct) + algebra.norms(products[size:]))
+        rounding = 4 * space.product_eps * (algebra.norms(direct) + algebra.norms(products[size:]))
         mixed = Hessian(self.objective)
         rounding += [mixed.product_error(self._entries.within(x)) for x in x.T]
         rest = right - products[:size] - self.damping * x
@@ -364,7 +364,7 @@ class InnerProblem:
             else:
                 correction = correction + found[size:]
             rest = rest - found[:size, :count] - self.damping * step[:, :count]
-            left = _SAFETY * spread * (algebra.norms(rest) + noise)
+            left = spread * (_SAFETY * algebra.norms(rest) + noise)
             if np.all(left <= _RATIO * algebra.norms(correction)):
                 break
         return np.asarray(algebra.norms(correction) + left + rounding)
