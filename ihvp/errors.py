@@ -45,6 +45,9 @@ class IhvpError(Exception):
     UnknownBackend - No backend is called 'caffe'
     """
 
+    # To AutoGraph of TensorFlow: raise it as it is, in the place of an error of another class with its text.
+    ag_pass_through = True
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The text is made already, and a worker's error must reach its parent: nothing is built again.
         return _restored, (type(self), *self.args), vars(self)
@@ -336,12 +339,12 @@ class WrongDtype(VectorError, TypeError):
 
 
 class TracedValue(VectorError, TypeError):
-    """An array has no values yet: JAX traces the function that it belongs to."""
+    """An array has no values yet: a framework traces or transforms the function that it belongs to."""
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"{what} is traced by JAX, inside jit, vmap, grad or scan; expected arrays with values, "
-            f"as checks and iterations read them.{_OUTSIDE}"
+            f"{what} is traced, inside {_TRACING}; expected arrays with values, as checks and iterations read "
+            f"them.{_OUTSIDE}"
         )
 
 
@@ -720,7 +723,17 @@ def describe(value: Any) -> str:
 
 
 def is_traced(value: Any) -> bool:
-    """Whether this stands for a value of JAX in a function that is traced, differentiated or mapped."""
+    """Whether this stands for a value in a function that is traced, differentiated or mapped."""
+    if is_tracer(value) or type(value).__name__ in ("SymbolicTensor", "KerasTensor"):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return False
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(value) or torch.compiler.is_dynamo_compiling())
+
+
+def is_tracer(value: Any) -> bool:
+    """Whether this stands for a value of JAX."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(value, jax.core.Tracer)
 
@@ -732,14 +745,16 @@ def instead(value: Any) -> str:
     ''
     """
     if is_traced(value) or (isinstance(value, (list, tuple)) and any(map(is_traced, value))):
-        return f" JAX traces it, inside jit, vmap, grad or scan.{_OUTSIDE}"
+        return f" It is traced, inside {_TRACING}.{_OUTSIDE}"
     return _INSTEAD.get(type(value).__module__.partition(".")[0], "")
 
 
+_TRACING = "jit, vmap, grad or scan of JAX, tf.function, torch.func or torch.compile"
 _OUTSIDE = (
     " Call ihvp outside, and pass what it returns into the function; of several vectors pass a block (P, k). "
-    "Inside, a product with the Hessian is jax.jvp(jax.grad(loss), (params,), (v,))[1]; the gradient of a "
-    "function of x = A⁻¹ v by v is A⁻¹ times its gradient by x: another solve."
+    "What jax.grad, backward() or a tape is to differentiate is ihvp.differentiable_solve, or "
+    "ihvp.InnerProblem(…).optimum; inside jit and vmap of JAX a product with ihvp.Hessian or ihvp.GaussNewton "
+    "of parameters outside works."
 )
 
 _INSTEAD = {

@@ -139,6 +139,8 @@ class VectorSpace:
         ------
         WrongShape, WrongDtype, WrongDevice, MixedFrameworks, VectorError
         """
+        if is_traced(v):
+            raise TracedValue("v")
         if is_special(v):
             raise VectorError(f"v is {describe(v)}; expected a plain array. Pass numpy.asarray(v).")
         if isinstance(v, np.ndarray) and not self.is_numpy:
@@ -162,8 +164,6 @@ class VectorSpace:
             )
         if array_api_compat.is_torch_array(v):
             v = v.detach()
-        if is_traced(v):
-            raise TracedValue("v")
         if getattr(v, "is_deleted", bool)():
             raise VectorError(
                 "v was given up: its memory was donated to a function that JAX compiled. Pass a copy, made "
@@ -177,10 +177,14 @@ class VectorSpace:
         moved = hasattr(place, "spec") and place != self.device
         return self._checked(v), (lambda x: array_api_compat.to_device(x, place)) if moved else _same
 
-    def _checked(self, v: Vector) -> Vector:
+    def check(self, v: Vector) -> None:
+        """Refuse an array of another shape or dtype than vectors and blocks have."""
         self._check_shape(v.shape)
         if v.dtype != self.dtype:
             raise WrongDtype(v.dtype, self.dtype)
+
+    def _checked(self, v: Vector) -> Vector:
+        self.check(v)
         place = array_api_compat.device(v)
         if place == self.device:
             return v

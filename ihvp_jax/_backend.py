@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ihvp.backend import Batch, Loss, Matvec, OpenModel, OutputLoss, Params, Predict, Vector
+from ihvp.errors import TracedValue, is_traced
 from ihvp_jax import _derivatives, _examples, _implicit, _loop
 from ihvp_jax._layers import CotangentLoss, Opened
 from ihvp_jax._mesh import computed, divided, laid_like, place_of, whole
@@ -77,7 +78,7 @@ class JaxBackend:
 
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
         """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
-        return _whole(params, _derivatives.hvp, Static(loss), params, hold_constants(batch), v)
+        return _product(v, _derivatives.hvp, Static(loss), params, hold_constants(batch))
 
     def hvp_sum(self, loss: Loss, params: Params, batch: Batch, v: Vector, size: int) -> Vector:
         """The sum of the products of all whole pieces of ``size`` rows of ``batch``, in one compiled loop."""
@@ -116,9 +117,8 @@ class JaxBackend:
 
     def gnvp(self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch, v: Vector) -> Vector:
         """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict``; outputs may be any pytree."""
-        return _whole(
-            params, _derivatives.gnvp, Static(predict), Static(loss), params, hold_constants(batch), v
-        )
+        held = hold_constants(batch)
+        return _product(v, _derivatives.gnvp, Static(predict), Static(loss), params, held)
 
     def push_forward(self, predict: Predict, params: Params, batch: Batch, v: Vector) -> list[Vector]:
         """``J v`` for each array that ``predict`` returns: ``(*shape)``, or ``(*shape, k)``."""
@@ -210,6 +210,15 @@ def _refusing(params: Params, function: Callable[..., T], *arguments: Any) -> T:
     except TypeError:
         require_floating(params)
         raise
+
+
+def _product(v: Vector, function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments, v)`` of the parameters before last; of a ``v`` that is traced, as a part of it."""
+    if not is_traced(v):
+        return _whole(arguments[-2], function, *arguments, v)
+    if any(map(is_traced, jax.tree.leaves(arguments))):
+        raise TracedValue("A parameter or an array of the batch")
+    return function(*arguments, v)
 
 
 def _whole(params: Params, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from ihvp.backend import Batch, Loss, OutputLoss, Params, Predict, Vector
-from ihvp.errors import WrongShape
+from ihvp.errors import TracedValue, WrongShape
 from ihvp_tf import _derivatives, _loop, _parameters
 from ihvp_tf._graph import Graph
 from ihvp_tf._implicit import differentiable
@@ -77,6 +78,7 @@ class TensorFlowBackend:
 
     def flatten(self, params: Params) -> Vector:
         """All parameters as one numpy vector ``(P,)``; also of arrays in the parameters' structure."""
+        _refuse_traces()
         return _parameters.flatten(params)
 
     def unflatten(self, vector: Vector, like: Params) -> Params:
@@ -178,6 +180,7 @@ class TensorFlowBackend:
         batch: Batch,
         v: Vector | None = None,
     ) -> Any:
+        _refuse_traces()
         variables = [] if params is None else _parameters.variables_of(params)
         owner = _parameters.owner_of(params)
         if v is not None:
@@ -207,6 +210,11 @@ class TensorFlowBackend:
                     self._graphs.popitem(last=False)
             self._graphs.move_to_end(key)
             return self._graphs[key][0]
+
+
+def _refuse_traces() -> None:
+    if tf.inside_function():
+        raise TracedValue("What a call needs")
 
 
 def _rows(v: Vector, params: Params) -> np.ndarray:

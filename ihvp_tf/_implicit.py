@@ -14,7 +14,7 @@ from ihvp_tf._parameters import leaves_of
 def differentiable(function: Callable[..., Any], *inputs: Any) -> Any:
     """The outputs of ``function(*inputs)``, attached to the inputs by what pulls cotangents back."""
     # Reading a variable is what a tape sees of it.
-    sources = [[tf.convert_to_tensor(leaf) for leaf in leaves_of(value)] for value in inputs]
+    sources = [[] if value is None else list(map(tf.convert_to_tensor, leaves_of(value))) for value in inputs]
     tensors = [tensor for leaves in sources for tensor in leaves]
     if any(map(is_traced, tensors)):
         raise TracedValue("A parameter, a hyperparameter or v")

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from ihvp.backend import Params, Vector
-from ihvp.errors import ParameterError, WrongShape, describe
+from ihvp.errors import ParameterError, TracedValue, WrongShape, describe, is_traced
 
 _ACCEPTED = "a keras.Model or keras.Layer, a tf.Module, or a list, tuple or dict of tf.Variable"
 
@@ -46,6 +46,8 @@ def owner_of(params: Params) -> Params:
 def variables_of(params: Params) -> list[Any]:
     """The ``tf.Variable`` objects that are differentiated by."""
     leaves = _leaves(owner_of(params))
+    if any(map(is_traced, leaves)):
+        raise TracedValue("A parameter")
     found = [
         f"{_name(leaf, i)} is {describe(leaf)}" for i, leaf in enumerate(leaves) if not is_variable(leaf)
     ]

@@ -11,9 +11,10 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
-from ihvp.errors import ChangedInPlace, LossIndependentOfParameters, LossNotScalar, describe
+from ihvp.errors import ChangedInPlace, LossIndependentOfParameters, LossNotScalar, TracedValue, describe
 from ihvp_torch._checkpoint import recorded_checkpoints
 from ihvp_torch._parameters import Call
 from ihvp_torch._reach import in_place_where_missed
@@ -48,6 +49,8 @@ def recording(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> R:
+        if peek_interpreter_stack() is not None:
+            raise TracedValue("What a call needs")
         with recorded_checkpoints():
             try:
                 if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():

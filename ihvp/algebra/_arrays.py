@@ -6,7 +6,8 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar, cast
 
 import array_api_compat
 import numpy as np
@@ -22,6 +23,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _HOST_SLICE, _DEVICE_SLICE = 1 << 16, 1 << 24
 # Sums of slices of this many products keep the digits that one sum in float32 would lose.
 _SUMMED = 1 << 20
+
+
+def outside_traces() -> AbstractContextManager[None]:
+    """In the block, JAX computes what has values at once, also while it traces a function."""
+    jax = sys.modules.get("jax")
+    return nullcontext() if jax is None else cast("AbstractContextManager[None]", jax.ensure_compile_time_eval())
 
 
 def to_numpy(array: Any) -> NDArray[Any]:

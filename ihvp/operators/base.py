@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.arguments import check_instance, check_number
 from ihvp.backend import Vector
-from ihvp.errors import VectorError, gigabytes, is_traced
+from ihvp.errors import TracedValue, VectorError, gigabytes, is_traced, is_tracer
 from ihvp.memory import require_memory
 from ihvp.space import VectorSpace
 
@@ -62,6 +62,10 @@ class LinearOperator(ABC):
     @abstractmethod
     def apply(self, v: Vector) -> Vector:
         """The product with a flat native vector or block, freshly allocated: ``@`` without the checks."""
+
+    def apply_traced(self, v: Vector) -> Vector:
+        """The product with a vector that JAX traces, as a part of its program, where there is such a thing."""
+        raise TracedValue("v")
 
     def verify(self) -> None:  # noqa: B027 - most operators have nothing to check
         """Check what products rest on, before a solver fills the memory with its vectors."""
@@ -118,6 +122,9 @@ class LinearOperator(ABC):
             from ihvp.operators.product import Product  # it is made of operators itself
 
             return Product(self, v)
+        if is_tracer(v):
+            self.space.check(v)
+            return self.apply_traced(v)
         flat, leave = self.space.enter(v)
         return leave(self.apply(flat))
 
@@ -279,6 +286,9 @@ class Shifted(LinearOperator):
         # A compiled identity hands its argument back, and products are written to.
         return algebra.axpy(product, self.shift, v) if self.shift or product is v else product
 
+    def apply_traced(self, v: Vector) -> Vector:
+        return self.operator.apply_traced(v) + self.shift * v
+
     def verify(self) -> None:
         self.operator.verify()
 
@@ -307,6 +317,9 @@ class Scaled(LinearOperator):
 
     def apply(self, v: Vector) -> Vector:
         return self.factor * self.operator.apply(v)
+
+    def apply_traced(self, v: Vector) -> Vector:
+        return self.factor * self.operator.apply_traced(v)
 
     def verify(self) -> None:
         self.operator.verify()
@@ -342,6 +355,9 @@ class Sum(LinearOperator):
 
     def apply(self, v: Vector) -> Vector:
         return algebra.axpy(self.left.apply(v), 1.0, self.right.apply(v))
+
+    def apply_traced(self, v: Vector) -> Vector:
+        return self.left.apply_traced(v) + self.right.apply_traced(v)
 
     def verify(self) -> None:
         self.left.verify()

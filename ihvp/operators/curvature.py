@@ -11,7 +11,7 @@ from ihvp import algebra
 from ihvp.arguments import check_instance
 from ihvp.backend import Batch, Matvec, Vector
 from ihvp.data import Batches, Examples, as_data
-from ihvp.errors import InvalidOption, NonFinite, VectorError
+from ihvp.errors import InvalidOption, NonFinite, TracedValue, VectorError
 from ihvp.objective import Objective, Term
 from ihvp.operators.base import LinearOperator, Sampler
 
@@ -40,6 +40,8 @@ class CurvatureOperator(LinearOperator):
     >>> SecondMoment(objective) @ np.array([1.0, 1.0])
     array([2., 3.])
     """
+
+    _traceable = False  # whether batch_product takes vectors that JAX traces
 
     def __init__(self, objective: Objective) -> None:
         check_instance("objective", objective, Objective, "an ihvp.Objective")
@@ -78,6 +80,23 @@ class CurvatureOperator(LinearOperator):
             if not algebra.all_finite(v):
                 raise VectorError("v holds NaN or infinite entries; expected finite ones.") from error
             raise
+
+    def apply_traced(self, v: Vector) -> Vector:
+        objective = self.objective
+        with algebra.outside_traces():
+            # What is read of the data, and checked, is no part of the program.
+            if not self._traceable or objective.processes.count > 1 or self.space.product_eps != self.space.eps:
+                raise TracedValue("v")
+            self.verify()
+            objective.require_additive()
+            batches = [(batch, objective.weighting.total(batch, count)) for batch, count in objective.batches]
+            whole = objective.overall_weight
+        factors = [weight if objective.reduction == "mean" else 1.0 for _, weight in batches]
+        return sum(
+            factor / whole * self.batch_product(batch, v)
+            for (batch, weight), factor in zip(batches, factors, strict=True)
+            if weight
+        )
 
     def _mean_product(self, v: Vector) -> Vector:
         return self.objective.mean(

@@ -51,6 +51,8 @@ class GaussNewton(CurvatureOperator):
     The backend 'NumdiffBackend' does not implement 'gauss_newton'
     """
 
+    _traceable = True
+
     def __init__(self, objective: Objective) -> None:
         super().__init__(objective)
         self._predict, self._output_loss = objective.require_predict()

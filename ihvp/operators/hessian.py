@@ -54,6 +54,8 @@ class Hessian(CurvatureOperator):
     True
     """
 
+    _traceable = True
+
     def __init__(self, objective: Objective, memory_budget: int | None = None) -> None:
         super().__init__(objective)
         check_integer("memory_budget", memory_budget, 0, expected="a number of bytes, or None", none=True)
