@@ -307,14 +307,14 @@ class SupportsImplicit(Protocol):
     def differentiable(self, function: Callable[..., tuple[Any, Callable[[Any], Any]]], *inputs: Any) -> Any:
         """``outputs``, whose derivatives by the inputs are those that ``function`` says.
 
-        ``function(*inputs)`` returns ``outputs, pull_back``, where ``pull_back(cotangents)`` gives a structure
-        for each input like that of ``unflatten``, or None where the outputs do not depend on it. Inputs are
+        ``function(*inputs)`` returns ``outputs, pull_back``, where ``pull_back(cotangents)`` gives a
+        structure for each input like that of ``unflatten``, or None where the outputs do not depend on it. Inputs are
         parameters, arrays and numbers; outputs are arrays. What is traced is a
         :class:`~ihvp.errors.TracedValue`.
         """
 
     def curvature_gradient(self, loss: Loss, params: Params, batch: Batch, x: Vector, y: Vector) -> Vector:
-        """The gradient ``∇ (yᵀ ∇² loss(params, batch) x)``, ``(P,)``, for ``x`` and ``y`` of shape ``(P,)``."""
+        """The gradient ``∇ (yᵀ ∇² loss(params, batch) x)``, ``(P,)``, for ``x`` and ``y`` ``(P,)``."""
 
 
 CAPABILITIES: dict[str, type] = {

@@ -343,8 +343,8 @@ class TracedValue(VectorError, TypeError):
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"{what} is traced, inside {_TRACING}; expected arrays with values, as checks and iterations read "
-            f"them.{_OUTSIDE}"
+            f"{what} is traced, inside {_TRACING}; expected arrays with values, as checks and iterations "
+            f"read them.{_OUTSIDE}"
         )
 
 
@@ -400,9 +400,9 @@ class HyperparametersWithoutEffect(LossError, ValueError):
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__(
-            f"Neither the outer loss nor the gradient of the inner one depends on {', '.join(names)}; expected "
-            "hyperparameters that one of them is computed from. Compute it from the `hyper` that is passed to "
-            "the losses, without detaching or converting it, or leave them out."
+            f"Neither the outer loss nor the gradient of the inner one depends on {', '.join(names)}; "
+            "expected hyperparameters that one of them is computed from. Compute it from the `hyper` that is "
+            "passed to the losses, without detaching or converting it, or leave them out."
         )
 
 
@@ -729,7 +729,9 @@ def is_traced(value: Any) -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.Tensor):
         return False
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(value) or torch.compiler.is_dynamo_compiling())
+    return bool(
+        torch._C._functorch.is_functorch_wrapped_tensor(value) or torch.compiler.is_dynamo_compiling()
+    )
 
 
 def is_tracer(value: Any) -> bool:
@@ -753,8 +755,8 @@ _TRACING = "jit, vmap, grad or scan of JAX, tf.function, torch.func or torch.com
 _OUTSIDE = (
     " Call ihvp outside, and pass what it returns into the function; of several vectors pass a block (P, k). "
     "What jax.grad, backward() or a tape is to differentiate is ihvp.differentiable_solve, or "
-    "ihvp.InnerProblem(…).optimum; inside jit and vmap of JAX a product with ihvp.Hessian or ihvp.GaussNewton "
-    "of parameters outside works."
+    "ihvp.InnerProblem(…).optimum; inside jit and vmap of JAX a product with ihvp.Hessian or "
+    "ihvp.GaussNewton of parameters outside works."
 )
 
 _INSTEAD = {

@@ -155,7 +155,9 @@ class JaxBackend:
     def joint(self, params: Params, hyper: Any) -> Params:
         """Both in one tuple; a number becomes an array of the dtype of the parameters' vectors."""
         dtype = self.flatten(params).dtype
-        return params, jax.tree.map(lambda leaf: np.asarray(leaf, dtype) if type(leaf) is float else leaf, hyper)
+        return params, jax.tree.map(
+            lambda leaf: np.asarray(leaf, dtype) if type(leaf) is float else leaf, hyper
+        )
 
     def differentiable(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """The outputs of ``function(*inputs)`` with the derivatives that it says, in reverse mode."""
@@ -213,7 +215,7 @@ def _refusing(params: Params, function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _product(v: Vector, function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments, v)`` of the parameters before last; of a ``v`` that is traced, as a part of it."""
+    """``function(*arguments, v)`` of the parameters before last; of a traced ``v``, as a part of its program."""
     if not is_traced(v):
         return _whole(arguments[-2], function, *arguments, v)
     if any(map(is_traced, jax.tree.leaves(arguments))):

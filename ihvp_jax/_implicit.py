@@ -13,7 +13,7 @@ def differentiable(function: Callable[..., Any], *inputs: Any) -> Any:
     """The outputs of ``function(*inputs)``, whose derivatives are what pulls cotangents back."""
     kept: list[Callable[[Any], Any]] = []
 
-    @jax.custom_vjp
+    @jax.custom_vjp  # type: ignore[untyped-decorator]
     def attached(*inputs: Any) -> Any:
         return function(*inputs)[0]
 

@@ -151,7 +151,7 @@ class TensorFlowBackend:
         return restore(checkpoint, params)
 
     def joint(self, params: Params, hyper: Any) -> Params:
-        """Both in one structure, numbers and numpy arrays among the hyperparameters as arrays of the framework."""
+        """Both in one structure, with the framework's arrays in the place of numbers and numpy arrays."""
         return joint(params, hyper)
 
     def differentiable(self, function: Callable[..., Any], *inputs: Any) -> Any:

@@ -7,11 +7,11 @@ from typing import Any
 import tensorflow as tf
 
 from ihvp.errors import ParameterError, describe
-from ihvp_tf._parameters import is_variable, vector_dtype, variables_of
+from ihvp_tf._parameters import is_variable, variables_of, vector_dtype
 
 
-class Joint(tf.Module):
-    """``joint[0]`` and ``joint[1]`` are two structures, or models; its variables are theirs, in this order."""
+class Joint(tf.Module):  # type: ignore[misc]
+    """``joint[0]`` and ``joint[1]`` are two structures or models, whose variables it has in this order."""
 
     def __init__(self, *structures: Any) -> None:
         super().__init__()

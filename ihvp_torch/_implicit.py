@@ -39,7 +39,7 @@ def differentiable(function: Callable[..., Any], *inputs: Any) -> Any:
     return fill(outputs, _Attached.apply(pulled, values, *tensors))
 
 
-class _Attached(torch.autograd.Function):
+class _Attached(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, pulled: Any, values: Sequence[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.pulled = pulled

@@ -1,4 +1,4 @@
-"""Parameters and hyperparameters as one structure: nested tensors, or a module where one of them is a module."""
+"""Parameters and hyperparameters as one structure: a module where one of them is a module, else a tuple."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ihvp_torch._parameters import parameters_of
 from ihvp_torch._tree import fill, map_leaves, named_leaves
 
 
-class Joint(nn.Module):
+class Joint(nn.Module):  # type: ignore[misc]
     """``joint[0]`` and ``joint[1]`` are two structures, whose tensors are parameters of this module."""
 
     def __init__(self, *structures: Any) -> None:
@@ -26,7 +26,7 @@ class Joint(nn.Module):
         return part.structure() if isinstance(part, _Part) else part
 
 
-class _Part(nn.Module):
+class _Part(nn.Module):  # type: ignore[misc]
     def __init__(self, tree: Any) -> None:
         super().__init__()
         self._tree = map_leaves(lambda _: None, tree)

@@ -28,7 +28,9 @@ _SUMMED = 1 << 20
 def outside_traces() -> AbstractContextManager[None]:
     """In the block, JAX computes what has values at once, also while it traces a function."""
     jax = sys.modules.get("jax")
-    return nullcontext() if jax is None else cast("AbstractContextManager[None]", jax.ensure_compile_time_eval())
+    return (
+        nullcontext() if jax is None else cast("AbstractContextManager[None]", jax.ensure_compile_time_eval())
+    )
 
 
 def to_numpy(array: Any) -> NDArray[Any]:

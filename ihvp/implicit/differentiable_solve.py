@@ -17,7 +17,12 @@ from ihvp.solvers import Solver, inverse
 
 
 def differentiable_solve(
-    operator: LinearOperator, v: Any, damping: Any = 0.0, solver: Solver | None = None, *, params: Params = None
+    operator: LinearOperator,
+    v: Any,
+    damping: Any = 0.0,
+    solver: Solver | None = None,
+    *,
+    params: Params = None,
 ) -> Any:
     r"""The solution of :math:`(A(\omega) + \lambda I)\, x = v`, as a value that the framework differentiates.
 

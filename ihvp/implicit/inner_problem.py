@@ -49,8 +49,8 @@ class Hypergradient:
         In the structure of the hyperparameters; a list of such for several outer losses.
     error : float or ndarray (k,), optional
         A bound of ``‖gradient − exact‖`` from what the solve has left: with ``C = ∂²inner/∂h∂ω``, the
-        hypergradient of the residual r, ``‖C (H + λI)⁻¹ r‖``, and what a second solve has left of it. It holds
-        for these parameters: how far they are from the optimum is not in it. None with ``bound=False``.
+        hypergradient of the residual r, ``‖C (H + λI)⁻¹ r‖``, and what a second solve has left of it. It
+        holds for these parameters: how far they are from the optimum is not in it. None with ``bound=False``.
     solution : Solution
         The solve ``(H + λI) x = ∂outer/∂ω``, with its certificate; x is flat.
     inner_gradient_norm : float
@@ -186,8 +186,8 @@ class InnerProblem:
         outer : callable, or list of them
             ``outer(params, hyper, batch)``, like ``inner``. Several share one block solve.
         test_data : optional
-            The data of the outer loss, where each example weighs 1. For several losses a list of one for each,
-            or data in memory that they share.
+            The data of the outer loss, where each example weighs 1. For several losses a list of one for
+            each, or data in memory that they share.
         bound : bool
             Whether to bound the error, which takes a second solve.
 
@@ -294,9 +294,9 @@ class InnerProblem:
         nearby = float(algebra.norms(inner.at(inner._subject.nearby().params).gradient()))
         if size > _NEARBY * nearby:
             warnings.warn(
-                f"The parameters are not at the optimum of the inner problem: its gradient has norm {size:.1e}, "
-                f"and {nearby:.1e} where each of them changes by a tenth; expected at most a tenth of that. The "
-                "hypergradient is that of an optimum: train on, or put the whole training loss into `inner`.",
+                f"The parameters are not at the optimum of the inner problem: its gradient has norm "
+                f"{size:.1e}, and {nearby:.1e} where each of them changes by a tenth; expected at most a tenth of that. "
+                "The hypergradient is that of an optimum: train on, or put the whole training loss into `inner`.",
                 NotAtOptimum,
                 stacklevel=level_outside(),
             )

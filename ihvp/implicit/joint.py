@@ -42,16 +42,16 @@ class JointGradient(JointLoss):
 def joint_loss(option: str, loss: Any, single: bool) -> Any:
     """A loss, or the gradient of one, as a function of both in one."""
     if isinstance(loss, GradientFunction):
-        return GradientFunction(
-            JointGradient(loss.grad, single), loss.loss and JointLoss(loss.loss, single)
-        )
+        return GradientFunction(JointGradient(loss.grad, single), loss.loss and JointLoss(loss.loss, single))
     check_function(option, loss, "a function of the parameters, the hyperparameters and a batch", takes=3)
     if loss is None:
-        raise ParameterError(f"{option} is None; expected a function of parameters, hyperparameters and a batch.")
+        raise ParameterError(
+            f"{option} is None; expected a function of parameters, hyperparameters and a batch."
+        )
     return JointLoss(loss, single)
 
 
-def implicit(backend: CurvatureBackend) -> SupportsImplicit:
+def implicit(backend: Any) -> Any:
     """The backend, where the framework can be told a derivative."""
     if isinstance(backend, SupportsImplicit):
         return backend

@@ -64,7 +64,7 @@ class LinearOperator(ABC):
         """The product with a flat native vector or block, freshly allocated: ``@`` without the checks."""
 
     def apply_traced(self, v: Vector) -> Vector:
-        """The product with a vector that JAX traces, as a part of its program, where there is such a thing."""
+        """The product with a vector that JAX traces, as a part of its program, where that is possible."""
         raise TracedValue("v")
 
     def verify(self) -> None:  # noqa: B027 - most operators have nothing to check

@@ -85,7 +85,11 @@ class CurvatureOperator(LinearOperator):
         objective = self.objective
         with algebra.outside_traces():
             # What is read of the data, and checked, is no part of the program.
-            if not self._traceable or objective.processes.count > 1 or self.space.product_eps != self.space.eps:
+            if (
+                not self._traceable
+                or objective.processes.count > 1
+                or self.space.product_eps != self.space.eps
+            ):
                 raise TracedValue("v")
             self.verify()
             objective.require_additive()
