@@ -308,9 +308,8 @@ class SupportsImplicit(Protocol):
         """``outputs``, whose derivatives by the inputs are those that ``function`` says.
 
         ``function(*inputs)`` returns ``outputs, pull_back``, where ``pull_back(cotangents)`` gives a
-        structure for each input like that of ``unflatten``, or None where the outputs do not depend on it. Inputs are
-        parameters, arrays and numbers; outputs are arrays. What is traced is a
-        :class:`~ihvp.errors.TracedValue`.
+        structure for each input like that of ``unflatten``, or None where the outputs do not depend on it.
+        Inputs are parameters, arrays and numbers, outputs arrays. TracedValue says that an input is traced.
         """
 
     def curvature_gradient(self, loss: Loss, params: Params, batch: Batch, x: Vector, y: Vector) -> Vector:

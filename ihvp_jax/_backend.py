@@ -215,7 +215,7 @@ def _refusing(params: Params, function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _product(v: Vector, function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments, v)`` of the parameters before last; of a traced ``v``, as a part of its program."""
+    """``function(*arguments, v)`` of the parameters before last; a traced ``v`` is let in."""
     if not is_traced(v):
         return _whole(arguments[-2], function, *arguments, v)
     if any(map(is_traced, jax.tree.leaves(arguments))):
