@@ -78,7 +78,7 @@ def differentiable_solve(
         if params is not None:
             # A copy: parameters may change in place before the backward pass.
             at = Hessian(objective.at(backend.unflatten(backend.flatten(params), params)))
-        solved = inverse(at, float(damping), solver)
+        solved = inverse(at, algebra.as_numpy(damping).item(), solver)
         flat, leave = enter(v)
         x = solved.solve(flat).x
 

@@ -52,24 +52,64 @@ CALLS: dict[str, Callable[[jax.Array], Any]] = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_what_jit_traces_is_refused(call: Callable[[jax.Array], Any]) -> None:
-    with pytest.raises(ihvp.IhvpError, match=r"traced by JAX|JAX traces it.*Call ihvp outside"):
+    with pytest.raises(ihvp.IhvpError, match=r"is traced, inside jit.*Call ihvp outside"):
         jax.jit(call)(2.0)
 
 
 @pytest.mark.parametrize(
     "program",
     [
-        lambda H: jax.vmap(lambda v: H @ v)(jnp.eye(3)),
+        lambda H: jax.vmap(lambda v: ihvp.solve(H, v).x)(jnp.eye(3)),
         lambda H: jax.grad(lambda v: v @ ihvp.solve(H, v).x)(jnp.asarray(V)),
         lambda H: jax.grad(jax.checkpoint(lambda v: H.quadratic_form(v)))(jnp.asarray(V)),
-        lambda H: jax.lax.scan(lambda v, _: (H @ v, None), jnp.asarray(V), None, 2),
-        lambda H: jax.eval_shape(lambda v: H @ v, jnp.asarray(V)),
+        lambda H: jax.lax.scan(lambda v, _: (ihvp.OPG(H.objective) @ v, None), jnp.asarray(V), None, 2),
+        lambda H: jax.eval_shape(lambda v: H @ H @ v, jnp.asarray(V)),
     ],
     ids=["vmap", "grad", "checkpoint", "scan", "eval_shape"],
 )
 def test_so_is_what_other_transformations_trace(program: Callable[[ihvp.Hessian], Any]) -> None:
-    with pytest.raises(ihvp.errors.TracedValue, match=r"v is traced by JAX.*pass a block"):
+    with pytest.raises(ihvp.errors.TracedValue, match=r"v is traced, .*pass a block.*differentiable_solve"):
         program(hessian())
+
+
+def weighed() -> ihvp.Hessian:
+    """The same matrix over two batches whose examples weigh 1 and 2, and one that weighs nothing."""
+    x, t = jnp.sqrt(jnp.asarray(A)), jnp.array([1.0, 2.0, 0.0])
+
+    def loss(w: jax.Array, batch: Any) -> jax.Array:
+        x, t = batch
+        return jnp.sum(t * (x @ w) ** 2) / 2 / jnp.sum(t)
+
+    data = [(x[:1], t[:1]), (x[1:], t[1:])]
+    return ihvp.Hessian(ihvp.Objective(loss, jnp.ones(3), data, weights=lambda batch: batch[1]))
+
+
+def gauss_newton() -> ihvp.GaussNewton:
+    objective = ihvp.Objective(
+        lambda o, x: jnp.mean(o**2) / 2, jnp.ones(3), jnp.sqrt(3 * A), predict=lambda w, x: x @ w
+    )
+    return ihvp.GaussNewton(objective)
+
+
+@pytest.mark.parametrize(
+    ("make", "matrix"),
+    [
+        (hessian, A),
+        (weighed, np.diag([1 / 3, 4 / 3, 0.0])),
+        (gauss_newton, A),
+        (lambda: 2 * hessian() + gauss_newton() + 0.5, 3 * A + 0.5 * np.eye(3)),
+    ],
+    ids=["Hessian", "weighed batches", "Gauss–Newton", "a sum"],
+)
+def test_products_are_part_of_a_program(make: Callable[[], ihvp.LinearOperator], matrix: Any) -> None:
+    M, v = make(), jnp.asarray(V)
+    assert_allclose(jax.jit(lambda v: M @ v)(v), matrix @ V, rtol=1e-12)
+    assert_allclose(jax.vmap(lambda v: M @ v)(jnp.eye(3)), matrix, rtol=1e-12, atol=1e-12)
+    assert_allclose(jax.grad(lambda v: v @ (M @ v))(v), 2 * matrix @ V, rtol=1e-12)
+    assert_allclose(jax.lax.scan(lambda v, _: (M @ v, None), v, None, 2)[0], matrix @ matrix @ V, rtol=1e-12)
+    assert_allclose(M @ V, matrix @ V, rtol=1e-12)
+    with pytest.raises(ihvp.errors.WrongShape):
+        jax.jit(lambda v: M @ v)(jnp.ones(4))
 
 
 def test_where_only_something_else_is_mapped_or_differentiated_results_are_right() -> None:

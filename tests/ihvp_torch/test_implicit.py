@@ -87,18 +87,14 @@ def test_a_network_whose_examples_are_weighed_by_another():
             torch.sigmoid(weigher(x)) * (net(x) - y[:, None]) ** 2
         ).mean() + 0.1 * net.weight.square().sum()
 
-    optimizer = torch.optim.LBFGS(
-        net.parameters(), max_iter=200, tolerance_grad=1e-13, line_search_fn="strong_wolfe"
-    )
-
     def train():
-        def closure():
-            optimizer.zero_grad()
-            value = inner(net, weigher, (X, Y))
-            value.backward()
-            return value
-
-        optimizer.step(closure)
+        x = torch.cat([X, torch.ones(12, 1, dtype=torch.float64)], dim=1)
+        weights = torch.sigmoid(weigher(X)).detach()
+        A = x.T @ (weights * x) / 12 + 0.1 * torch.diag(
+            torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+        )
+        w = torch.linalg.solve(A, x.T @ (weights[:, 0] * Y) / 12)
+        net.weight.data[0], net.bias.data[0] = w[:3], w[3]
         return (net(X[:4]) ** 2).sum().item()
 
     train()
@@ -111,15 +107,15 @@ def test_a_network_whose_examples_are_weighed_by_another():
     for change in (1e-5, -2e-5):
         weigher.weight.data[0, 0] += change
         changes.append(train())
-    assert found.gradient["weight"][0, 0].item() == pytest.approx((changes[0] - changes[1]) / 2e-5, rel=1e-4)
+    assert found.gradient["weight"][0, 0].item() == pytest.approx((changes[0] - changes[1]) / 2e-5, rel=1e-5)
 
 
 def test_a_second_derivative_is_refused(hessian):
     v = V.clone().requires_grad_()
     value = (ihvp.differentiable_solve(hessian, v, 1.0) ** 2).sum()
     (slope,) = torch.autograd.grad(value, v, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
-        torch.autograd.grad(slope.sum(), v)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
 
 
 def test_other_matrices_are_constants():

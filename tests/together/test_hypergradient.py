@@ -24,7 +24,7 @@ def dialect(request):
 
 
 def scores(xp, w, x):
-    return xp.sum(xp.asarray(x) * w["w"], 1)
+    return xp.sum(xp.asarray(x) * w["w"], axis=1)
 
 
 def square_loss(xp):
