@@ -16,7 +16,7 @@ from ihvp._inference import create_backend
 from ihvp.arguments import check_flag, is_number
 from ihvp.backend import CurvatureBackend, GradientFunction, Params, SupportsBlocks, Vector
 from ihvp.data import is_array
-from ihvp.errors import HyperparametersWithoutEffect, InvalidOption, SolverError
+from ihvp.errors import HyperparametersWithoutEffect, InvalidOption, ParameterError, SolverError
 from ihvp.implicit.joint import implicit, joined, joint_loss, like_given
 from ihvp.influence.caller import level_outside
 from ihvp.influence.optimum import NotAtOptimum
@@ -164,12 +164,16 @@ class InnerProblem:
         other = copy.copy(self)
         other.params = self.params if params is None else params
         other.hyper = self.hyper if hyper is None else hyper
-        backend = self.objective.backend
-        both = joined(backend, other.params, self._listed(other.hyper))
-        flat = backend.flatten(both)
-        if flat.shape[0] == self.objective.num_params:  # what was compiled belongs to the structure here
-            both = backend.unflatten(flat, self._held)
-        other.objective = self.objective.at(both)
+        backend, objective = self.objective.backend, self.objective
+        held = joined(backend, self._held[0], self._listed(other.hyper))[1]
+        flat = objective.space.xp.concat([backend.flatten(other.params), backend.flatten(held)], axis=0)
+        if flat.shape[0] != objective.num_params:
+            raise ParameterError(
+                f"Parameters and hyperparameters have {flat.shape[0]:,} entries; expected "
+                f"{objective.num_params:,}, as those that the problem was made with."
+            )
+        # In the structure that was compiled for.
+        other.objective = objective.at(backend.unflatten(flat, self._held))
         return other
 
     def hypergradient(

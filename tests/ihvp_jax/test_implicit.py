@@ -66,6 +66,6 @@ def test_gradients_of_an_optimum_in_a_loop_that_traces_once() -> None:
     assert_allclose(found, jax.grad(lambda decay: (fit(decay)["w"] ** 2).sum())(2 * decay), rtol=1e-8)
     for transform in (jax.jit, jax.grad, lambda f: jax.vmap(f)):
         with pytest.raises(ihvp.errors.TracedValue):
-            transform(lambda t: ihvp.hypergradient(ridge, ridge, W, t * decay, (X, Y)).gradient[0])(
+            transform(lambda t: ihvp.hypergradient(ridge, ridge, fit(decay), t * decay, (X, Y)).gradient[0])(
                 jnp.ones(2) if transform not in (jax.jit, jax.grad) else 1.0
             )
