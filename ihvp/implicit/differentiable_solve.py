@@ -59,6 +59,18 @@ def differentiable_solve(
         A compiler traces the call, as ``jax.jit``, ``tf.function`` and ``torch.func`` do.
     InvalidOption
         ``params`` with another operator than a Hessian.
+
+    Examples
+    --------
+    Numpy has no derivatives that this could be a part of:
+
+    >>> import numpy as np
+    >>> import ihvp
+    >>> H = ihvp.Hessian(ihvp.Objective(params=np.ones(2), grad=lambda w, batch: 2 * w))
+    >>> try:
+    ...     x = ihvp.differentiable_solve(H, np.ones(2))
+    ... except ihvp.errors.MissingCapability as error:
+    ...     print(str(error).partition(",")[0])
     """
     check_operator(operator)
     if params is not None and type(operator) is not Hessian:

@@ -36,7 +36,14 @@ _NEARBY = 0.1
 
 
 class NoImplicitPart(UserWarning):
-    """The optimum of the inner problem does not depend on some of the hyperparameters."""
+    """The optimum of the inner problem does not depend on some of the hyperparameters.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import ihvp
+    >>> warnings.simplefilter("ignore", ihvp.implicit.NoImplicitPart)
+    """
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Hypergradient:
     Attributes
     ----------
     gradient
-        In the structure of the hyperparameters; a list of such for several outer losses.
+        In the structure of the hyperparameters, a list of such for several outer losses.
     error : float or ndarray (k,), optional
         A bound of ``‖gradient − exact‖`` from what the solve has left: with ``C = ∂²inner/∂h∂ω``, the
         hypergradient of the residual r, ``‖C (H + λI)⁻¹ r‖``, and what a second solve has left of it. It
@@ -57,6 +64,18 @@ class Hypergradient:
         ``‖∂inner/∂ω‖``, which is 0 at the optimum.
     direct_only : tuple of str
         The hyperparameters that the optimum does not depend on: theirs is the direct part alone.
+
+    Examples
+    --------
+    Those of :func:`ihvp.hypergradient` make one:
+
+    >>> import numpy as np
+    >>> import ihvp
+    >>> from ihvp.backend import GradientFunction
+    >>> inner = GradientFunction(lambda w, h, batch: (w - 1 + h * w, 0.5 * w @ w))
+    >>> outer = GradientFunction(lambda w, h, batch: (2 * w, 0.0))
+    >>> ihvp.hypergradient(outer, inner, np.array([0.5]), 1.0).solution.converged
+    True
     """
 
     gradient: Any

@@ -281,7 +281,9 @@ def suite(monkeypatch):
             record,
             name="reference",
             factory=factory,
-            capabilities=record.capabilities if approximate else frozenset(CAPABILITIES) - {"product_error"},
+            capabilities=record.capabilities
+            if approximate
+            else frozenset(CAPABILITIES) - {"product_error", "implicit"},
             dialect=lambda: Dialect(xp=record.dialect().xp, parameters=parameters),
         )
         monkeypatch.setitem(known, "reference", mutant)
