@@ -71,6 +71,7 @@ def differentiable_solve(
     ...     x = ihvp.differentiable_solve(H, np.ones(2))
     ... except ihvp.errors.MissingCapability as error:
     ...     print(str(error).partition(",")[0])
+    The backend 'NumdiffBackend' does not implement 'implicit'
     """
     check_operator(operator)
     if params is not None and type(operator) is not Hessian:

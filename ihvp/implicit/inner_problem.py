@@ -318,8 +318,9 @@ class InnerProblem:
         if size > _NEARBY * nearby:
             warnings.warn(
                 f"The parameters are not at the optimum of the inner problem: its gradient has norm "
-                f"{size:.1e}, and {nearby:.1e} where each of them changes by a tenth; expected at most a tenth of "
-                "that. The hypergradient is that of an optimum: train on, or put all of the loss into `inner`.",
+                f"{size:.1e}, and {nearby:.1e} where each of them changes by a tenth; expected at most a "
+                "tenth of that. A hypergradient is that of an optimum: train on, or put all of the loss into "
+                "`inner`.",
                 NotAtOptimum,
                 stacklevel=level_outside(),
             )

@@ -125,7 +125,7 @@ def test_other_matrices_are_constants():
     x.sum().backward()
     exact = ihvp.solve(ihvp.OPG(objective), torch.ones(3, dtype=torch.float64), damping=0.5, solver=TIGHT).x
     torch.testing.assert_close(v.grad, exact)
-    with pytest.raises(ihvp.errors.InvalidOption, match="params.*OPG"):
+    with pytest.raises(ihvp.errors.InvalidOption, match=r"params.*OPG"):
         ihvp.differentiable_solve(ihvp.OPG(objective), v, 0.5, params={"w": W})
 
 
