@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from ihvp._problems import PROBLEMS, PredictingProblem, Problem
@@ -207,6 +207,32 @@ class CapabilityContract(Contract):
             found = case.optional.push_forward(predict, case.params, case.batch, case.native(v))
             for part, columns in zip(found, expected, strict=True):
                 self.close(case, part, columns if v.ndim == 2 else columns[..., 0], duty)
+        assert case.bits() == before
+
+    def test_the_gradient_of_the_curvature_is_that_of_its_products(self) -> None:
+        self.require("implicit")
+        case = self.case(NETWORK)
+        x, y = np.random.default_rng(27).standard_normal((2, NETWORK.size))
+        found = case.optional.curvature_gradient(
+            case.loss, case.params, case.batch, case.native(x), case.native(y)
+        )
+        w = to_numpy(case.backend.flatten(case.params))
+        near = [case.backend.unflatten(case.native(w + step * y), case.params) for step in (1e-5, -1e-5)]
+        above, below = (
+            to_numpy(case.backend.hvp(case.loss, params, case.batch, case.native(x))) for params in near
+        )
+        duty = "curvature_gradient must be ∇ (yᵀ ∇² loss x): the change of ∇² loss x along y"
+        assert_allclose(to_numpy(found), (above - below) / 2e-5, rtol=1e-6, atol=1e-7, err_msg=duty)
+
+    def test_parameters_and_other_arrays_are_joined(self) -> None:
+        self.require("implicit")
+        case = self.case(NETWORK)
+        before, backend = case.bits(), case.optional
+        both = backend.joint(case.params, {"weight": 0.5, "part": np.ones((2, 3))})
+        w = to_numpy(backend.flatten(case.params))
+        duty = "the vector of joint must have the entries of the parameters first"
+        assert_array_equal(to_numpy(backend.flatten(both))[: len(w)], w, duty)
+        assert sorted(to_numpy(backend.flatten(both[1]))) == [0.5] + [1.0] * 6, duty
         assert case.bits() == before
 
     def test_parameters_are_restored_from_names_and_arrays(self) -> None:

@@ -18,6 +18,7 @@ DIRECTIVES = {
 LISTED = [
     "ihvp",
     "ihvp.evaluate",
+    "ihvp.implicit",
     "ihvp.index",
     "ihvp.influence",
     "ihvp.operators",
