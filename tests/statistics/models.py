@@ -20,7 +20,7 @@ X[:, 2] += 6 * X[:, 1]
 _eta = X @ [0.4, 0.6, -0.02]
 CLUSTERS = np.array([f"site {i}" for i in _random.randint(9, size=N)])
 # Errors whose size follows the regressor, so that robust standard errors differ from the others.
-_TARGETS = {
+TARGETS = {
     "OLS": X @ [1.0, -2.0, 0.1] + _random.normal(size=N) * (0.3 + np.abs(X[:, 1])),
     "Logit": (_random.uniform(size=N) < 1 / (1 + np.exp(-_eta))).astype(float),
     "Poisson": _random.poisson(np.exp(_eta)).astype(float),
@@ -38,7 +38,7 @@ class Model:
 
     @property
     def y(self):
-        return _TARGETS[self.name]
+        return TARGETS[self.name]
 
     @property
     def dispersion(self):
@@ -75,16 +75,10 @@ def gradient(name):
     return of
 
 
-def curvature(name, w):
-    """The second derivatives of each example's loss by its linear predictor, of the models with one."""
-    eta = X @ w
-    p = 1 / (1 + np.exp(-eta))
-    return {
-        "OLS": lambda: np.ones(N),
-        "Logit": lambda: p * (1 - p),
-        "Poisson": lambda: np.exp(eta),
-        "Gamma": lambda: _TARGETS["Gamma"] * np.exp(-eta),
-    }[name]()
+def leverage_factor(name, w):
+    """What ``x H⁻¹ x / N`` is multiplied by to be the leverage: how far a fitted value follows its target."""
+    p = 1 / (1 + np.exp(-X @ w))
+    return {"OLS": 1.0, "Logit": p * (1 - p), "Poisson": np.exp(X @ w), "Gamma": 1.0}[name]
 
 
 def delta_function(w, exp):
