@@ -622,8 +622,8 @@ class UndefinedCovariance(IhvpError, ArithmeticError):
         advice = (
             "Train to a minimum, or take kind='opg'."
             if negative
-            else "Leave out or fix what the data do not determine, such as one of collinear columns or one class "
-            "of all; for kind='opg' take more examples than parameters."
+            else "Leave out or fix what the data do not determine, such as one of collinear columns, or one "
+            "class of all; for kind='opg' take more examples than parameters."
         )
         super().__init__(
             f"There is no covariance: the {matrix} has {'negative' if negative else 'no'} curvature "

@@ -1,4 +1,4 @@
-"""How sure parameters are, and functions of them: what the inverse of a curvature matrix says of an optimum."""
+"""How sure parameters are, and functions of them: what the inverse of their curvature says."""
 
 from ihvp.uncertainty.covariance import Covariance, covariance
 from ihvp.uncertainty.standard_errors import Interval, confidence_intervals, standard_errors

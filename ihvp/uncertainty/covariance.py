@@ -130,7 +130,9 @@ def covariance(
         scores = OPG(objective) if frequency_weights else OuterProducts(objective)
     total = weight if frequency_weights and clusters is None else weight * weight / count
     bread = scores if kind == "opg" and scores is not None else Hessian(objective)
-    factor = {"hessian": dispersion / weight, "opg": dispersion**2 / total, "sandwich": total / weight**2}[kind]
+    factor = {"hessian": dispersion / weight, "opg": dispersion**2 / total, "sandwich": total / weight**2}[
+        kind
+    ]
     if correction:
         draws = weight if frequency_weights else count
         if draws <= objective.num_params:
@@ -227,8 +229,8 @@ class Covariance(LinearOperator):
         function : callable, optional
             ``function(params)``: an array of the framework with m entries, which the backend differentiates.
         gradient : optional
-            The derivative in its place: ``(P,)``, the structure of the parameters, or ``(P, m)`` with a column
-            for each function.
+            The derivative in its place: ``(P,)``, the structure of the parameters, or ``(P, m)`` with a
+            column for each function.
         """
         J, _ = gradients_of(self.objective, function, gradient)
         return np.asarray(algebra.to_numpy(J.mT @ self.apply(J)), dtype=np.float64)
@@ -239,9 +241,9 @@ class Covariance(LinearOperator):
         away = max(weight * float(algebra.dots(gradient, self._solve(gradient))), 0.0) ** 0.5
         if away > _AWAY:
             warnings.warn(
-                f"The parameters are not at an optimum of the objective: a Newton step moves them by {away:.2g} "
-                f"standard errors; expected at most {_AWAY:g}. A covariance is that of an optimum: train on, or "
-                "put the training's regulariser into the loss.",
+                "The parameters are not at an optimum of the objective: a Newton step moves them by "
+                f"{away:.2g} standard errors; expected at most {_AWAY:g}. A covariance is that of an optimum: "
+                "train on, or put the training's regulariser into the loss.",
                 NotAtOptimum,
                 stacklevel=level_outside(),
             )

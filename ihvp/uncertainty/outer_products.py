@@ -58,7 +58,7 @@ def _codes(objective: Objective, clusters: Any) -> NDArray[np.intp]:
         raise InvalidOption("clusters", clusters, "None, where the data is spread over processes")
     try:
         labels = np.asarray(clusters)
-        missing = labels != labels  # noqa: PLR0124 - NaN and NaT of any dtype
+        missing = labels != labels
         names, codes = np.unique(labels, return_inverse=True)
     except (TypeError, ValueError) as error:  # lists of unequal lengths, labels of kinds that do not compare
         raise InvalidOption("clusters", clusters, expected) from error

@@ -95,7 +95,7 @@ def confidence_intervals(
     Parameters
     ----------
     covariance, function, gradient, num_samples, seed
-        As for :func:`standard_errors`; ``gradient`` beside ``function`` takes the place of differentiating it.
+        As for :func:`standard_errors`; a ``gradient`` beside the ``function`` saves differentiating it.
     level : float
         The probability of covering the truth, between 0 and 1.
     degrees_of_freedom : float, optional
@@ -126,7 +126,9 @@ def confidence_intervals(
     check_number("level", level, lambda number: 0 < number < 1, "a number between 0 and 1, both excluded")
     q = float(ndtri((1 + level) / 2))
     if degrees_of_freedom is not None:
-        check_number("degrees_of_freedom", degrees_of_freedom, lambda n: n > 0, "a finite number > 0, or None")
+        check_number(
+            "degrees_of_freedom", degrees_of_freedom, lambda n: n > 0, "a finite number > 0, or None"
+        )
         q = float(stdtrit(degrees_of_freedom, (1 + level) / 2))
     objective = covariance.objective
     if function is not None:
@@ -136,9 +138,13 @@ def confidence_intervals(
         )
         return Interval(value - q * deviations, value + q * deviations)
     if gradient is not None:
-        raise InvalidOption("function", None, "the function too, whose value is in the middle of the interval")
+        raise InvalidOption(
+            "function", None, "the function too, whose value is in the middle of the interval"
+        )
     half, value = q * _deviations(covariance, num_samples, seed), objective.backend.flatten(objective.params)
-    return Interval(*(objective.backend.unflatten(end, objective.params) for end in (value - half, value + half)))
+    return Interval(
+        *(objective.backend.unflatten(end, objective.params) for end in (value - half, value + half))
+    )
 
 
 def _deviations(covariance: Covariance, num_samples: int | None, seed: int) -> Vector:
@@ -150,7 +156,7 @@ def _deviations(covariance: Covariance, num_samples: int | None, seed: int) -> V
             "num_samples",
             variances.matvecs,
             f"more: {unknown:,} of {covariance.space.size:,} variances are known to no better than their own "
-            "size. covariance.diagonal(num_samples=…) tells how well, solver=ihvp.Direct() computes them, and "
-            "gradient=… takes one solve for a single function",
+            "size. covariance.diagonal(num_samples=…) tells how well, solver=ihvp.Direct() computes them, "
+            "and gradient=… takes one solve for a single function",
         )
     return variances.value**0.5

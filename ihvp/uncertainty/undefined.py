@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import SupportsBlocks
-from ihvp.eigen import eigsh
+from ihvp.eigen.eigsh import eigsh
 from ihvp.errors import SolverError, UndefinedCovariance
 from ihvp.objective import Objective
 from ihvp.operators import Hessian, LinearOperator
@@ -15,7 +15,7 @@ from ihvp.operators import Hessian, LinearOperator
 
 def explained(error: SolverError, operator: LinearOperator, objective: Objective, dense: bool) -> Exception:
     """The error that names the direction of no curvature; ``error`` itself where there is none."""
-    lowest, shares = (_of_matrix if dense else _by_lanczos)(operator)
+    lowest, shares = _of_matrix(operator) if dense else _by_lanczos(operator)
     # A solve that fails for rounding has a condition number above this.
     if lowest > operator.space.product_eps**0.5:
         return error
@@ -28,7 +28,12 @@ def explained(error: SolverError, operator: LinearOperator, objective: Objective
         leading = np.argsort(-share)[:4]
         parts[name] = float(share.sum()), [int(i) for i in leading if share[i] > 0.01]
     negative = lowest < -(operator.space.product_eps**0.5)
-    return UndefinedCovariance("Hessian" if isinstance(operator, Hessian) else "outer product of gradients", lowest, parts, negative=negative)
+    return UndefinedCovariance(
+        "Hessian" if isinstance(operator, Hessian) else "outer product of gradients",
+        lowest,
+        parts,
+        negative=negative,
+    )
 
 
 def _of_matrix(operator: LinearOperator) -> tuple[float, NDArray[np.float64]]:

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 
 import ihvp
-from ihvp import errors
-from ihvp.influence.optimum import NotAtOptimum
 from tests.statistics import models
 from tests.statistics.models import CLUSTERS, N, X
 
@@ -82,7 +80,9 @@ def test_cooks_distance_and_dfbetas_are_those_of_statsmodels(single):
     """By the formulas of the tutorial."""
     objective, covariance = objective_of(single), covariance_of(single)
     inverse = ihvp.inverse(ihvp.Hessian(objective), solver=ihvp.Direct(rtol=1e-6))
-    leverage = models.leverage_factor(single.name, single["params"]) * np.sum(X.T * (inverse @ X.T), axis=0) / N
+    leverage = (
+        models.leverage_factor(single.name, single["params"]) * np.sum(X.T * (inverse @ X.T), axis=0) / N
+    )
     removed = -(inverse @ objective.per_example_gradients().T) / N / (1 - leverage)
     cook = np.sum(removed * np.linalg.solve(covariance.to_dense(), removed), axis=0) / 3
     np.testing.assert_allclose(cook, single["cook"], rtol=TOLERANCE)

@@ -65,9 +65,7 @@ def test_a_weighted_example_is_one_draw(targets, batch_size):
     np.testing.assert_allclose(found, bread @ scores.T @ scores @ bread, rtol=1e-6)
     sums = np.array([scores[label == CLUSTERS].sum(axis=0) for label in np.unique(CLUSTERS)])
     for frequency_weights in (False, True):
-        found = ihvp.covariance(
-            objective, "sandwich", clusters=CLUSTERS, frequency_weights=frequency_weights
-        )
+        found = ihvp.covariance(objective, "sandwich", clusters=CLUSTERS, frequency_weights=frequency_weights)
         np.testing.assert_allclose(found.to_dense(), bread @ sums.T @ sums @ bread, rtol=1e-6)
 
 
@@ -96,7 +94,9 @@ def test_results_have_the_structure_of_the_parameters(targets):
     np.testing.assert_allclose(found["slopes"], expected[1:], rtol=1e-8)
     np.testing.assert_allclose(found["intercept"], expected[:1], rtol=1e-8)
     interval = ihvp.confidence_intervals(covariance)
-    np.testing.assert_allclose(interval.upper["slopes"] - params["slopes"], 1.959964 * expected[1:], rtol=1e-6)
+    np.testing.assert_allclose(
+        interval.upper["slopes"] - params["slopes"], 1.959964 * expected[1:], rtol=1e-6
+    )
     slope = {"slopes": np.array([1.0, 0.0]), "intercept": np.zeros(1)}
     np.testing.assert_allclose(ihvp.standard_errors(covariance, gradient=slope), expected[1], rtol=1e-8)
     assert all(np.array_equal(params[name], before[name]) for name in before)
@@ -163,7 +163,7 @@ def test_collinear_columns_are_named(targets, solver):
 def test_negative_curvature_is_named():
     params = {"good": np.zeros(2), "bad": np.zeros(1)}
     objective = ihvp.Objective(params=params, grad=lambda w, batch: {"good": w["good"], "bad": -w["bad"]})
-    with pytest.raises(errors.UndefinedCovariance, match="negative curvature .*'bad' 100%") as caught:
+    with pytest.raises(errors.UndefinedCovariance, match=r"negative curvature .*'bad' 100%") as caught:
         ihvp.standard_errors(ihvp.covariance(objective))
     assert caught.value.curvature == pytest.approx(-1.0)
     assert caught.value.parts == {"good": pytest.approx(0.0), "bad": pytest.approx(1.0)}

@@ -35,31 +35,28 @@ def model(request):
     return models.model(request.param)
 
 
-def covariance_of(model, **options):
+@pytest.fixture
+def objective(model):
     data = torch.from_numpy(X), torch.from_numpy(model.y)
-    objective = ihvp.Objective(loss_of(model.name), torch.from_numpy(model["params"]), data)
-    return ihvp.covariance(objective, dispersion=model.dispersion, **options)
+    return ihvp.Objective(loss_of(model.name), torch.from_numpy(model["params"]), data)
 
 
-@pytest.mark.parametrize(
-    ("key", "options"),
-    [
-        ("nonrobust", {}),
-        ("HC0", {"kind": "sandwich"}),
-        ("clustered", {"kind": "sandwich", "clusters": CLUSTERS}),
-        ("clustered, corrected", {"kind": "sandwich", "clusters": CLUSTERS, "correction": True}),
-    ],
-)
-def test_standard_errors_are_those_of_statsmodels(model, key, options):
-    found = ihvp.standard_errors(covariance_of(model, **options))
-    assert isinstance(found, torch.Tensor)
-    np.testing.assert_allclose(found, model[key], rtol=TOLERANCE)
+def test_standard_errors_are_those_of_statsmodels(model, objective):
+    for key, options in {
+        "nonrobust": {"dispersion": model.dispersion},
+        "HC0": {"kind": "sandwich"},
+        "clustered": {"kind": "sandwich", "clusters": CLUSTERS},
+        "clustered, corrected": {"kind": "sandwich", "clusters": CLUSTERS, "correction": True},
+    }.items():
+        found = ihvp.standard_errors(ihvp.covariance(objective, **options))
+        assert isinstance(found, torch.Tensor)
+        np.testing.assert_allclose(found, model[key], rtol=TOLERANCE, err_msg=key)
 
 
-def test_functions_of_the_parameters_are_differentiated(model):
+def test_functions_of_the_parameters_are_differentiated(model, objective):
     if model.name == "MNLogit":
         return
-    covariance, w = covariance_of(model), model["params"]
+    covariance, w = ihvp.covariance(objective, dispersion=model.dispersion), model["params"]
     function = lambda w: torch.stack(models.delta_function(w, torch.exp))  # noqa: E731
     np.testing.assert_allclose(covariance.of(function), model["delta"], rtol=TOLERANCE)
     value, expected = np.array(models.delta_function(w, np.exp)), np.sqrt(np.diag(model["delta"]))

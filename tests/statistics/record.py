@@ -38,9 +38,7 @@ def numbers(name):
         "nonrobust": flat(plain.bse),
         "HC0": flat(fit(name, cov_type="HC0").bse),
         "HC1": flat(fit(name, cov_type="HC1").bse),
-        "clustered": flat(
-            fit(name, cov_type="cluster", cov_kwds={**groups, "use_correction": False}).bse
-        ),
+        "clustered": flat(fit(name, cov_type="cluster", cov_kwds={**groups, "use_correction": False}).bse),
         "clustered, corrected": flat(
             fit(name, cov_type="cluster", cov_kwds={**groups, "use_correction": True}).bse
         ),
