@@ -23,12 +23,14 @@ from ihvp.solvers.solve import Inverse
 from ihvp.uncertainty.delta_method import gradients_of
 from ihvp.uncertainty.outer_products import ClusteredOuterProducts, OuterProducts
 from ihvp.uncertainty.undefined import explained
+from ihvp.uncertainty.unit_diagonal import UnitDiagonal
 
 Kind: TypeAlias = Literal["hessian", "opg", "sandwich"]
 
 # Up to so many parameters the matrix itself is formed and factorised.
 _DENSE = 1000
-# With products of limited precision the factor of a matrix solves as well as they allow, and no better.
+# What a factor has solved is as good as products and condition allow, whatever is asked for. A stricter
+# certificate would refuse regressors that are nearly collinear.
 _RTOL = 1e-5
 # So many standard errors away, an optimum is another one.
 _AWAY = 0.1
@@ -142,7 +144,8 @@ def covariance(
         if isinstance(scores, ClusteredOuterProducts):
             factor *= scores.count / (scores.count - 1)
     if solver is None and objective.num_params <= _DENSE:
-        solver = Direct(rtol=_RTOL)
+        solver = Direct(rtol=max(_RTOL, objective.space.product_eps**0.5))
+    bread = UnitDiagonal(bread) if isinstance(solver, Direct) else bread
     found = Covariance(
         objective, inverse(bread, solver=solver), scores if kind == "sandwich" else None, factor
     )
@@ -207,7 +210,7 @@ class Covariance(LinearOperator):
         Estimate
             ``.value`` and ``.standard_error`` are native vectors ``(P,)``.
         """
-        if num_samples is not None or not self._is_dense:
+        if num_samples is not None or not isinstance(self.inverse.operator, UnitDiagonal):
             return diagonal(self, num_samples=num_samples, seed=seed)
         self._announce_dense()
         columns = self._inverse_matrix()
@@ -242,15 +245,11 @@ class Covariance(LinearOperator):
         if away > _AWAY:
             warnings.warn(
                 "The parameters are not at an optimum of the objective: a Newton step moves them by "
-                f"{away:.2g} standard errors; expected at most {_AWAY:g}. A covariance is that of an optimum: "
-                "train on, or put the training's regulariser into the loss.",
+                f"{away:.2g} standard errors; expected at most {_AWAY:g}, for a covariance is that of an "
+                "optimum. Train on, or put the training's regulariser into the loss.",
                 NotAtOptimum,
                 stacklevel=level_outside(),
             )
-
-    @property
-    def _is_dense(self) -> bool:
-        return isinstance(self.inverse.solver, Direct)
 
     def _inverse_matrix(self) -> Vector:
         space, step = self.space, 64
@@ -260,7 +259,10 @@ class Covariance(LinearOperator):
         )
 
     def _solve(self, v: Vector) -> Vector:
+        operator = self.inverse.operator
         try:
+            if isinstance(operator, UnitDiagonal):
+                return operator.scaled(self.inverse.apply(operator.scaled(v)))
             return self.inverse.apply(v)
         except SolverError as error:
-            raise explained(error, self.inverse.operator, self.objective, self._is_dense) from error
+            raise explained(error, operator, self.objective) from error

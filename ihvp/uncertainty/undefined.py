@@ -11,11 +11,16 @@ from ihvp.eigen.eigsh import eigsh
 from ihvp.errors import SolverError, UndefinedCovariance
 from ihvp.objective import Objective
 from ihvp.operators import Hessian, LinearOperator
+from ihvp.uncertainty.unit_diagonal import UnitDiagonal
 
 
-def explained(error: SolverError, operator: LinearOperator, objective: Objective, dense: bool) -> Exception:
+def explained(error: SolverError, operator: LinearOperator, objective: Objective) -> Exception:
     """The error that names the direction of no curvature; ``error`` itself where there is none."""
-    lowest, shares = _of_matrix(operator) if dense else _by_lanczos(operator)
+    matrix = operator
+    if isinstance(operator, UnitDiagonal):
+        matrix, (lowest, shares) = operator.operator, _of_matrix(operator)
+    else:
+        lowest, shares = _by_lanczos(operator)
     # A solve that fails for rounding has a condition number above this.
     if lowest > operator.space.product_eps**0.5:
         return error
@@ -29,7 +34,7 @@ def explained(error: SolverError, operator: LinearOperator, objective: Objective
         parts[name] = float(share.sum()), [int(i) for i in leading if share[i] > 0.01]
     negative = lowest < -(operator.space.product_eps**0.5)
     return UndefinedCovariance(
-        "Hessian" if isinstance(operator, Hessian) else "outer product of gradients",
+        "Hessian" if isinstance(matrix, Hessian) else "outer product of gradients",
         lowest,
         parts,
         negative=negative,
@@ -37,14 +42,9 @@ def explained(error: SolverError, operator: LinearOperator, objective: Objective
 
 
 def _of_matrix(operator: LinearOperator) -> tuple[float, NDArray[np.float64]]:
-    """The lowest eigenvalue, in parts of the largest, and the squared entries of its eigenvector.
-
-    Of the matrix with a unit diagonal, so that the units of the parameters do not count.
-    """
+    """The lowest eigenvalue, in parts of the largest, and the squared entries of its eigenvector."""
     matrix = np.asarray(algebra.to_numpy(operator.to_dense()), dtype=np.float64)
-    sizes = np.sqrt(np.abs(np.diag(matrix)))
-    sizes[sizes == 0] = 1.0
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / np.outer(sizes, sizes) / 2)
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     return float(values[0] / (np.abs(values).max() or 1.0)), vectors[:, 0] ** 2
 
 

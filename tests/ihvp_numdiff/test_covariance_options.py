@@ -102,6 +102,14 @@ def test_results_have_the_structure_of_the_parameters(targets):
     assert all(np.array_equal(params[name], before[name]) for name in before)
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_units_of_the_regressors_do_not_count(targets, unit):
+    """Finite differences and a certificate in the parameters' own units would not reach this far."""
+    expected = ihvp.standard_errors(ihvp.covariance(least_squares(X, targets), "sandwich"))
+    found = ihvp.standard_errors(ihvp.covariance(least_squares(X * [1, 1, unit], targets), "sandwich"))
+    np.testing.assert_allclose(found, expected / [1, 1, unit], rtol=1e-6)
+
+
 def test_a_loss_without_data_is_the_whole_likelihood():
     objective = ihvp.Objective(params=np.array([0.5]), grad=lambda p, batch: 10 * (1 / (1 - p) - 1 / p))
     variance = ihvp.covariance(objective).to_dense()  # ten heads and ten tails
