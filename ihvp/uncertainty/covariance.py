@@ -22,7 +22,7 @@ from ihvp.solvers import Direct, Solver, inverse
 from ihvp.solvers.solve import Inverse
 from ihvp.uncertainty.delta_method import gradients_of
 from ihvp.uncertainty.outer_products import ClusteredOuterProducts, OuterProducts
-from ihvp.uncertainty.undefined import explained
+from ihvp.uncertainty.undefined import found_undefined
 from ihvp.uncertainty.unit_diagonal import UnitDiagonal
 
 Kind: TypeAlias = Literal["hessian", "opg", "sandwich"]
@@ -122,8 +122,10 @@ def covariance(
     check_flag("correction", correction)
     check_flag("frequency_weights", frequency_weights)
     if kind != "sandwich" and (clusters is not None or correction):
-        option = "correction" if correction else "clusters"
-        raise InvalidOption(option, locals()[option], f"none with kind={kind!r}, but with kind='sandwich'")
+        option, value = ("correction", correction) if correction else ("clusters", clusters)
+        raise InvalidOption(option, value, f"none with kind={kind!r}, but with kind='sandwich'")
+    if kind != "hessian" and objective.batches.data is None:
+        raise InvalidOption("kind", kind, "'hessian' without data: there are no examples that scatter")
     count, weight = objective.total_examples, objective.overall_weight
     scores: LinearOperator | None = None
     if clusters is not None:
@@ -265,4 +267,7 @@ class Covariance(LinearOperator):
                 return operator.scaled(self.inverse.apply(operator.scaled(v)))
             return self.inverse.apply(v)
         except SolverError as error:
-            raise explained(error, operator, self.objective) from error
+            undefined = found_undefined(operator, self.objective, error)
+            if undefined is None:
+                raise
+            raise undefined from error

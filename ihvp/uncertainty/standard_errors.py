@@ -10,6 +10,7 @@ from ihvp import algebra
 from ihvp.arguments import check_instance, check_number
 from ihvp.backend import Vector
 from ihvp.errors import InvalidOption
+from ihvp.objective.restricted import in_structure
 from ihvp.uncertainty.covariance import Covariance
 from ihvp.uncertainty.delta_method import Function, gradients_of, value_of
 
@@ -51,7 +52,8 @@ def standard_errors(
 
     Returns
     -------
-    The structure of the parameters, or numpy in the shape of what ``function`` returns.
+    The structure of the parameters, with 0 for those that ``only=`` left out of the objective; or numpy in
+    the shape of what ``function`` returns.
 
     Raises
     ------
@@ -74,8 +76,8 @@ def standard_errors(
     """
     check_instance("covariance", covariance, Covariance, "what ihvp.covariance returns")
     if function is None and gradient is None:
-        deviations = _deviations(covariance, num_samples, seed)
-        return covariance.objective.backend.unflatten(deviations, covariance.objective.params)
+        objective, deviations = covariance.objective, _deviations(covariance, num_samples, seed)
+        return in_structure(objective.backend, deviations, objective.params)
     J, shape = gradients_of(covariance.objective, function, gradient)
     return np.sqrt(algebra.dots(J, covariance.apply(J))).reshape(shape)[()]
 

@@ -8,14 +8,18 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.backend import SupportsBlocks
 from ihvp.eigen.eigsh import eigsh
-from ihvp.errors import SolverError, UndefinedCovariance
+from ihvp.errors import NotConverged, SolverError, UndefinedCovariance
 from ihvp.objective import Objective
 from ihvp.operators import Hessian, LinearOperator
 from ihvp.uncertainty.unit_diagonal import UnitDiagonal
 
 
-def explained(error: SolverError, operator: LinearOperator, objective: Objective) -> Exception:
-    """The error that names the direction of no curvature; ``error`` itself where there is none."""
+def found_undefined(
+    operator: LinearOperator, objective: Objective, error: SolverError
+) -> UndefinedCovariance | None:
+    """The error that names the direction of no curvature; None where that is not why a solve failed."""
+    if isinstance(error, NotConverged):
+        return None
     matrix = operator
     if isinstance(operator, UnitDiagonal):
         matrix, (lowest, shares) = operator.operator, _of_matrix(operator)
@@ -23,7 +27,7 @@ def explained(error: SolverError, operator: LinearOperator, objective: Objective
         lowest, shares = _by_lanczos(operator)
     # A solve that fails for rounding has a condition number above this.
     if lowest > operator.space.product_eps**0.5:
-        return error
+        return None
     blocks = {"parameters": slice(0, objective.num_params)}
     if isinstance(objective.backend, SupportsBlocks):
         blocks = dict(objective.blocks)
@@ -49,6 +53,6 @@ def _of_matrix(operator: LinearOperator) -> tuple[float, NDArray[np.float64]]:
 
 
 def _by_lanczos(operator: LinearOperator) -> tuple[float, NDArray[np.float64]]:
-    pairs = eigsh(operator, 2, "BE", confidence=None, on_failure="return", progress=False)
+    pairs = eigsh(operator, 2, "BE", confidence=None, max_restarts=20, on_failure="return")
     values, vectors = np.asarray(pairs.values), np.asarray(algebra.to_numpy(pairs.vectors), dtype=np.float64)
     return float(values[-1] / (np.abs(values).max() or 1.0)), vectors[:, -1] ** 2

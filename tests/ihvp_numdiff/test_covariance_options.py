@@ -102,6 +102,25 @@ def test_results_have_the_structure_of_the_parameters(targets):
     assert all(np.array_equal(params[name], before[name]) for name in before)
 
 
+def test_parameters_that_are_left_out_are_certain(targets):
+    """Of two terms of a mean, one."""
+    params = {"fixed": np.array([7.0]), "free": np.array([targets.mean() - 7.0])}
+
+    def gradient(w, y):
+        error = np.mean(w["fixed"] + w["free"] - y[:, None], axis=0)
+        return {"fixed": error, "free": error}
+
+    objective = ihvp.Objective(params=params, data=targets, grad=gradient, only="free")
+    found = ihvp.covariance(objective, "sandwich")
+    deviation = targets.std() / N**0.5
+    error = ihvp.standard_errors(found)
+    np.testing.assert_allclose(error["free"], deviation, rtol=1e-6)
+    np.testing.assert_array_equal(error["fixed"], 0.0)
+    interval = ihvp.confidence_intervals(found)
+    np.testing.assert_array_equal([interval.lower["fixed"], interval.upper["fixed"]], [[7.0], [7.0]])
+    np.testing.assert_array_equal(params["fixed"], 7.0)
+
+
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
 def test_units_of_the_regressors_do_not_count(targets, unit):
     """Finite differences and a certificate in the parameters' own units would not reach this far."""
@@ -223,6 +242,13 @@ def test_away_from_the_optimum_it_warns(targets):
 def test_bad_options_are_named(targets, options, match):
     with pytest.raises(errors.InvalidOption, match=match):
         ihvp.covariance(least_squares(X, targets), **options)
+
+
+def test_a_loss_without_data_has_no_examples_that_scatter():
+    objective = ihvp.Objective(params=np.zeros(1), grad=lambda w, batch: w)
+    for kind in ("opg", "sandwich"):
+        with pytest.raises(errors.InvalidOption, match="without data"):
+            ihvp.covariance(objective, kind)
 
 
 def test_a_correction_takes_more_examples_than_parameters(targets):
