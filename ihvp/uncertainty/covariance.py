@@ -134,9 +134,8 @@ def covariance(
         scores = OPG(objective) if frequency_weights else OuterProducts(objective)
     total = weight if frequency_weights and clusters is None else weight * weight / count
     bread = scores if kind == "opg" and scores is not None else Hessian(objective)
-    factor = {"hessian": dispersion / weight, "opg": dispersion**2 / total, "sandwich": total / weight**2}[
-        kind
-    ]
+    factors = {"hessian": dispersion / weight, "opg": dispersion**2 / total, "sandwich": total / weight**2}
+    factor = factors[kind]
     if correction:
         draws = weight if frequency_weights else count
         if draws <= objective.num_params:
@@ -151,7 +150,8 @@ def covariance(
     found = Covariance(
         objective, inverse(bread, solver=solver), scores if kind == "sandwich" else None, factor
     )
-    found.warn_unless_optimal(weight / dispersion)
+    # What the inverse of the bread is multiplied by to be that of the Hessian, in the mean.
+    found.warn_unless_optimal(weight * dispersion / total if kind == "opg" else 1.0)
     return found
 
 
@@ -240,10 +240,20 @@ class Covariance(LinearOperator):
         J, _ = gradients_of(self.objective, function, gradient)
         return np.asarray(algebra.to_numpy(J.mT @ self.apply(J)), dtype=np.float64)
 
-    def warn_unless_optimal(self, weight: float) -> None:
-        """Warn where the Newton step to the optimum is long in the metric of ``weight`` times the Hessian."""
+    def warn_unless_optimal(self, scale: float) -> None:
+        """Warn where a Newton step, ``scale`` times a solve, is long beside its standard error.
+
+        Both are measured along the gradient, which is the direction of the longest step where the model is
+        right.
+        """
         gradient = self.objective.gradient()
-        away = max(weight * float(algebra.dots(gradient, self._solve(gradient))), 0.0) ** 0.5
+        try:
+            step = self._solve(gradient)
+            image = step if self.scores is None else self._solve(self.scores.apply(step))
+        except SolverError:  # at an optimum the gradient may be noise, which no tolerance need be met for
+            return
+        length, variance = (float(algebra.dots(gradient, x)) for x in (step, image))
+        away = abs(scale * length) / (self.factor * variance) ** 0.5 if variance > 0 else 0.0
         if away > _AWAY:
             warnings.warn(
                 "The parameters are not at an optimum of the objective: a Newton step moves them by "

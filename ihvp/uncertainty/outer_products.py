@@ -62,12 +62,10 @@ def _codes(objective: Objective, clusters: Any) -> NDArray[np.intp]:
         names, codes = np.unique(labels, return_inverse=True)
     except (TypeError, ValueError) as error:  # lists of unequal lengths, labels of kinds that do not compare
         raise InvalidOption("clusters", clusters, expected) from error
-    if labels.shape != (objective.num_examples,) or np.any(missing):
-        raise InvalidOption(
-            f"clusters of shape {labels.shape} with {np.count_nonzero(missing)} missing labels",
-            clusters,
-            f"{expected}, of shape ({objective.num_examples},)",
-        )
+    if labels.shape != (objective.num_examples,):
+        raise InvalidOption("clusters", labels, f"{expected}, of shape ({objective.num_examples},)")
+    if np.any(missing):
+        raise InvalidOption("clusters", labels, f"{expected}; {np.count_nonzero(missing)} are missing")
     if names.size < 2:
         raise InvalidOption("clusters", clusters, "two clusters or more: one tells of no scatter")
     return codes

@@ -209,13 +209,22 @@ def test_fewer_examples_than_parameters_have_no_outer_product():
 
 
 def test_away_from_the_optimum_it_warns(targets):
-    objective = least_squares(X, targets)
-    off = ihvp.standard_errors(ihvp.covariance(objective))
-    with pytest.warns(NotAtOptimum, match="standard errors"):
-        ihvp.covariance(least_squares(X, targets, params=objective.params + off * [1, 0, 0]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ihvp.covariance(least_squares(X, targets, params=objective.params + 0.01 * off * [1, 0, 0]))
+    """Of a mean, whose standard error is that of the data, whatever their unit."""
+    for unit in (1e-3, 1.0, 1e3):
+        y = unit * (targets - targets.mean())[:, None] / targets.std()
+        dispersion, error = unit**2, unit / N**0.5
+
+        def at(mean, kind, y=y, dispersion=dispersion):
+            with ihvp.use("numdiff", order=4):
+                objective = ihvp.Objective(
+                    params=np.array([mean]), data=y, grad=lambda w, y: w - y.mean(axis=0)
+                )
+            return ihvp.covariance(objective, kind, dispersion=1.0 if kind == "sandwich" else dispersion)
+
+        for kind in ("hessian", "opg", "sandwich"):
+            with pytest.warns(NotAtOptimum, match=r"by (0\.49|0\.5|0\.51) standard errors"):
+                at(0.5 * error, kind)
+            at(0.05 * error, kind)
 
 
 @pytest.mark.parametrize(
@@ -229,9 +238,9 @@ def test_away_from_the_optimum_it_warns(targets):
         ({"clusters": CLUSTERS}, "clusters is .* with kind='sandwich'"),
         ({"correction": True}, "correction is True"),
         ({"kind": "sandwich", "clusters": CLUSTERS[:-1]}, r"of shape \(60,\)"),
-        ({"kind": "sandwich", "clusters": [["a"]] * N}, r"shape \(60, 1\)"),
+        ({"kind": "sandwich", "clusters": [["a"]] * N}, r"of shape \(60,\)"),
         ({"kind": "sandwich", "clusters": ["a"] * N}, "two clusters"),
-        ({"kind": "sandwich", "clusters": [np.nan] + [1.0, 2.0] * 29 + [1.0]}, "1 missing"),
+        ({"kind": "sandwich", "clusters": [np.nan] + [1.0, 2.0] * 29 + [1.0]}, "1 are missing"),
         ({"kind": "sandwich", "clusters": 3}, "label for each example"),
         ({"kind": "sandwich", "clusters": np.array(["a", 1] * 30, dtype=object)}, "clusters"),
         ({"kind": "sandwich", "correction": "HC1"}, "correction"),
