@@ -53,6 +53,14 @@ def test_standard_errors_are_those_of_statsmodels(model, objective):
         np.testing.assert_allclose(found, model[key], rtol=TOLERANCE, err_msg=key)
 
 
+def test_single_precision_is_enough_for_regressors_of_unlike_units():
+    model, units = models.model("Logit"), np.array([1.0, 1.0, 1e4])
+    params, x, y = (torch.from_numpy(part).float() for part in (model["params"] / units, X * units, model.y))
+    found = ihvp.standard_errors(ihvp.covariance(ihvp.Objective(loss_of("Logit"), params, (x, y))))
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy() * units, model["nonrobust"], rtol=1e-4)
+
+
 def test_functions_of_the_parameters_are_differentiated(model, objective):
     if model.name == "MNLogit":
         return
