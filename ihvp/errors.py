@@ -610,7 +610,7 @@ class UndefinedCovariance(IhvpError, ArithmeticError):
     """
 
     def __init__(
-        self, matrix: str, curvature: float, parts: Mapping[str, tuple[float, list[int]]], *, negative: bool
+        self, matrix: str, curvature: float, parts: Mapping[str, tuple[float, list[int]]], negative: bool
     ) -> None:
         self.curvature = curvature
         self.parts = {name: share for name, (share, _) in parts.items()}

@@ -41,7 +41,7 @@ def found_undefined(
         "Hessian" if isinstance(matrix, Hessian) else "outer product of gradients",
         lowest,
         parts,
-        negative=negative,
+        negative,
     )
 
 
