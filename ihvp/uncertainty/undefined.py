@@ -35,7 +35,7 @@ def found_undefined(
     for name, place in blocks.items():
         share = shares[place]
         leading = np.argsort(-share)[:4]
-        parts[name] = float(share.sum()), [int(i) for i in leading if share[i] > 0.01]
+        parts[name or "parameters"] = float(share.sum()), [int(i) for i in leading if share[i] > 0.01]
     negative = lowest < -(operator.space.product_eps**0.5)
     return UndefinedCovariance(
         "Hessian" if isinstance(matrix, Hessian) else "outer product of gradients",
