@@ -29,6 +29,7 @@ from ihvp.solvers import (
     inverse,
     solve,
 )
+from ihvp.uncertainty import confidence_intervals, covariance, standard_errors
 from ihvp.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ __all__ = [
     "TracIn",
     "backends",
     "build_index",
+    "confidence_intervals",
+    "covariance",
     "diagonal",
     "eigsh",
     "errors",
@@ -81,6 +84,7 @@ __all__ = [
     "leave_one_out",
     "solve",
     "spectral_density",
+    "standard_errors",
     "suggest_damping",
     "trace",
     "use",
