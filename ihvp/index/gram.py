@@ -53,11 +53,12 @@ class Gram:
             ``G + λI`` is singular up to rounding.
         """
         values, vectors = self._eigen
-        tiny = 10 * len(values) * np.finfo(np.float32).eps * values[-1]
+        # The products of a piece's rows are summed in float32, within an eps or two of the largest eigenvalue.
+        tiny = 10 * np.finfo(np.float32).eps * values[-1]
         if values[0] + damping <= tiny:
             expected = (
                 f"a number above {tiny - min(values[0], 0):.1e}: the mean of the outer products of the rows "
-                f"is singular. A thousandth of its mean eigenvalue, {values.mean() / 1000:.1e}, is a start"
+                f"is singular. A tenth of its mean eigenvalue, {values.mean() / 10:.1e}, is a start"
             )
             raise InvalidOption("damping", damping, expected)
         found = (rows @ vectors / (values + damping)) @ vectors.T

@@ -185,6 +185,11 @@ def _rotate(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: ND
     else:
         # Σ_s g aᵀ, (B, groups, d_out, d_in).
         g, a = (xp.permute_dims(z, (0, 2, 1, 3)) for z in (gradient, with_bias(layer, inputs)))
+        (places, d_out), d_in = g.shape[2:], a.shape[-1]
+        if places * (d_out**2 + d_in**2) < d_out * d_in * (d_out + d_in):
+            # The rows of the places are fewer than those of the matrix.
+            rotated = xp.matrix_transpose(g @ block.q_out) @ (a @ block.q_in)
+            return xp.reshape(rotated, (rotated.shape[0], -1))
         matrices = xp.matrix_transpose(g) @ a
     rotated = block.rotate(matrices)
     return xp.reshape(rotated, (rotated.shape[0], -1))
