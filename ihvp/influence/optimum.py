@@ -7,13 +7,14 @@ import warnings
 import numpy as np
 
 from ihvp import algebra
-from ihvp.influence.blocks import blocks
+from ihvp.influence.blocks import blocks, rows_at_once
 from ihvp.influence.caller import level_outside
 from ihvp.influence.gradients import gradients
 from ihvp.objective import Objective
 
-# The typical gradient is that of the first examples; more of them would not make it more typical.
-_EXAMPLES, _RATIO = 256, 0.1
+# The typical gradient is that of the first examples; more of them would not make it more typical. So many
+# are enough where a block of bounded memory holds fewer.
+_EXAMPLES, _ENOUGH, _RATIO = 256, 16, 0.1
 
 
 class NotAtOptimum(UserWarning):
@@ -58,9 +59,9 @@ def warn_unless_optimal(objective: Objective) -> None:
 
 def _typical(objective: Objective) -> float:
     """The root mean square of ``‖∇C_i‖`` over the first examples that have any."""
-    for block in blocks(objective.batches, _EXAMPLES):
-        rows = gradients(objective, block, "training")
-        typical = float(np.sqrt(np.mean(algebra.norms(rows.T) ** 2)))
-        if typical:
-            return typical
-    return 0.0
+    squares: list[float] = []
+    for block in blocks(objective.batches, min(_EXAMPLES, rows_at_once(objective.num_params))):
+        squares += (algebra.norms(gradients(objective, block, "training").T) ** 2).tolist()
+        if len(squares) >= _ENOUGH and any(squares):
+            break
+    return float(np.mean(squares) ** 0.5) if squares else 0.0

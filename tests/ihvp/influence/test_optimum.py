@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import ihvp
+from ihvp.influence import optimum
 from ihvp.influence.optimum import NotAtOptimum
 
 CALLS = {
@@ -64,3 +65,24 @@ def test_nothing_is_said_near_an_optimum_in_float32(small):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ihvp.Influence(objective).self_influence()
+
+
+def test_large_gradients_are_few_at_once(small, monkeypatch):
+    held, gradients = [], optimum.gradients
+    monkeypatch.setattr(optimum, "rows_at_once", lambda num_params: 3)
+
+    def counted(objective, block, what):
+        held.append(block.count)
+        return gradients(objective, block, what)
+
+    monkeypatch.setattr(optimum, "gradients", counted)
+    objective = small.objective(params=3 * small.weights)
+    rows = np.linalg.norm(np.stack([objective.on(one).gradient() for one in _singles(small)]), axis=1)
+    with pytest.warns(NotAtOptimum, match=f"single examples about {np.mean(rows**2) ** 0.5:.1e}"):
+        ihvp.Influence(objective, damping=0.5).scores(small.test)
+    assert max(held) <= 3
+    assert sum(held) == 18
+
+
+def _singles(small):
+    return [tuple(part[i : i + 1] for part in small.train) for i in range(18)]
