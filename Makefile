@@ -65,7 +65,7 @@ $(ENVS)/demo-%/.ready: $(ENVS)/demo-%/bin/python $(INPUTS)
 
 $(ENVS)/test/.ready: $(ENVS)/test/bin/python $(INPUTS) tests/example_plugin/pyproject.toml
 	@$(TORCH)
-	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,test,docs]' --editable $(CURDIR)/tests/example_plugin
+	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,test,recipes,docs]' --editable $(CURDIR)/tests/example_plugin
 	@touch $@
 
 $(ENVS)/oldest/.ready: $(ENVS)/oldest/bin/python $(INPUTS) tests/oldest.py

@@ -1,5 +1,8 @@
 """Products with curvature matrices and their inverses, for a loss written in any framework."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ihvp import errors
 from ihvp._registry import BackendInfo, backends, use
 from ihvp.attribution import TRAK, GradientCosine, GradientDot, LoGra, RelatIF, RepresenterPoints, TracIn
@@ -27,6 +30,9 @@ from ihvp.solvers import (
     solve,
 )
 from ihvp.version import __version__
+
+if TYPE_CHECKING:
+    from ihvp import evaluate as evaluate
 
 __all__ = [
     "CG",
@@ -80,3 +86,10 @@ __all__ = [
     "trace",
     "use",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Above all the rest, and loaded only where it is asked for.
+    if name == "evaluate":
+        return import_module("ihvp.evaluate")
+    raise AttributeError(f"module 'ihvp' has no attribute {name!r}")

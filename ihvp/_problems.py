@@ -127,13 +127,18 @@ class PredictingProblem(Problem):
         exponentials = np.exp(outputs)
         return np.asarray((exponentials / exponentials.sum(axis=1, keepdims=True) - targets) / len(targets))
 
+    def jacobian(self, rows: slice = slice(None)) -> NDArray[np.float64]:
+        """J of the logits, ``(B, C, P)``, over some rows of the batch."""
+        batch = tuple(array[rows] for array in self.batch)
+        found = _complex_jacobian(
+            lambda point: self.predict(np, self.structured(point), batch).ravel(), self.flat(self.params)
+        )
+        return found.reshape(len(batch[0]), -1, self.size)
+
     def gauss_newton(self, rows: slice = slice(None)) -> NDArray[np.float64]:
         """``1/B Σ J_nᵀ (diag(p) − p pᵀ) J_n``, ``(P, P)``, over some rows of the batch."""
-        batch = tuple(array[rows] for array in self.batch)
-        outputs = self.predict(np, self.params, batch)
-        jacobian = _complex_jacobian(
-            lambda point: self.predict(np, self.structured(point), batch).ravel(), self.flat(self.params)
-        ).reshape(*outputs.shape, self.size)
+        outputs = self.predict(np, self.params, tuple(array[rows] for array in self.batch))
+        jacobian = self.jacobian(rows)
         p = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
         curvature = np.einsum("nc,cd->ncd", p, np.eye(p.shape[1])) - np.einsum("nc,nd->ncd", p, p)
         return np.asarray(np.einsum("ncp,ncq->pq", jacobian, curvature @ jacobian) / len(outputs))

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+import array_api_compat
 import numpy as np
 
 from ihvp.layers import Layer
@@ -59,6 +60,8 @@ class CurvatureBackend(Protocol):
 
     def flatten(self, params: Params) -> Vector:
         """All parameters as one new vector ``(P,)`` on ``device``, in the dtype that they promote to.
+
+        Half precision promotes to float32, in which all vectors then are: ``v``, and what methods return.
 
         The order of the arrays is the framework's, the same in all methods; each goes in row by row.
 
@@ -278,6 +281,18 @@ class SupportsCheckpoints(Protocol):
         """
 
 
+@runtime_checkable
+class SupportsPushForward(Protocol):
+    """Products with the Jacobian of a model's outputs."""
+
+    def push_forward(self, predict: Predict, params: Params, batch: Batch, v: Vector) -> Sequence[Vector]:
+        """The derivatives ``J v`` of what ``predict(params, batch)`` returns by the parameters, along ``v``.
+
+        An array for each of its arrays of real floating numbers, in their order and in the dtype of vectors:
+        of its shape for ``v`` of shape ``(P,)``, and with a last axis k for ``(P, k)``.
+        """
+
+
 CAPABILITIES: dict[str, type] = {
     "linearize": SupportsLinearize,
     "uniform_batches": SupportsUniformBatches,
@@ -291,6 +306,7 @@ CAPABILITIES: dict[str, type] = {
     "layers": SupportsLayers,
     "blocks": SupportsBlocks,
     "checkpoints": SupportsCheckpoints,
+    "push_forward": SupportsPushForward,
 }
 """The optional capabilities by the name under which a plugin declares them."""
 
@@ -372,6 +388,16 @@ class BackendPlugin:
     dialect: Callable[[], Dialect] | None = None
     connected: Callable[[str], AbstractContextManager[None]] | None = None
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+def coarsest_eps(backend: CurvatureBackend, params: Params) -> float:
+    """The machine epsilon of the coarsest parameter: 2⁻⁷ for bfloat16, 2⁻¹⁰ for float16, 2⁻²³ for float32."""
+    x = backend.flatten(params)
+    xp: Any = array_api_compat.array_namespace(x)
+    # In a dtype of machine epsilon ε, three times what 4/3 is rounded to differs from 4 by ε.
+    thirds = backend.unflatten(xp.full_like(x, 4 / 3), params)
+    rounded = float(xp.max(xp.abs(3 * backend.flatten(thirds) - 4)))
+    return max(rounded, float(xp.finfo(x.dtype).eps))
 
 
 def capabilities_of(backend: CurvatureBackend) -> frozenset[str]:

@@ -106,7 +106,7 @@ class _Block(LinearOperator):
 
     def solve_damped(self, v: Vector, damping: float) -> Vector:
         if self.space.size > _DENSE:
-            return solve(self, v, damping, solver=CG(rtol=self.space.eps**0.5)).x
+            return solve(self, v, damping, solver=CG(rtol=self.space.product_eps**0.5)).x
         return BlockStructured(self.space, [self._dense()]).solve_damped(v, damping)
 
     def is_singular(self, damping: float) -> bool:

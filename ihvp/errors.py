@@ -326,11 +326,12 @@ class WrongShape(VectorError):
 
 
 class WrongDtype(VectorError, TypeError):
-    """A vector has another dtype than the parameters."""
+    """A vector has another dtype than those of the parameters have."""
 
     def __init__(self, found: object, expected: object) -> None:
         super().__init__(
-            f"v has dtype {found}; expected {expected}, the parameters' own. Cast v, or the parameters."
+            f"v has dtype {found}; expected {expected}, that of these parameters' vectors. Cast v, or the "
+            "parameters."
         )
 
 
@@ -431,7 +432,7 @@ class NonFinite(LossError, ArithmeticError):
         where = "" if batch is None else f" on batch {batch}"
         super().__init__(
             f"{what} is not finite (NaN or infinite){where}. Look at that batch's data and at log, sqrt or "
-            "division in the loss; in half precision, scale the loss or use float32."
+            "division in the loss. float16 ends at 65,504: there, scale the loss, or use bfloat16 or float32."
         )
 
 

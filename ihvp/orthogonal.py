@@ -73,7 +73,7 @@ def orthonormal(
            [4., 8.],
            [0., 0.]]))
     """
-    eps = float(array_api_compat.array_namespace(block).finfo(algebra.wide_dtype(block)).eps)
+    eps = float(array_api_compat.array_namespace(block).finfo(block.dtype).eps)
     columns = block.shape[1]
     zero = _ZERO * eps * columns**0.5
     deviation = zero if deviation is None else deviation

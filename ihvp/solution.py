@@ -34,6 +34,9 @@ class Solution:
         The method, and why it was taken where that was not the caller's choice.
     history : ndarray (iterations + 1,) or (iterations + 1, k)
         The relative residual before the first and after each step, by the method's own recurrence.
+    noise : float or ndarray (k,)
+        The part of ``residual`` that is the uncertainty of its products: what rounding, in half precision
+        that of the parameters, and the backend's own error may hide. A bound; measured where it matters.
     standard_error : float or ndarray (k,), optional
         Of a method that draws samples: how far ``x`` is likely to be from its expectation, relative to
         ``‖x‖``. It is the root of the summed squared standard errors of the entries times Student's factor
@@ -55,5 +58,6 @@ class Solution:
     matvecs: int
     stop_reason: str
     history: NDArray[np.float64] = field(repr=False)
+    noise: float | NDArray[np.float64] = 0.0
     standard_error: float | NDArray[np.float64] | None = None
     method: str = ""

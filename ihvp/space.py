@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import array_api_compat
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.arguments import is_special, shape_of
-from ihvp.backend import CurvatureBackend, Params, Vector
+from ihvp.backend import CurvatureBackend, Params, Vector, coarsest_eps
 from ihvp.errors import (
     IhvpError,
     MixedFrameworks,
@@ -33,7 +34,7 @@ Leave = Callable[[Vector], Any]
 
 @dataclass(frozen=True, eq=False)
 class VectorSpace:
-    """Vectors of length ``size`` of one dtype on one device, or all on each device of a mesh of JAX.
+    """Vectors of length ``size`` in float32 or float64 on one device, or all on each device of JAX's mesh.
 
     Attributes
     ----------
@@ -65,6 +66,8 @@ class VectorSpace:
         if is_traced(vector):
             raise TracedValue("A vector")
         xp, device = array_api_compat.array_namespace(vector), algebra.device(vector)
+        if xp.isdtype(vector.dtype, "real floating") and xp.finfo(vector.dtype).bits < 32:
+            raise WrongDtype(vector.dtype, f"{xp.float32}, as vectors of parameters in half precision have")
         processes = Processes.of(backend, vector)
         return cls(vector.shape[0], vector.dtype, device, xp, backend, params, processes)
 
@@ -82,8 +85,18 @@ class VectorSpace:
 
     @property
     def eps(self) -> float:
-        """The machine epsilon of the dtype."""
+        """The machine epsilon of the vectors' dtype."""
         return float(self.xp.finfo(self.dtype).eps)
+
+    @cached_property
+    def product_eps(self) -> float:
+        """The machine epsilon that models compute products with: above ``eps`` in half precision."""
+        return self.eps if self.backend is None else coarsest_eps(self.backend, self.params)
+
+    @property
+    def unsure(self) -> float:
+        """Relative to the largest, how far rounding may take an eigenvalue from zero."""
+        return max(10 * self.eps, self.product_eps)
 
     @property
     def itemsize(self) -> int:

@@ -120,6 +120,12 @@ class JaxBackend:
             params, _derivatives.gnvp, Static(predict), Static(loss), params, hold_constants(batch), v
         )
 
+    def push_forward(self, predict: Predict, params: Params, batch: Batch, v: Vector) -> list[Vector]:
+        """``J v`` for each array that ``predict`` returns: ``(*shape)``, or ``(*shape, k)``."""
+        arguments = Static(predict), params, hold_constants(batch), v
+        pushed: list[Vector] = _divided(params, _derivatives.push_forward, *arguments)
+        return pushed
+
     def open(self, predict: Predict, params: Params, batch: Batch) -> OpenModel:
         """A forward pass of ``predict(params, batch)`` with the inputs of each layer, to be pulled back.
 

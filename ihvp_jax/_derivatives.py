@@ -95,10 +95,23 @@ def per_example_grads(loss: Static, params: Params, batch: Batch) -> Vector:
 @compiled
 def gnvp(predict: Static, loss: Static, params: Params, batch: Batch, v: Vector) -> Vector:
     """``Jᵀ (∇²_outputs loss) J v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
+    outputs, push, pullback = _jacobian(predict, params, batch)
+    curvature = linearize(loss, outputs, batch)
+    return _on_columns(jax.tree_util.Partial(_in_turn, push, curvature, pullback), params, v)
+
+
+@compiled
+def push_forward(predict: Static, params: Params, batch: Batch, v: Vector) -> list[Vector]:
+    """``J v`` of each of the outputs for ``v`` of shape ``(P,)`` or ``(P, k)``."""
+    _, push, _ = _jacobian(predict, params, batch)
+    return [part.astype(v.dtype) for part in jax.tree.leaves(_of_columns(push, params, v))]
+
+
+def _jacobian(predict: Static, params: Params, batch: Batch) -> tuple[Any, Any, Any]:
+    """A model's outputs, and ``v ↦ J v`` and ``u ↦ Jᵀ u`` on pytrees."""
     require_floating(params)
     outputs = _outputs(predict, params, batch)
     require_floating(outputs, "output of predict")
-    curvature = linearize(loss, outputs, batch)
 
     def model(params: Params) -> Any:
         return _outputs(predict, params, batch)
@@ -110,7 +123,7 @@ def gnvp(predict: Static, loss: Static, params: Params, batch: Batch, v: Vector)
         # The pullback is linear in its cotangent: its own pullback is J, at whatever point it is taken.
         lambda: jax.tree_util.Partial(reverse, pullback, outputs),
     )
-    return _on_columns(jax.tree_util.Partial(_in_turn, push, curvature, pullback), params, v)
+    return outputs, push, pullback
 
 
 @compiled
@@ -156,12 +169,17 @@ def _in_turn(*arguments: Any) -> Any:
 
 
 def _on_columns(linear: Callable[[Params], Params], params: Params, v: Vector) -> Vector:
-    """``linear`` on a vector, or on each column of a block.
+    """``linear`` on a vector, or on each column of a block, as vectors.
 
     ``linear`` is a pytree of the arrays that it computes with, where ``v`` is a block.
     """
+    return ravel(_of_columns(linear, params, v), trailing=v.ndim - 1)
+
+
+def _of_columns(linear: Callable[[Params], Params], params: Params, v: Vector) -> Params:
+    """The same as pytrees, the columns along the last axis."""
     if v.ndim == 1:
-        return ravel(linear(unravel(v, params)))
+        return linear(unravel(v, params))
     if v.ndim != 2 or v.shape[0] != size(params) or v.shape[1] == 0:
         raise WrongShape(v.shape, size(params))
 
@@ -171,7 +189,7 @@ def _on_columns(linear: Callable[[Params], Params], params: Params, v: Vector) -
     together, at_once = partial(each, on_row), _columns_at_once(linear, v.shape[1])
     on_host = together if at_once == v.shape[1] > 1 else partial(each, on_row, at_once=at_once)
     products = jax.lax.platform_dependent(v.T, cpu=on_host, default=together)
-    return ravel(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), products), trailing=1)
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), products)
 
 
 def _columns_at_once(linear: Callable[[Params], Params], columns: int) -> int:

@@ -46,7 +46,7 @@ def example_products(loss: Static, params: Params, batch: Batch, v: Vector) -> V
     )
 
     def on_vector(v: Vector) -> Vector:
-        products: Vector = push(unravel(v, params))
+        products: Vector = push(unravel(v, params)).astype(v.dtype)
         return products
 
     if v.ndim == 1:

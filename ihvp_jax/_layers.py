@@ -19,7 +19,7 @@ from ihvp_jax._each import count_examples, each, each_example
 from ihvp_jax._mesh import computed, divided, whole
 from ihvp_jax._modes import pull
 from ihvp_jax._named import Members, named_layers
-from ihvp_jax._parameters import blocks, ravel, require_floating
+from ihvp_jax._parameters import blocks, ravel, require_floating, vector_dtype
 from ihvp_jax._program import Path, Uses, run
 from ihvp_jax._static import Static, release_constants
 from ihvp_jax._view import View
@@ -77,7 +77,7 @@ def _opened(predict: Static, params: Params, batch: Batch) -> Any:
     """
     require_floating(params)
     leaves, count = jax.tree.leaves(params), count_examples(batch)
-    dtype = jnp.result_type(*leaves)
+    dtype = vector_dtype(leaves)
 
     def model(params: Params, batch: Batch) -> Any:
         return predict.value(params, release_constants(batch))

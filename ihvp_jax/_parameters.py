@@ -6,6 +6,7 @@ Products call these only while JAX traces, so what is checked here costs nothing
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -52,14 +53,19 @@ def found(value: object) -> str:
     return f"{text} and dtype {value.dtype}" if hasattr(value, "dtype") else text
 
 
+def vector_dtype(leaves: Sequence[Any]) -> Any:
+    """The dtype of vectors: that which all leaves promote to, and no narrower than float32."""
+    return jnp.promote_types(jnp.result_type(*leaves), jnp.float32)
+
+
 def ravel(tree: Params, *, leading: int = 0, trailing: int = 0) -> jax.Array:
-    """The leaves in the order of ``jax.tree.leaves``, promoted to one dtype, as one vector ``(P,)``.
+    """The leaves in the order of ``jax.tree.leaves``, as one vector ``(P,)`` of :func:`vector_dtype`.
 
     All leaves share ``leading`` first and ``trailing`` last dimensions, which the result keeps.
     """
     require_floating(tree)
     leaves = jax.tree.leaves(tree)
-    dtype = jnp.result_type(*leaves)
+    dtype = vector_dtype(leaves)
 
     def part(leaf: jax.Array) -> jax.Array:
         shape = jnp.shape(leaf)

@@ -34,7 +34,7 @@ def ihvp_backend() -> BackendPlugin:
         framework="jax",
         install="pip install 'ihvp[jax]'",
         factory=_factory,
-        types=("jax", "jaxlib"),
+        types=("jax", "jaxlib", "flax"),
         capabilities=frozenset(
             {
                 "linearize",
@@ -47,6 +47,7 @@ def ihvp_backend() -> BackendPlugin:
                 "layers",
                 "blocks",
                 "checkpoints",
+                "push_forward",
             }
         ),
         dialect=_dialect,

@@ -29,8 +29,9 @@ def floating_arrays(params: Params) -> list[np.ndarray]:
 
 
 def flatten(params: Params) -> np.ndarray:
-    """All arrays as one new vector of their common dtype."""
-    return np.concatenate([array.reshape(-1) for array in floating_arrays(params)])
+    """All arrays as one new vector of :func:`vector_dtype`."""
+    arrays = floating_arrays(params)
+    return np.concatenate([array.reshape(-1) for array in arrays], dtype=vector_dtype(arrays))
 
 
 def unflatten(vector: np.ndarray, like: Params) -> Params:
@@ -43,6 +44,11 @@ def unflatten(vector: np.ndarray, like: Params) -> Params:
         return vector[start - array.size : start].reshape(array.shape).astype(array.dtype, copy=False)
 
     return rebuild(like, take)
+
+
+def vector_dtype(arrays: list[np.ndarray]) -> np.dtype:
+    """The common dtype of the arrays, and no narrower than float32."""
+    return np.result_type(np.float32, *arrays)
 
 
 def epsilon(arrays: list[np.ndarray]) -> float:

@@ -20,6 +20,7 @@ from ihvp.backend import (
     SupportsReduce,
     SupportsValue,
     Vector,
+    coarsest_eps,
 )
 from ihvp.errors import GradientRequired, InvalidOption, ParameterError, WrongDtype, WrongShape, describe
 from ihvp_numdiff import _arrays
@@ -249,7 +250,8 @@ class NumdiffBackend:
                 _check_form(shifted, params)
             return self.grad(loss, shifted, batch)
 
-        return NearVector(gradient, self.flatten(params))
+        assert self.inner is not None
+        return NearVector(gradient, self.flatten(params), coarsest_eps(self.inner, params))
 
     def _one_step_serves(self, near: Near) -> bool:
         return self.step is not None or alike(near.arrays)

@@ -13,17 +13,16 @@ from array_api_compat import array_namespace, device
 
 from ihvp.backend import CurvatureBackend, Params, Vector
 from ihvp.errors import GradientMismatch, ParameterError, describe
-from ihvp_numdiff._arrays import floating_arrays
+from ihvp_numdiff._arrays import floating_arrays, vector_dtype
 from ihvp_numdiff._structure import align, rebuild
 
 
 def flatten_gradient(gradient: Any, params: Params) -> np.ndarray:
-    """A gradient by numpy parameters, in their structure or flat, as a new ``(P,)`` in their dtype.
+    """A gradient by numpy parameters, in their structure or flat, as a new ``(P,)`` vector.
 
     Another structure or shape, or what is no real numbers, is a GradientMismatch.
     """
-    dtype = np.result_type(*floating_arrays(params))
-    return np.concatenate(_pieces(gradient, params), dtype=dtype)
+    return np.concatenate(_pieces(gradient, params), dtype=vector_dtype(floating_arrays(params)))
 
 
 def subtract_gradient(total: np.ndarray, gradient: Any, params: Params) -> None:

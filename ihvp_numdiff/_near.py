@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from ihvp.backend import Params, Vector
-from ihvp_numdiff._arrays import epsilon, flatten, floating_arrays, unflatten
+from ihvp_numdiff._arrays import epsilon, flatten, floating_arrays, unflatten, vector_dtype
 from ihvp_numdiff._difference import norm
 from ihvp_numdiff._gradient import flatten_gradient, subtract_gradient
 
@@ -54,7 +53,7 @@ class NearArrays:
         self._take_gradient, self._params = take_gradient, params
         self._leaves = floating_arrays(params)
         self.size = sum(array.size for array in self._leaves)
-        self.dtype = np.result_type(*self._leaves)
+        self.dtype = vector_dtype(self._leaves)
         self.epsilon = epsilon(self._leaves)
 
     @property
@@ -100,10 +99,9 @@ class NearArrays:
 class NearVector:
     """The surroundings of a vector of another backend, with the gradient as a function of it."""
 
-    def __init__(self, gradient: Callable[[Vector], Vector], x: Vector) -> None:
+    def __init__(self, gradient: Callable[[Vector], Vector], x: Vector, epsilon: float) -> None:
         self._gradient, self._x = gradient, x
-        self.size, self.dtype = x.shape[0], x.dtype
-        self.epsilon = float(array_namespace(x).finfo(x.dtype).eps)
+        self.size, self.dtype, self.epsilon = x.shape[0], x.dtype, epsilon
 
     @property
     def arrays(self) -> list[Vector]:

@@ -101,6 +101,11 @@ class TensorFlowBackend:
         """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict``; outputs may be nested."""
         return self._run(_derivatives.gauss_newton_product, (predict, loss), params, batch, v)
 
+    def push_forward(self, predict: Predict, params: Params, batch: Batch, v: Vector) -> list[Vector]:
+        """``J v`` for each array that ``predict`` returns: ``(*shape)``, or ``(*shape, k)``."""
+        parts = self._run(_derivatives.jacobian_product, (predict,), params, (batch, _rows(v, params)))
+        return [part[0] if v.ndim == 1 else np.moveaxis(part, 0, -1) for part in parts]
+
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
         """The gradients of the batch's examples, ``(B, P)``; an example keeps a leading dimension of 1."""
         return self._run(_derivatives.per_example_gradients, (loss,), params, batch)

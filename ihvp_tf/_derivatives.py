@@ -77,6 +77,21 @@ def gauss_newton_product(
     return _by_row(product, v)
 
 
+def jacobian_product(
+    functions: Functions, params: Params, variables: Sequence[Any], batch: tuple[Batch, Tensor]
+) -> list[Tensor]:
+    """``J v`` of each of the outputs for every row of the vectors ``(k, P)`` beside the batch, ``(k, …)``."""
+    (predict,), (data, vectors) = functions, batch
+    _, _, outputs, push = _pushing(lambda: predict(params, data), variables, " of the outputs")
+    dtype = vectors.dtype
+
+    def pushed(row: Tensor) -> list[Tensor]:
+        return [tf.cast(part, dtype) for part in push(row)]
+
+    parts: list[Tensor] = tf.map_fn(pushed, vectors, fn_output_signature=[dtype] * len(outputs))
+    return parts
+
+
 def output_gradient(
     functions: Functions, params: Params, variables: Sequence[Any], batch: tuple[Batch, Any]
 ) -> Tensor:

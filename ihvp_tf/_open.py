@@ -69,6 +69,7 @@ class OpenModel:
         self._count = int(arrays[0].shape[0]) if arrays else 1
         self._structure, seen = run(_opened, (predict,), params, batch)
         self._outputs = tf.nest.flatten(self._structure)
+        self._dtype = vector_dtype(self._outputs).as_numpy_dtype
         self.shapes: Sequence[tuple[int, ...]] = [output.shape for output in self._outputs]
         self.layers: list[Layer] = []
         self.inputs: list[Vector] = []
@@ -88,7 +89,7 @@ class OpenModel:
 
     def outputs(self) -> Vector:
         """The F outputs, ``(F,)``."""
-        return np.concatenate([output.reshape(-1) for output in self._outputs])
+        return np.concatenate([output.reshape(-1).astype(self._dtype) for output in self._outputs])
 
     def pull_back(self, cotangents: Vector) -> Sequence[Vector]:
         """For ``(V, F)``: for each layer ``(V, B, S, groups, d_out)``."""
@@ -117,7 +118,7 @@ class OpenModel:
             raise VectorError(
                 f"Found vectors of shape {rows.shape}; expected rows of {size} entries, one for each output."
             )
-        return np.ascontiguousarray(rows)
+        return np.ascontiguousarray(rows, self._dtype)
 
     def _has_examples(self, places: tuple[int, ...]) -> bool:
         """Whether the examples may be the leading axis of the places, or the slow factor of the only one."""

@@ -143,12 +143,9 @@ def values_of(params: Params, variables: Sequence[Any]) -> list[tuple[Any, Any]]
 
 
 def vector_dtype(leaves: Sequence[Any]) -> Any:
-    """The dtype that holds all leaves: theirs, or the one that numpy promotes them to.
-
-    To numpy's own functions bfloat16 is no floating dtype: its vectors are float32.
-    """
-    dtypes = {tf.float32 if _dtype(leaf) == tf.bfloat16 else _dtype(leaf) for leaf in leaves}
-    return tf.as_dtype(functools.reduce(np.promote_types, [dtype.as_numpy_dtype for dtype in dtypes]))
+    """The dtype of vectors: that which numpy promotes all leaves to, and no narrower than float32."""
+    dtypes = {_dtype(leaf).as_numpy_dtype for leaf in leaves}
+    return tf.as_dtype(functools.reduce(np.promote_types, dtypes, np.dtype(np.float32)))
 
 
 def size_of(leaf: Any) -> int:

@@ -46,6 +46,7 @@ def ihvp_backend() -> BackendPlugin:
                 "layers",
                 "blocks",
                 "checkpoints",
+                "push_forward",
             }
         ),
         dialect=_dialect,

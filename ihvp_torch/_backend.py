@@ -17,7 +17,7 @@ from ihvp_torch._curvature import curvature
 from ihvp_torch._derivatives import Function, flat_gradient, recording, scalar
 from ihvp_torch._example_products import example_products
 from ihvp_torch._fallback import FirstThatWorks, Memory
-from ihvp_torch._gauss_newton import Outputs, gauss_newton
+from ihvp_torch._gauss_newton import Outputs, gauss_newton, push_forward
 from ihvp_torch._inputs import Inputs
 from ihvp_torch._layers import OpenedModel, cotangent_loss
 from ihvp_torch._linearize import Linearization
@@ -146,6 +146,12 @@ class TorchBackend:
 
         prediction = _prediction(predict, parameters, batch)
         return multiply(gauss_newton(prediction, output_curvature, predict, self._jacobian_ways), v)
+
+    @recording
+    def push_forward(self, predict: Predict, params: Params, batch: Batch, v: Tensor) -> list[Tensor]:
+        """``J v`` for each floating tensor that ``predict`` returns: ``(*shape)``, or ``(*shape, k)``."""
+        prediction = _prediction(predict, *_read(params, batch))
+        return push_forward(prediction, v, predict, self._jacobian_ways)
 
     @recording
     def value(self, loss: Loss, params: Params, batch: Batch) -> Any:

@@ -22,7 +22,7 @@ from ihvp_torch._rows import compiled_rows
 from ihvp_torch._trace import trace
 from ihvp_torch._tree import fill, named_leaves, structure
 from ihvp_torch._turns import compiling
-from ihvp_torch._vector import row_by_row
+from ihvp_torch._vector import row_by_row, vector_dtype
 
 _log = logging.getLogger("ihvp")
 
@@ -90,8 +90,7 @@ class CompiledCurvature:
         """Trace the product with one vector, so that the loss is known to have one."""
         tensors = self._parameters.tensors
         size = sum(tensor.numel() for tensor in tensors)
-        dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-        if self._program(tensors[0].new_empty(size, dtype=dtype)) is None:
+        if self._program(tensors[0].new_empty(size, dtype=vector_dtype(tensors))) is None:
             self._uncompiled()
 
     def held(self) -> Iterable[Tensor]:

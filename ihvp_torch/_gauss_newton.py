@@ -1,8 +1,9 @@
-"""Products with the generalised Gauss–Newton matrix ``Jᵀ (∇²_outputs loss) J`` (Schraudolph 2002)."""
+"""Products with a model's Jacobian J, and with ``Jᵀ (∇²_outputs loss) J`` (Schraudolph 2002)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -42,6 +43,24 @@ class Outputs:
         tree = fill(self._tree, leaves)
         return lambda function: function(tree)
 
+    def derivatives(self, pushed: Tensor) -> list[Tensor]:
+        """A vector of derivatives of those that vary as arrays, with zeros for other floating tensors."""
+        varying = dict(zip(self.varying, split(pushed, self.tensors), strict=True))
+        return [
+            varying.get(i, torch.zeros_like(leaf))
+            for i, leaf in enumerate(self._leaves)
+            if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        ]
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """The derivative J of those outputs that vary by the parameters."""
+
+    outputs: Outputs
+    push: Callable[[Tensor], Tensor]  # J v
+    pull: Callable[[Tensor, bool], Tensor]  # pull(u, last): Jᵀ u
+
 
 def gauss_newton(
     predict: Function, output_curvature: OutputCurvature, key: Any, memory: Memory
@@ -51,73 +70,90 @@ def gauss_newton(
     The value of ``predict`` is a tensor, or a tree of tensors; ``output_curvature(outputs)`` is the product
     with ``∇²_outputs loss``; ``key`` is the user's function under which ``memory`` keeps the way.
     """
-    ways = {name: partial(way(output_curvature), predict) for name, way in WAYS.items()}
-    return FirstThatWorks(ways, key, memory)
+
+    def of(jacobian: Jacobian) -> Product:
+        curve = output_curvature(jacobian.outputs)
+        return Product(row_by_row(lambda v, last: jacobian.pull(curve(jacobian.push(v), False), last)))
+
+    return _first_that_works(of, predict, key, memory)
 
 
-def double_backward(output_curvature: OutputCurvature) -> Callable[[Function], Product]:
+def push_forward(predict: Function, v: Tensor, key: Any, memory: Memory) -> list[Tensor]:
+    """``J v`` for ``v`` of shape ``(P,)`` or ``(P, k)``: an array for each floating tensor of the outputs."""
+
+    def of(jacobian: Jacobian) -> Product:
+        def product(rows: Tensor, last: bool) -> Any:
+            each = [jacobian.outputs.derivatives(jacobian.push(row)) for row in rows]
+            return [torch.stack(parts, dim=-1).to(v.dtype) for parts in zip(*each, strict=True)]
+
+        return Product(product)
+
+    parts = _first_that_works(of, predict, key, memory)(v[None] if v.ndim == 1 else v.T, True)
+    return [part[..., 0] if v.ndim == 1 else part for part in parts]
+
+
+def double_backward(predict: Function) -> Jacobian:
     """``J v`` as the derivative by ``u`` of ``⟨Jᵀ u, v⟩``: backward passes only, on one kept graph."""
+    leaves = predict.leaves()
+    call = predict.bind(leaves)
 
-    def prepare(predict: Function) -> Product:
-        leaves = predict.leaves()
-        call = predict.bind(leaves)
+    def differentiate(structure: Any) -> tuple[Outputs, list[Tensor], Sequence[Tensor | None]]:
+        outputs = Outputs(predict.evaluate(structure))
+        refuse_once_differentiable(outputs.tensors)
+        cotangents = [torch.ones_like(output, requires_grad=True) for output in outputs.tensors]
+        pulled = torch.autograd.grad(
+            outputs.tensors, leaves, cotangents, create_graph=True, allow_unused=True
+        )
+        if all(part is None for part in pulled):
+            raise LossIndependentOfParameters("the prediction's gradient reaches none of them")
+        refuse_constants(pulled, outputs.tensors)
+        return outputs, cotangents, pulled
 
-        def differentiate(structure: Any) -> tuple[Outputs, list[Tensor], Sequence[Tensor | None]]:
-            outputs = Outputs(predict.evaluate(structure))
-            refuse_once_differentiable(outputs.tensors)
-            cotangents = [torch.ones_like(output, requires_grad=True) for output in outputs.tensors]
-            pulled = torch.autograd.grad(
-                outputs.tensors, leaves, cotangents, create_graph=True, allow_unused=True
+    outputs, cotangents, pulled = call(differentiate)
+    reached = [i for i, part in enumerate(pulled) if part is not None and part.requires_grad]
+
+    def push(v: Tensor) -> Tensor:
+        pieces = split(v, leaves)
+        pushed = call(
+            lambda _: torch.autograd.grad(
+                [pulled[i] for i in reached],
+                cotangents,
+                [pieces[i] for i in reached],
+                retain_graph=True,
+                allow_unused=True,
             )
-            if all(part is None for part in pulled):
-                raise LossIndependentOfParameters("the prediction's gradient reaches none of them")
-            refuse_constants(pulled, outputs.tensors)
-            return outputs, cotangents, pulled
+        )
+        return join(pushed, cotangents)
 
-        outputs, cotangents, pulled = call(differentiate)
-        reached = [i for i, part in enumerate(pulled) if part is not None and part.requires_grad]
-        curve = output_curvature(outputs)
-
-        def product(v: Tensor, last: bool) -> Tensor:
-            pieces = split(v, leaves)
-            pushed = call(
-                lambda _: torch.autograd.grad(
-                    [pulled[i] for i in reached],
-                    cotangents,
-                    [pieces[i] for i in reached],
-                    retain_graph=True,
-                    allow_unused=True,
-                )
-            )
-            return _pull(call, outputs, leaves, curve(join(pushed, cotangents), False), last)
-
-        return Product(row_by_row(product))
-
-    return prepare
+    return Jacobian(outputs, push, partial(_pull, call, outputs, leaves))
 
 
-def dual_numbers(output_curvature: OutputCurvature) -> Callable[[Function], Product]:
+def dual_numbers(predict: Function) -> Jacobian:
     """``J v`` by one forward pass on dual numbers."""
+    leaves = predict.leaves()
+    call = predict.bind(leaves)
+    outputs = call(lambda structure: Outputs(predict.evaluate(structure)))
 
-    def prepare(predict: Function) -> Product:
-        leaves = predict.leaves()
-        call = predict.bind(leaves)
-        outputs = call(lambda structure: Outputs(predict.evaluate(structure)))
-        curve = output_curvature(outputs)
+    def push(v: Tensor) -> Tensor:
+        with forward_mode(), forward_ad.dual_level():
+            tree = predict.bind(duals(predict.point(), split(v, leaves)))(predict.evaluate)
+            values = [leaf for _, leaf in named_leaves(tree)]
+            tangents = [forward_ad.unpack_dual(values[i]).tangent for i in outputs.varying]
+            return join(tangents, outputs.tensors)
 
-        def push(v: Tensor) -> Tensor:
-            with forward_mode(), forward_ad.dual_level():
-                tree = predict.bind(duals(predict.point(), split(v, leaves)))(predict.evaluate)
-                values = [leaf for _, leaf in named_leaves(tree)]
-                tangents = [forward_ad.unpack_dual(values[i]).tangent for i in outputs.varying]
-                return join(tangents, outputs.tensors)
+    return Jacobian(outputs, push, partial(_pull, call, outputs, leaves))
 
-        def product(v: Tensor, last: bool) -> Tensor:
-            return _pull(call, outputs, leaves, curve(push(v), False), last)
 
-        return Product(row_by_row(product))
-
-    return prepare
+def _first_that_works(
+    of: Callable[[Jacobian], Product], predict: Function, key: Any, memory: Memory
+) -> FirstThatWorks:
+    """What ``of`` makes of the Jacobian, in the first way to it that the operations support."""
+    plain: dict[str, Callable[[Function], Product]] = {
+        "double backward": lambda function: of(double_backward(function)),
+        "forward mode": lambda function: of(dual_numbers(function)),
+    }
+    ways = plain | {f"{name} without fused kernels": unfused(way) for name, way in plain.items()}
+    return FirstThatWorks({name: partial(way, predict) for name, way in ways.items()}, key, memory)
 
 
 def _pull(call: Call, outputs: Outputs, leaves: Sequence[Tensor], u: Tensor, last: bool) -> Tensor:
@@ -130,11 +166,3 @@ def _pull(call: Call, outputs: Outputs, leaves: Sequence[Tensor], u: Tensor, las
         ),
         leaves,
     )
-
-
-WAYS: dict[str, Callable[[OutputCurvature], Callable[[Function], Product]]] = {
-    "double backward": double_backward,
-    "forward mode": dual_numbers,
-    "double backward without fused kernels": lambda curve: unfused(double_backward(curve)),
-    "forward mode without fused kernels": lambda curve: unfused(dual_numbers(curve)),
-}

@@ -21,7 +21,7 @@ from ihvp_torch._derivatives import Function, flat_gradient, recording, scalar
 from ihvp_torch._fallback import Memory
 from ihvp_torch._parameters import Call
 from ihvp_torch._tree import fill, named_leaves
-from ihvp_torch._vector import multiply
+from ihvp_torch._vector import multiply, vector_dtype
 
 # Rows of one example differ from a multiple of each other by less than this part of the rows.
 _APART = 0.05
@@ -99,8 +99,8 @@ class OpenedModel:
         self._tree = self._call(predict.evaluate)
         self._outputs = floating(self._tree)
         self._batch, self._memory = batch, memory
-        dtype = functools.reduce(torch.promote_types, [leaf.dtype for leaf in leaves])
-        self._like = torch.empty(0, dtype=dtype, device=leaves[0].device)
+        self._like = torch.empty(0, dtype=vector_dtype(leaves), device=leaves[0].device)
+        self._coarsest = max((leaf.dtype for leaf in leaves), key=lambda dtype: torch.finfo(dtype).eps)
         self.shapes = [tuple(output.shape) for output in self._outputs]
         self._uses: Sequence[Sequence[Use]] = _grouped(_uses(self._outputs, leaves, names))
         self._arranged = False
@@ -191,7 +191,7 @@ class OpenedModel:
         That takes one cotangent more: a sum of the others in which each example has a factor of its own.
         """
         count = self._count()
-        apart = {torch.float64: 1e-6, torch.float32: 1e-3}.get(self._like.dtype)
+        apart = {torch.float64: 1e-6, torch.float32: 1e-3}.get(self._coarsest)
         if count < 2 or apart is None:
             return None
         random = torch.Generator().manual_seed(0)
@@ -237,13 +237,13 @@ class OpenedModel:
         if count == 1:
             return list(groups)
         # Half precision cannot tell factors from one another, but zeros from what it has.
-        base, least = {torch.float64: (1 << 20, 1), torch.float32: (1 << 10, 1)}.get(self._like.dtype, (2, 0))
+        base, least = {torch.float64: (1 << 20, 1), torch.float32: (1 << 10, 1)}.get(self._coarsest, (2, 0))
         digits = max(1, math.ceil(math.log(count, base) - 1e-9))
         # The smaller the factors, the less rounding; those of half precision, 0 and 1, have none.
         base = math.ceil(count ** (1 / digits) - 1e-9)
         random = torch.Generator().manual_seed(0)
         example = self._examples().cpu()
-        rounding = least * base * torch.finfo(self._like.dtype).eps / _APART
+        rounding = least * base * torch.finfo(self._coarsest).eps / _APART
         factors = [torch.ones(len(example))]
         factors += [least + example.div(base**j, rounding_mode="floor") % base for j in range(digits)]
         cotangents = torch.stack(factors).double() * torch.randn(len(example), generator=random).double()

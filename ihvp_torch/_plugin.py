@@ -67,6 +67,7 @@ def ihvp_backend() -> BackendPlugin:
                 "layers",
                 "blocks",
                 "checkpoints",
+                "push_forward",
             }
         ),
         dialect=dialect,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,11 +23,17 @@ class Product:
         return self.apply(v, last)
 
 
+def vector_dtype(tensors: Tensors) -> torch.dtype:
+    """The dtype of vectors: that which all tensors promote to, and no narrower than float32."""
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+
+
 def join(tensors: Sequence[Tensor | None], like: Tensors) -> Tensor:
-    """One vector ``(P,)`` of the widest dtype; None stands for zeros of the tensor in ``like``."""
+    """One vector ``(P,)`` of :func:`vector_dtype`; None stands for zeros of the tensor in ``like``."""
+    dtype = vector_dtype(like)
     return torch.cat(
         [
-            torch.zeros_like(model).reshape(-1) if tensor is None else _dense(tensor).reshape(-1)
+            (torch.zeros_like(model) if tensor is None else _dense(tensor)).reshape(-1).to(dtype)
             for tensor, model in zip(tensors, like, strict=True)
         ]
     )
@@ -34,9 +41,12 @@ def join(tensors: Sequence[Tensor | None], like: Tensors) -> Tensor:
 
 def join_rows(stacked: Sequence[Tensor | None], like: Tensors, count: int) -> Tensor:
     """``(count, P)``: row i is :func:`join` of the i-th entries along the first axes."""
+    dtype = vector_dtype(like)
     return torch.cat(
         [
-            model.new_zeros(count, model.numel()) if tensor is None else tensor.reshape(count, model.numel())
+            model.new_zeros(count, model.numel(), dtype=dtype)
+            if tensor is None
+            else tensor.reshape(count, model.numel()).to(dtype)
             for tensor, model in zip(stacked, like, strict=True)
         ],
         dim=1,

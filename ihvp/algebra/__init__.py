@@ -28,13 +28,22 @@ from ihvp.algebra._arrays import (
     take,
     to_numpy,
     wide,
-    wide_dtype,
     without_explicit_axes,
     zeros_like,
 )
 from ihvp.algebra._blocks import add_product, gram, gram_parts, matmul, multiply, plus_product, small, total
 from ihvp.algebra._threads import leaving_the_cores_to
-from ihvp.algebra._vectors import axpy, coefficients, dot_parts, dots, norms, scale, subtract_from, xpay
+from ihvp.algebra._vectors import (
+    axpy,
+    coefficients,
+    dot_parts,
+    dots,
+    norms,
+    scale,
+    scaled,
+    subtract_from,
+    xpay,
+)
 
 __all__ = [
     "add_product",
@@ -63,6 +72,7 @@ __all__ = [
     "norms",
     "plus_product",
     "scale",
+    "scaled",
     "slices",
     "small",
     "subtract_from",
@@ -71,7 +81,6 @@ __all__ = [
     "to_numpy",
     "total",
     "wide",
-    "wide_dtype",
     "without_explicit_axes",
     "xpay",
     "zeros_like",

@@ -141,15 +141,9 @@ def summed(array: Vector) -> Iterator[slice]:
 
 
 def wide(array: Vector) -> Vector:
-    """Half-precision arrays in float32: sums of products overflow or drown in 11 bits."""
-    dtype = wide_dtype(array)
-    return array if dtype == array.dtype else array_api_compat.array_namespace(array).astype(array, dtype)
-
-
-def wide_dtype(array: Vector) -> Any:
-    """The dtype of :func:`wide`."""
+    """An array in half precision as one in float32, which vectors and matrices have at least."""
     xp = array_api_compat.array_namespace(array)
-    return xp.float32 if xp.finfo(array.dtype).bits < 32 else array.dtype
+    return xp.astype(array, xp.float32) if xp.finfo(array.dtype).bits < 32 else array
 
 
 def copy(x: Vector) -> Vector:

@@ -8,7 +8,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.algebra._arrays import device, fused, slices, summed, to_numpy, wide, wide_dtype
+from ihvp.algebra._arrays import device, fused, slices, summed, to_numpy
 from ihvp.backend import Vector
 
 # XLA makes one pass of a sum of so many multiples; a matrix product is written to memory before it is added,
@@ -32,7 +32,7 @@ def gram_parts(x: Vector, y: Vector) -> Any:
     """The products of each slice, ``(slices, k, m)``, on the device; what :func:`gram` adds up."""
     xp = array_api_compat.array_namespace(x, y)
     with np.errstate(all="ignore"):
-        return xp.stack([matmul(wide(x[rows]).T, wide(y[rows])) for rows in summed(x)])
+        return xp.stack([matmul(x[rows].T, y[rows]) for rows in summed(x)])
 
 
 def total(parts: Any) -> NDArray[np.float64]:
@@ -83,24 +83,20 @@ def _multiply(x: Vector, matrix: Any, plus: Vector) -> Vector:
 def small(matrix: NDArray[np.float64], x: Vector) -> Any:
     """A host matrix in a form that multiplies the block ``x`` from the right."""
     if isinstance(x, np.ndarray) or array_api_compat.is_jax_array(x):
-        return np.asarray(matrix, dtype=wide_dtype(x))  # goes to the device with what it multiplies
+        return np.asarray(matrix, dtype=x.dtype)  # goes to the device with what it multiplies
     xp = array_api_compat.array_namespace(x)
     matrix = np.ascontiguousarray(matrix)
-    return xp.asarray(matrix, dtype=wide_dtype(x), device=device(x))
+    return xp.asarray(matrix, dtype=x.dtype, device=device(x))
 
 
 def _product(x: Vector, matrix: Any) -> Vector:
-    xp, terms = array_api_compat.array_namespace(x), wide(x)
     if array_api_compat.is_jax_array(x):
         count = x.shape[1]
-        product = (
-            sum(terms[:, i, None] * matrix[i] for i in range(count))
-            if count <= _TERMS and x.size > _CACHED
-            else matmul(terms, matrix)
-        )
-        return xp.astype(product, x.dtype)
+        if count <= _TERMS and x.size > _CACHED:
+            return sum(x[:, i, None] * matrix[i] for i in range(count))
+        return matmul(x, matrix)
     # Written from the left, the product keeps one contiguous vector after another.
-    return xp.astype(matmul(matrix.T, terms.T).T, x.dtype, copy=False)
+    return matmul(matrix.T, x.T).T
 
 
 def matmul(x: Vector, y: Vector) -> Vector:

@@ -8,7 +8,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.algebra._arrays import as_like, fused, on_host, slices, summed, to_numpy, wide, wide_dtype
+from ihvp.algebra._arrays import as_like, fused, on_host, slices, summed, to_numpy
 from ihvp.algebra._blocks import total
 from ihvp.backend import Vector
 
@@ -23,7 +23,7 @@ def dots(x: Vector, y: Vector, parts: Any = None) -> NDArray[np.float64]:
     products = total(dot_parts(x, y) if parts is None else parts)
     if _in_range(products, x):
         return products
-    (scale_x, x), (scale_y, y) = _scaled(x), _scaled(y)
+    (scale_x, x), (scale_y, y) = scaled(x), scaled(y)
     with np.errstate(all="ignore"):
         return np.asarray(scale_x * scale_y * total(dot_parts(x, y)))
 
@@ -36,7 +36,7 @@ def norms(x: Vector, parts: Any = None) -> NDArray[np.float64]:
     squares = total(dot_parts(x, x) if parts is None else parts)
     if _in_range(squares, x):
         return np.asarray(np.sqrt(squares))
-    scale, x = _scaled(x)
+    scale, x = scaled(x)
     return np.asarray(scale * np.sqrt(total(dot_parts(x, x))))
 
 
@@ -48,7 +48,6 @@ def dot_parts(x: Vector, y: Vector) -> Any:
     A function that is :func:`fused` returns them with what else it computes.
     """
     xp = array_api_compat.array_namespace(x)
-    x, y = wide(x), wide(y)
     if array_api_compat.is_jax_array(x):
         # XLA sums in parts by itself, and would copy each slice first.
         return xp.sum(x * y, axis=0)[None]
@@ -63,17 +62,19 @@ def dot_parts(x: Vector, y: Vector) -> Any:
 
 def _in_range(products: NDArray[np.float64], like: Vector) -> bool:
     """Whether sums of products neither overflowed nor lost digits to underflow; exact zeros are in doubt."""
-    info = array_api_compat.array_namespace(like).finfo(wide_dtype(like))
+    info = array_api_compat.array_namespace(like).finfo(like.dtype)
     lowest = float(info.smallest_normal) / float(info.eps)
     return bool(np.all(np.isfinite(products) & (np.abs(products) >= lowest)))
 
 
-def _scaled(x: Vector) -> tuple[NDArray[np.float64], Vector]:
-    """The largest magnitude of each column, 1 where that is 0 or not finite, and ``x`` divided by it."""
-    x = wide(x)
+def scaled(x: Vector) -> tuple[NDArray[np.float64], Vector]:
+    """``x`` divided, without rounding, by a power of two for each column, such that its entries are up to 2.
+
+    The power comes first; it is 1 where no entry is finite and other than 0.
+    """
     xp = array_api_compat.array_namespace(x)
     largest = np.asarray(to_numpy(xp.max(xp.abs(x), axis=0)), dtype=np.float64)
-    scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+    scale = np.exp2(np.floor(np.log2(np.where((largest > 0) & np.isfinite(largest), largest, 1.0))))
     return scale, x / coefficients(scale, x)
 
 

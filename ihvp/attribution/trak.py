@@ -25,6 +25,7 @@ from ihvp.processes import Processes
 from ihvp.projection import Projection
 
 _DIM = 2048
+_HOLDS = "derivatives", "rows", "training examples"
 
 
 class TRAK(Streamed):
@@ -147,7 +148,7 @@ class TRAK(Streamed):
             "output": fingerprint.of_function(self.output),
             "projection": repr(index.projection),
         }
-        with Store(folder, (1, len(index)), dtype, (1, width), depends_on, processes, "derivatives") as store:
+        with Store(folder, (1, len(index)), dtype, (1, width), depends_on, processes, _HOLDS) as store:
             for block, own in store.missing(0, 1, windows(losses, width), losses):
                 first = losses.first + block.first
                 rows = index.features.of(losses, block, "training", 1.0)[own]

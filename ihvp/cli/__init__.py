@@ -1,4 +1,4 @@
-"""The command line: ``ihvp backends``, ``ihvp influence``, ``ihvp contract`` and ``ihvp demo``."""
+"""The command line: ``ihvp backends``, ``influence``, ``evaluate``, ``contract``, ``demo`` and so on."""
 
 from ihvp.cli.main import app
 

@@ -154,15 +154,15 @@ def run(
     if report is not None:
         report.check()
     influence = Influence(objective, damping, solver, train_loss=train_loss)
-    with _warnings_as_lines(first):
+    with warnings_as_lines(first):
         if out is None and report is None:
             found = influence.top_k(test_data, top, test_loss=test_loss, which=which.value)
         else:
             scores = influence.scores(test_data, test_loss=test_loss, out=out)
             found = scores.top_k(top, which.value)
     if out is not None and first:
-        _write(found, out / "top.csv")
-    _show(console, found)
+        write_top(found, out / "top.csv")
+    show_top(console, found)
     if out is not None:
         console.print(f"All scores are in {out}, these in {out / 'top.csv'}.", highlight=False)
     if report is not None and first:
@@ -172,7 +172,7 @@ def run(
 
 
 @contextmanager
-def _warnings_as_lines(shown: bool) -> Iterator[None]:
+def warnings_as_lines(shown: bool) -> Iterator[None]:
     """A warning of this library is its text: the line of code that it points to would not be the user's."""
     with warnings.catch_warnings():
         plain = warnings.showwarning
@@ -189,7 +189,8 @@ def _warnings_as_lines(shown: bool) -> Iterator[None]:
         yield
 
 
-def _show(console: Console, found: TopK) -> None:
+def show_top(console: Console, found: TopK) -> None:
+    """The examples of the first test points, a table for each."""
     tests = len(found.indices)
     for j in range(min(tests, _SHOWN)):
         table = Table(title=f"Test point {j}", title_justify="left")
@@ -207,7 +208,8 @@ def _show(console: Console, found: TopK) -> None:
     )
 
 
-def _write(found: TopK, path: Path) -> None:
+def write_top(found: TopK, path: Path) -> None:
+    """All of them as a file, a line for each."""
     tests, k = found.indices.shape
     columns = (
         np.repeat(np.arange(tests), k),

@@ -14,7 +14,9 @@ import ihvp
 from ihvp.cli import backends as backends_command
 from ihvp.cli import contract as contract_command
 from ihvp.cli import demo as demo_command
+from ihvp.cli import evaluate as evaluate_command
 from ihvp.cli import experiment as experiment_command
+from ihvp.cli import index as index_command
 from ihvp.cli import influence as influence_command
 from ihvp.cli.config import Config
 from ihvp.cli.launched import shared
@@ -197,6 +199,99 @@ def influence(
             out=out,
             report=shown,
         )
+
+
+app.add_typer(
+    index_command.app, name="index", help="Keep projected gradients of the training examples, and ask them."
+)
+
+
+@app.command()
+def evaluate(
+    objective: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:OBJECTIVE", help="An `ihvp.Objective` of your trained model, as for `influence`."
+        ),
+    ],
+    test: Annotated[
+        str | None, typer.Option(metavar="MODULE:DATA", help="The test points, as for `influence`.")
+    ] = None,
+    train_fn: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="`train_fn(kept, seed)`: the parameters after training on the examples with these numbers.",
+        ),
+    ] = None,
+    metric: Annotated[
+        evaluate_command.Metric,
+        typer.Option(
+            help="lds: losses after training on subsets; loo: without single examples; brittleness: without "
+            "the most helpful ones; detection: mislabelled examples by self-influence."
+        ),
+    ] = evaluate_command.Metric.lds,
+    dampings: Annotated[str, typer.Option(help="λ; for lds several, with commas: 1e-3,1e-2,0.1.")] = "0",
+    curvature: Annotated[
+        evaluate_command.CurvatureName,
+        typer.Option(help="auto: the Hessian, or Gauss–Newton where that is indefinite."),
+    ] = evaluate_command.CurvatureName.auto,
+    solver: Annotated[
+        influence_command.SolverName | None,
+        typer.Option(help="As for `influence`; by default cg, or the closed form of kfac and ekfac."),
+    ] = None,
+    rtol: Annotated[float, typer.Option(help="The relative residual to solve to.", min=0.0)] = 1e-5,
+    subsets: Annotated[
+        int, typer.Option(help="How many subsets, or single examples for loo, to train with.", min=1)
+    ] = 100,
+    seeds: Annotated[int, typer.Option(help="With how many seeds each time.", min=1)] = 1,
+    jobs: Annotated[int, typer.Option(help="How many processes train at a time; −1 for all processors.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for what came of the trainings: the same command goes on where it stopped, and "
+            "other dampings take no training.",
+            file_okay=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="A file for a picture: .png, .pdf, .svg.", dir_okay=False)
+    ] = None,
+    test_loss: Annotated[str | None, typer.Option(metavar="MODULE:LOSS", help="As for `influence`.")] = None,
+    train_loss: Annotated[str | None, typer.Option(metavar="MODULE:LOSS", help="As for `influence`.")] = None,
+    wrong: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="For brittleness, the fraction of a batch that is predicted wrong.",
+        ),
+    ] = None,
+    mislabelled: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:ARRAY", help="For detection, one boolean for each training example."),
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Ask how good the scores of `ihvp influence` are on your model, by training it again.
+
+    Beside the objective and the test points, `training.py` defines `train_fn(kept, seed)`, which trains a new
+    model on some of the examples. `ihvp evaluate training:objective --test training:test_data --train-fn
+    training:train_fn --dampings 1e-3,1e-2,1e-1 --out outcomes` prints the linear datamodelling score for each
+    damping with its standard error (Park et al., "TRAK", 2023).
+    """
+    evaluate_command.run(
+        Console(),
+        evaluate_command.Places(objective, test, train_fn, test_loss, train_loss, wrong, mislabelled),
+        metric,
+        dampings=dampings,
+        curvature=curvature,
+        solver=None if solver is None else solver.made(rtol),
+        subsets=subsets,
+        seeds=seeds,
+        jobs=jobs,
+        out=out,
+        plot=plot,
+    )
 
 
 @app.command()

@@ -21,15 +21,11 @@ _OTHER = 0.7
 
 
 class Products:
-    """``v ↦ A v`` in at least float32, counted and checked.
-
-    Nothing is orthogonal in half precision: only the operator itself works in it.
-    """
+    """``v ↦ A v``, counted and checked."""
 
     def __init__(self, operator: LinearOperator) -> None:
         self.operator, self.space, self.count = operator, operator.space, 0
         self._noise: float | None = None
-        self.dtype = algebra.wide(self.space.zeros(1)[:0]).dtype
 
     def __call__(self, v: Vector) -> Vector:
         return self.measured(v)[0]
@@ -37,9 +33,9 @@ class Products:
     def measured(self, v: Vector) -> tuple[Vector, NDArray[np.float64]]:
         """A product, and the norm of each of its columns, by which it is checked."""
         self.count += 1 if v.ndim == 1 else v.shape[1]
-        image = self.operator.apply(self.space.xp.astype(v, self.space.dtype, copy=False))
+        image = self.operator.apply(v)
         # A compiled identity hands its argument back, and products are written to.
-        image = algebra.wide(algebra.copy(image) if image is v else image)
+        image = algebra.copy(image) if image is v else image
         norms = algebra.norms(image)
         if not np.all(np.isfinite(norms)):
             raise NonFinite("A product with the operator")
@@ -51,7 +47,7 @@ class Products:
         matrix = self.operator.to_dense()
         if not algebra.all_finite(matrix):
             raise NonFinite("A product with the operator")
-        return algebra.wide(matrix)
+        return matrix
 
     def noise(self, leading: Vector) -> float:
         """What the error of a product may be: estimated once, for the leading eigenvector.
@@ -59,8 +55,8 @@ class Products:
         Half precision is not rounded alike on every processor, and there it is measured.
         """
         if self._noise is None:
-            error = self.operator.product_error(self.space.xp.astype(leading, self.space.dtype, copy=False))
-            if self.space.dtype != self.dtype:
+            error = self.operator.product_error(leading)
+            if self.space.product_eps > self.space.eps:
                 # Other multiples of a vector have other rounding errors.
                 other = self(_OTHER * leading) / _OTHER
                 error += float(algebra.norms(algebra.subtract_from(self(leading), other)))
@@ -94,20 +90,19 @@ def certified(product: Products, found: Approximation, tol: float, *, seed: int,
     ``tol`` relates residuals to ``found.size``. Where ``noisy``, those as small as the products' own error
     for the leading vector are small enough.
     """
-    space, limit = product.space, tol * found.size
+    limit = tol * found.size
     if noisy:
         limit = max(limit, product.noise(found.leading))
-    vectors = space.xp.astype(found.vectors, space.dtype, copy=False)
-    values, residuals = found.values, found.residuals
+    vectors, values, residuals = found.vectors, found.values, found.residuals
     if found.complete:
         mixture = np.random.default_rng(seed).standard_normal(values.size)
         mixture /= np.linalg.norm(mixture)
         fresh = product(combinations(found.vectors, mixture[:, None])[:, 0])
         residuals = residuals + float(algebra.norms(algebra.subtract_from(found.image(mixture), fresh)))
     if not found.complete or np.any(residuals > limit):
-        images, wide = product(vectors), algebra.wide(vectors)
-        values = algebra.dots(wide, images) / algebra.norms(wide) ** 2
-        residuals = algebra.norms(algebra.axpy(images, -algebra.coefficients(values, wide), wide))
+        images = product(vectors)
+        values = algebra.dots(vectors, images) / algebra.norms(vectors) ** 2
+        residuals = algebra.norms(algebra.axpy(images, -algebra.coefficients(values, vectors), vectors))
     order = np.argsort(-values, kind="stable")
     if np.any(order != np.arange(order.size)):
         vectors = algebra.columns(vectors, order)

@@ -23,8 +23,8 @@ class GrowingBasis:
     It has room for ``capacity`` vectors, and holds ``size`` of them.
     """
 
-    def __init__(self, space: VectorSpace, capacity: int, dtype: Any) -> None:
-        self._rows = space.xp.zeros((capacity, space.size), dtype=dtype, device=space.device)
+    def __init__(self, space: VectorSpace, capacity: int) -> None:
+        self._rows = space.xp.zeros((capacity, space.size), dtype=space.dtype, device=space.device)
         self.size = 0
 
     def append(self, v: Vector) -> None:

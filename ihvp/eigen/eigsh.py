@@ -216,10 +216,9 @@ def _checked(
 
 
 def _default_tolerance(product: Products) -> float:
-    space = product.space
-    # In half precision only the products are: at least the vector and the result are rounded, by up to ε/2,
-    # for the pair and for the fresh product.
-    return float(max(space.xp.finfo(product.dtype).eps ** (2 / 3), 4 * space.eps))
+    # In half precision at least the vector and the result are rounded, by up to ε/2, for the pair and for the
+    # fresh product.
+    return float(max(product.space.eps ** (2 / 3), 4 * product.space.product_eps))
 
 
 def _checked_start(space: VectorSpace, v0: Any) -> Vector:

@@ -72,8 +72,8 @@ class Lanczos:
         self.tol, self.missed, self.noisy = search.tol, search.missed, search.noisy
         self.max_restarts, known, start = search.max_restarts, search.known, search.start
         self._random = np.random.default_rng(search.seed)
-        self._eps = float(product.space.xp.finfo(product.dtype).eps)
-        self._basis = GrowingBasis(product.space, self.capacity, product.dtype)
+        self._eps = product.space.eps
+        self._basis = GrowingBasis(product.space, self.capacity)
         self._projected = np.zeros((self.capacity, self.capacity))
         self._image_norm = self._size = 0.0  # the largest norm of a product, and magnitude of a Ritz value
         self._couplings = np.zeros(0)  # of the next direction to the basis: b
@@ -83,13 +83,12 @@ class Lanczos:
         self._probes, self._margin, self._found = 0, 0.0, np.zeros(0)
         if known is not None:
             for place in range(self.k):
-                self._basis.append(algebra.wide(algebra.column(known.vectors, place)))
+                self._basis.append(algebra.column(known.vectors, place))
             np.fill_diagonal(self._projected[: self.k, : self.k], known.values)
             self._couplings, self._next = np.zeros(self.k), self._random_direction()
         elif start is None:
             self._next = self._random_direction()
         else:
-            start = algebra.wide(start)
             self._next = start / float(algebra.norms(start))
 
     def run(self, max_products: int | None, monitor: Monitor) -> Approximation:
@@ -232,7 +231,7 @@ class Lanczos:
         """A random unit vector that is orthogonal to the basis."""
         space = self.product.space
         entries = self._random.standard_normal(space.size)
-        v = space.xp.asarray(entries, dtype=self.product.dtype, device=space.device)
+        v = space.xp.asarray(entries, dtype=space.dtype, device=space.device)
         v, _, norm = self._basis.orthogonalise(v, float(algebra.norms(v)))
         return algebra.scale(v, 1 / norm)
 

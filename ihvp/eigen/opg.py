@@ -55,7 +55,7 @@ def opg_eigenpairs(
     if rank is None:
         rank = max(2 * k + 10, min(_MOST_OF_SMALL, _SMALL // space.size))
     if tol is None:
-        tol = space.eps ** (2 / 3)
+        tol = space.product_eps ** (2 / 3)
     check_number("tol", tol, lambda number: 0 < number < 1, "a number between 0 and 1")
     svd = streaming_svd(objective.per_example_gradient_chunks(power=0.5), rank=min(rank, space.size))
     columns = 0
@@ -63,14 +63,12 @@ def opg_eigenpairs(
     def product(v: Vector) -> Vector:
         nonlocal columns
         columns += v.shape[1]
-        # In half precision only the products are: nothing factorises in it.
-        image = operator.apply(space.xp.astype(v, space.dtype, copy=False))
-        return space.xp.astype(image, v.dtype, copy=False)
+        return operator.apply(v)
 
     pairs = refine(product, _widened(svd.vectors, k, space), k, tol=tol, max_passes=max_passes)
     return Eigenpairs(
         values=pairs.values,
-        vectors=space.xp.astype(pairs.vectors, space.dtype, copy=False),
+        vectors=pairs.vectors,
         residuals=pairs.residuals,
         converged=pairs.residuals <= tol * np.abs(pairs.values).max(),
         matvecs=columns,
@@ -85,4 +83,4 @@ def _widened(basis: Vector, k: int, space: VectorSpace) -> Vector:
         return basis
     xp = space.xp
     noise = space.asarray(np.random.default_rng(0).standard_normal((space.size, missing)))
-    return xp.linalg.qr(algebra.concatenate([basis, xp.astype(noise, basis.dtype, copy=False)]))[0]
+    return xp.linalg.qr(algebra.concatenate([basis, noise]))[0]

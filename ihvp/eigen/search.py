@@ -34,8 +34,7 @@ def searched(
         return dense_eigenpairs(product, wanted)
     numbers = (capacity + 3 * wanted.k + _VECTORS) * space.size
     what = f"A Lanczos basis of {capacity} vectors of P = {space.size:,} with k = {wanted.k} results"
-    bytes_each = int(space.xp.finfo(product.dtype).bits // 8)
-    require_memory(space, numbers, bytes_each, what, "Pass a smaller ncv or k.")
+    require_memory(space, numbers, space.itemsize, what, "Pass a smaller ncv or k.")
     iteration = Lanczos(product, wanted, search)
     affordable = product.count + space.size // 2 if _is_decomposed(product) else None
     with Monitor("Lanczos", callback, progress, space.processes.rank) as monitor:

@@ -90,5 +90,4 @@ def _blocks(chunks: Iterable[Vector], rows: int) -> Iterator[Vector]:
 
 def _stack(pieces: list[Any]) -> Vector:
     xp = array_api_compat.array_namespace(pieces[0])
-    # No library factorises in half precision.
-    return algebra.wide(pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=0))
+    return pieces[0] if len(pieces) == 1 else xp.concat(pieces, axis=0)

@@ -53,7 +53,7 @@ def suggest_damping(
     space = operator.space
     count = checked_count("steps", steps, 50, space.size)
     if condition is None:
-        condition = space.eps**-0.5
+        condition = space.product_eps**-0.5
     check_number("condition", condition, lambda number: number > 1, "a finite number above 1")
 
     def product(v: Vector) -> Vector:

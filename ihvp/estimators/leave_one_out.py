@@ -8,7 +8,6 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.estimators.probes import host, native, products
 from ihvp.operators.base import LinearOperator
@@ -32,7 +31,7 @@ class RangeBasis:
 
 def range_basis(operator: LinearOperator, probes: Vector) -> RangeBasis:
     """The range that the products of a symmetric operator with n probes show, for 2n products."""
-    product = algebra.wide(products(operator, probes))
+    product = products(operator, probes)
     xp = array_api_compat.array_namespace(product)
     basis, triangle = xp.linalg.qr(product)
     r = host(triangle)
@@ -45,6 +44,5 @@ def range_basis(operator: LinearOperator, probes: Vector) -> RangeBasis:
     else:
         inverse = np.linalg.inv(r).T
         directions = inverse / np.linalg.norm(inverse, axis=0)
-    basis = xp.astype(basis, probes.dtype, copy=False)
     image = products(operator, basis) if basis.shape[1] else basis
     return RangeBasis(basis, image, r, directions)

@@ -89,7 +89,7 @@ def identity_products(operator: LinearOperator) -> Iterator[tuple[Vector, Vector
 
 def host(block: Vector) -> NDArray[np.float64]:
     """A small matrix as float64 numpy."""
-    return np.asarray(algebra.to_numpy(algebra.wide(block)), dtype=np.float64)
+    return np.asarray(algebra.to_numpy(block), dtype=np.float64)
 
 
 def native(matrix: NDArray[np.float64], like: Vector) -> Vector:

@@ -12,9 +12,9 @@ from typing import Any, get_args
 from ihvp import fingerprint
 from ihvp.arguments import check_choice, check_damping, check_instance, check_path
 from ihvp.data import Batches, take_examples
-from ihvp.errors import InvalidOption
+from ihvp.errors import InvalidOption, gigabytes
 from ihvp.index.features import Features, Recorded
-from ihvp.index.gradient_index import CURVATURE, NAME, GradientIndex
+from ihvp.index.gradient_index import CURVATURE, HOLDS, GradientIndex
 from ihvp.index.records import IndexDtype, record_dtype
 from ihvp.influence.blocks import Block, tile_columns, windows
 from ihvp.influence.store import Store
@@ -47,7 +47,7 @@ class Forecast:
     Examples
     --------
     >>> print(Forecast(1_000_000, 1024, 2_052_000_000, 5400.0))
-    1,000,000 examples × 1,024 numbers: 2.1 GB, about 90 minutes
+    1,000,000 examples × 1,024 numbers: 2.05 GB, about 90 minutes
     """
 
     examples: int
@@ -58,7 +58,7 @@ class Forecast:
     def __str__(self) -> str:
         minutes = self.seconds / 60
         told = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{self.seconds:.0f} seconds"
-        return f"{self.examples:,} examples × {self.dim:,} numbers: {self.nbytes / 1e9:.1f} GB, about {told}"
+        return f"{self.examples:,} examples × {self.dim:,} numbers: {gigabytes(self.nbytes)}, about {told}"
 
 
 @together
@@ -142,7 +142,7 @@ def build_index(
     record = record_dtype(features.map.dim, dtype)
     columns = tile_columns(features.map.dim, count)
     columns = min(columns, width)
-    with Store(out, (1, count), record, (1, columns), depends_on, objective.processes, NAME) as store:
+    with Store(out, (1, count), record, (1, columns), depends_on, objective.processes, HOLDS) as store:
         before = training.first
         with track("Index", training.num_examples, progress, objective.processes.rank) as advance:
             wanted = store.missing(0, 1, windows(training, columns), training)
@@ -163,12 +163,13 @@ def forecast(
     *,
     curvature: KFAC | None = None,
     damping: float = 0.0,
+    train_loss: Callable[..., Any] | None = None,
 ) -> Forecast:
     """What :func:`ihvp.build_index` will take, from the first examples of the data.
 
     Parameters
     ----------
-    objective, projection, dtype, curvature, damping
+    objective, projection, dtype, curvature, damping, train_loss
         As for :func:`ihvp.build_index`.
 
     Examples
@@ -180,7 +181,7 @@ def forecast(
     >>> ihvp.index.forecast(objective, ihvp.Projection(4)).nbytes
     60
     """
-    model, features, _ = _prepared(objective, projection, dtype, curvature, damping, None, None)
+    model, features, _ = _prepared(objective, projection, dtype, curvature, damping, train_loss, None)
     training = model.training()
     batch, count = next(iter(training.batches))
     some = min(count, _TIMED)

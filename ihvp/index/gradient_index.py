@@ -31,7 +31,8 @@ from ihvp.progress import track
 from ihvp.projection import Projection
 from ihvp.solvers import ClosedForm, inverse
 
-NAME = "gradients"
+HOLDS = "gradients", "rows", "training examples"
+NAME = HOLDS[0]
 CURVATURE = "curvature.npz"
 
 # So many numbers are read at once (16 MiB in float32), which stay in the caches of large processors.

@@ -40,7 +40,7 @@ def definite_inverse(objective: Objective, inverse: Inverse) -> Inverse:
     start = space.asarray(np.random.default_rng(0).standard_normal(space.size))
     # The operator that is solved with later: what it linearises for these products, it keeps.
     ritz = ritz_range(inverse.operator.apply, start)
-    if not ritz.lowest + inverse.damping < -(space.eps**0.5) * ritz.highest:
+    if not ritz.lowest + inverse.damping < -(space.product_eps**0.5) * ritz.highest:
         return inverse
     damping = max(inverse.damping, PART * -ritz.lowest)
     warnings.warn(

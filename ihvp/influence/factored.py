@@ -18,6 +18,7 @@ from ihvp.kronecker.dual import DualInverse, dual_inverse
 from ihvp.objective import Objective
 from ihvp.operators import GaussNewton
 from ihvp.solvers import Auto, ClosedForm
+from ihvp.solvers.tolerances import relative_tolerance
 
 
 def contraction_of(
@@ -31,7 +32,9 @@ def contraction_of(
         own = inverse.operator.objective
         if not all(_is_composed(loss, own.predict) for loss in losses):
             return None
-        return dual_inverse(inverse.operator, inverse.damping, inverse.solver.rtol)
+        return dual_inverse(
+            inverse.operator, inverse.damping, relative_tolerance(inverse.solver.rtol, inverse.space)
+        )
     if not has_factored_form(model, *losses):
         return None
     operator = model.inverse.operator
@@ -47,7 +50,6 @@ def has_factored_form(model: TrainedModel, *losses: Objective) -> bool:
         and isinstance(model.inverse.solver, ClosedForm)
         and all(isinstance(block, KroneckerBlock) for block in operator.blocks)
         and all(_is_composed(loss, operator.predict) for loss in losses)
-        and operator.space.xp.finfo(operator.space.dtype).bits >= 32
         and not operator.is_singular(damping)
     )
 

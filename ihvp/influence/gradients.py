@@ -50,7 +50,7 @@ def derivatives_along(objective: Objective, block: Block, x: Vector, what: str) 
     """
     backend, space = objective.backend, objective.space
     # Half precision is added up in single precision where the gradients are formed, and only there.
-    half = space.xp.finfo(space.dtype).bits < 32
+    half = space.product_eps > space.eps
     if half or x.shape[1] > _FEW or not isinstance(backend, SupportsExampleProducts):
         return algebra.gram(gradients(objective, block, what).T, x)
     parts = []

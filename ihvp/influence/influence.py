@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
-from ihvp.arguments import check_instance
+from ihvp.arguments import check_choice, check_instance
 from ihvp.errors import InvalidOption
 from ihvp.influence.allocation import allocate
 from ihvp.influence.attribution import Attribution
@@ -16,6 +16,7 @@ from ihvp.influence.parts import scores_in_parts
 from ihvp.influence.points import Unsolved, rows_of
 from ihvp.influence.products import InverseProducts
 from ihvp.influence.scores import Scores
+from ihvp.influence.tokens import scores_by_token
 from ihvp.influence.trained import TrainedModel
 from ihvp.objective import Objective
 from ihvp.objective.restricted import parts_of
@@ -116,6 +117,19 @@ class Influence(Attribution):
         """``(H + λI)⁻¹``."""
         return self._model.inverse
 
+    @overload
+    @together
+    def scores_by(
+        self,
+        by: Literal["token"],
+        test_data: Any,
+        train_data: Any = None,
+        test_loss: Callable[..., Any] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> Scores: ...
+
+    @overload
     @together
     def scores_by(
         self,
@@ -125,17 +139,32 @@ class Influence(Attribution):
         test_loss: Callable[..., Any] | None = None,
         *,
         progress: bool | None = None,
-    ) -> dict[str, Scores]:
-        r"""The scores in parts, one for each layer or parameter: which part of the model an influence is in.
+    ) -> dict[str, Scores]: ...
 
-        .. math:: S_{ji} = \sum_b \frac1N \langle x_j^{(b)}, \nabla C_i^{(b)} \rangle, \qquad
+    @together
+    def scores_by(
+        self,
+        by: Literal["layer", "parameter", "token"],
+        test_data: Any,
+        train_data: Any = None,
+        test_loss: Callable[..., Any] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> dict[str, Scores] | Scores:
+        r"""The scores in parts: in which part of the model, or in which tokens, an influence is.
+
+        .. math:: S_{ji} = \sum_b \frac1N \langle x_j^{(b)}, \nabla C_i^{(b)} \rangle
+            = \sum_{t,v} \frac1N \frac{\partial C_i}{\partial o_{itv}} (J x_j)_{itv}, \qquad
             x_j = (H + \lambda I)^{-1} \nabla L(z_j)
 
-        with the entries :math:`(b)` of each part. They add up to :meth:`scores`.
+        with the entries :math:`(b)` of each part; or with the outputs :math:`o_i` of example i, their tokens
+        t, and their Jacobian J. The parts add up to :meth:`scores`.
 
         Parameters
         ----------
-        by : {"layer", "parameter"}
+        by : {"layer", "parameter", "token"}
+            Tokens are what the second axis of the outputs of ``predict`` counts, after the examples. Those
+            that the loss leaves out, as padding or a prompt, have the part 0.
         test_data, train_data, test_loss, progress
             As for :meth:`scores`.
 
@@ -143,11 +172,15 @@ class Influence(Attribution):
         -------
         dict of str to Scores
             By the names of :attr:`ihvp.Objective.blocks`, or their parts up to the last ``.`` or ``/``.
+        Scores (n_test, n_train, n_tokens)
+            By token. Batches of shorter texts than others are filled up with zeros.
 
         Raises
         ------
         MissingCapability
-            The backend does not name its parameters.
+            The backend does not name its parameters; or it cannot open a model, as numdiff.
+        InvalidOption
+            The objective has no ``predict``, or its outputs have no second axis.
 
         Examples
         --------
@@ -162,9 +195,13 @@ class Influence(Attribution):
         {'a': [[-0.667, 0.0, 0.667]], 'b': [[-0.333, -0.333, 0.667]]}
         """
         self._model.agree("scores_by", by)
-        parts = parts_of(self.objective.blocks, by)
+        check_choice("by", by, ("layer", "parameter", "token"))
+        parts = {} if by == "token" else parts_of(self.objective.blocks, by)
         points = self._model.points(test_data, test_loss, progress)
-        return scores_in_parts(self._model, points, self._model.training(train_data), parts, progress)
+        training = self._model.training(train_data)
+        if by == "token":
+            return scores_by_token(self._model, points, training, progress)
+        return scores_in_parts(self._model, points, training, parts, progress)
 
     @together
     def group(

@@ -116,7 +116,7 @@ def input_derivatives(objective: Objective, batch: Batch, first: int, x: Vector)
 
 def _differences(objective: Objective, batch: Batch, first: int, x: Vector) -> Batch:
     leaves = _leaves(batch)
-    count, epsilon = count_examples(batch), objective.space.eps
+    count, epsilon = count_examples(batch), objective.space.product_eps
     objective.require_additive(batch)
     if objective.weighting.function is not None:
         objective = objective.with_fixed_weights(batch)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp import algebra
-from ihvp.arguments import is_integer, naming
 from ihvp.backend import Params
-from ihvp.errors import FunctionFailed, InvalidOption, LossNotAdditive, NonFinite, ParameterError
+from ihvp.errors import InvalidOption, LossNotAdditive
 from ihvp.influence.group import groups_of
 from ihvp.influence.influence import Influence
-from ihvp.influence.workers import number_of_workers, require_precision, results
+from ihvp.influence.retraining import Retraining, check_train_fn
 from ihvp.objective import Objective
 from ihvp.packages import required
-from ihvp.progress import track
 from ihvp.solvers import Solver
 
 if TYPE_CHECKING:
@@ -28,7 +24,7 @@ if TYPE_CHECKING:
 TrainFunction: TypeAlias = Callable[[NDArray[np.intp], Params], Params]
 """``train_fn(removed, start)``: trains without the examples ``removed`` from the parameters ``start`` on."""
 
-_MOST_JOBS = 1 << 15
+_FORM = "train_fn(removed, start)"
 _CONFIDENCE = 1.959963984540054  # of 95 %, both sides, of a normal variable
 
 
@@ -183,13 +179,7 @@ def leave_one_out(
     >>> removals.predicted.round(3), removals.actual.round(3)
     (array([-1.,  0.,  1.]), array([-0.5,  0. ,  1.5]))
     """
-    if not callable(train_fn):
-        raise InvalidOption(
-            "train_fn", train_fn, "a function train_fn(removed, start) that returns parameters"
-        )
-    if n_jobs is not None and (not is_integer(n_jobs) or not 0 < abs(n_jobs) < _MOST_JOBS):
-        expected = "a number of workers, −1 for one on each processor, or None for those of joblib"
-        raise InvalidOption("n_jobs", n_jobs, expected)
+    check_train_fn(train_fn, _FORM, n_jobs)
     try:
         indices = list(indices)
     except Exception as error:
@@ -201,8 +191,10 @@ def leave_one_out(
     question = _with_a_mean(influence._model.question(test_data, test_loss), objective)
     before = question.value()
     changes = influence.group(groups, test_data, test_loss, second_order=second_order, progress=progress)
+    retraining = Retraining(train_fn, _FORM, question, Objective.value, with_start=True)
+    jobs = [((group,), f"the removal of {np.array2string(group, threshold=8)}") for group in groups]
     with objective.processes.together():
-        after = _losses(question, train_fn, groups, n_jobs, progress)
+        after = list(retraining.each(jobs, n_jobs, progress))
     weights = [question.weighting.of(batch, count) for batch, count in question.batches]
     predicted = np.average(np.asarray(changes, dtype=np.float64), axis=0, weights=np.concatenate(weights))
     # Processes that trained for themselves have one answer, that of the first.
@@ -218,54 +210,6 @@ def _with_a_mean(question: Objective, objective: Objective) -> Objective:
         question = question.on(question.batches.data, weights=objective.weighting.function)
         question.require_additive()
     return question
-
-
-def _losses(
-    question: Objective,
-    train_fn: TrainFunction,
-    groups: list[NDArray[np.intp]],
-    n_jobs: int | None,
-    progress: bool | None,
-) -> list[float]:
-    """The test loss after training without each group."""
-    found = []
-    with track("Training again", len(groups), progress, question.space.processes.rank) as advance:
-        if n_jobs == 1 or (n_jobs is None and number_of_workers() == 1):
-            losses: Iterable[float] = (_loss_without(group, train_fn, question) for group in groups)
-        else:
-            joblib = required("joblib", "leave_one_out(n_jobs=…)", "pip install 'ihvp[influence]'")
-            task, dtype = joblib.delayed(_loss_elsewhere), str(question.space.dtype)
-            calls = (task(group, train_fn, question, dtype) for group in groups)
-            losses = results(joblib, calls, n_jobs)
-        for loss in losses:
-            found.append(loss)
-            advance(1)
-    return found
-
-
-def _loss_without(group: NDArray[np.intp], train_fn: TrainFunction, question: Objective) -> float:
-    with naming(FunctionFailed, "train_fn(removed, start)"):
-        trained = train_fn(group, copy.deepcopy(question.params))
-    if trained is None:
-        raise InvalidOption("train_fn", train_fn, "a function that returns the parameters; it returned None")
-    after, without = question.at(trained), np.array2string(group, threshold=8)
-    if not algebra.all_finite(after.backend.flatten(trained)):
-        raise ParameterError(
-            f"train_fn returned parameters with NaN or infinite entries after the removal of {without}; "
-            "expected finite ones. Its training diverged: take smaller steps, or more regularisation."
-        )
-    try:
-        return after.value()
-    except NonFinite as error:
-        raise NonFinite(f"The test loss at what train_fn returned after the removal of {without}") from error
-
-
-def _loss_elsewhere(
-    group: NDArray[np.intp], train_fn: TrainFunction, question: Objective, dtype: str
-) -> float:
-    """The same in another process, whose framework may be set otherwise."""
-    require_precision(question, dtype)
-    return _loss_without(group, train_fn, question)
 
 
 def _correlation(

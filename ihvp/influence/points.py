@@ -109,8 +109,8 @@ def solve_width(inverse: Inverse, count: int) -> int:
 
 
 def rows_of(x: Vector) -> NDArray[Any]:
-    """The columns of a block ``(P, k)`` as rows ``(k, P)`` of numpy; halves in float32, which holds them."""
-    return np.ascontiguousarray(algebra.to_numpy(algebra.wide(x.T)))
+    """The columns of a block ``(P, k)`` as rows ``(k, P)`` of numpy."""
+    return np.ascontiguousarray(algebra.to_numpy(x.T))
 
 
 def _together(parts: list[Vector]) -> Vector:

@@ -12,6 +12,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from ihvp.arguments import check_integer
+from ihvp.errors import InvalidOption
 from ihvp.influence.top_k import Running, TopK, Which, check_which
 from ihvp.packages import required
 
@@ -28,7 +29,7 @@ class Scores(NDArrayOperatorsMixin):
     values : array
         A numpy array; of a streamed run, the memory-mapped or zarr array that holds them.
     axes : tuple of str
-        What each axis counts: ``("test", "train")``, ``("train",)``, …
+        What each axis counts: ``("test", "train")``, ``("train",)``, ``("test", "train", "token")``, …
     residual : float
         The largest ``‖v − (H + λI) x‖ / ‖v‖`` of the inverse products that went in, recomputed.
 
@@ -98,7 +99,12 @@ class Scores(NDArrayOperatorsMixin):
         return np.argsort(keys, axis=-1, kind="stable")[..., :k]
 
     def top_k(self, k: int, which: Which = "both") -> TopK:
-        """The k with the most influence on each test point, as :meth:`ihvp.Influence.top_k` finds them."""
+        """The k with the most influence on each test point, as :meth:`ihvp.Influence.top_k` finds them.
+
+        Scores by token are an InvalidOption.
+        """
+        if self.ndim > 2:
+            raise InvalidOption("the scores", self, "those of whole examples: take Influence.top_k")
         check_k(k, self.shape[-1], self.axes[-1])
         check_which(which)
         values = self.values if self.ndim == 2 else np.asarray(self.values)[None]
@@ -110,7 +116,10 @@ class Scores(NDArrayOperatorsMixin):
         return running.result(self.residual)
 
     def to_pandas(self) -> pandas.DataFrame | pandas.Series:
-        """A ``DataFrame`` with a row for each test point, or a ``Series`` of one axis only; needs pandas."""
+        """A ``DataFrame`` with a row for each test point, or a ``Series`` of one axis only; needs pandas.
+
+        Of scores by token a row is that of a test point and a training example.
+        """
         pandas = required("pandas", "Scores.to_pandas", "pip install pandas")
         labels = [
             pandas.RangeIndex(length, name=axis) for length, axis in zip(self.shape, self.axes, strict=True)
@@ -118,7 +127,9 @@ class Scores(NDArrayOperatorsMixin):
         values = np.asarray(self.values)
         if len(labels) == 1:
             return pandas.Series(values, index=labels[0], name="score")
-        return pandas.DataFrame(values, index=labels[0], columns=labels[1])
+        *rows, columns = labels
+        index = rows[0] if len(rows) == 1 else pandas.MultiIndex.from_product(rows)
+        return pandas.DataFrame(values.reshape(len(index), -1), index=index, columns=columns)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw them, and return the matplotlib ``Axes``; see :func:`ihvp.plot.scores`."""

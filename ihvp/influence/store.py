@@ -77,7 +77,7 @@ class Store:
     ``chunk`` is the size of the largest one, and ``depends_on`` has names and fingerprints of what the scores
     depend on: in a folder whose scores depend on something else, or are of another format or series of
     versions, that is StoreMismatch. StoreInUse: another run writes to it. StoreError: it cannot be written,
-    its manifest is damaged, or the disk has no room.
+    its manifest is damaged, or the disk has no room. ``holds`` names what is kept, its rows and columns.
     """
 
     def __init__(
@@ -88,9 +88,10 @@ class Store:
         chunk: tuple[int, int],
         depends_on: Mapping[str, str],
         processes: Processes,
-        name: str = "scores",
+        holds: tuple[str, str, str] = ("scores", "test points", "training examples"),
     ) -> None:
         self.folder, self._shape, self._processes = Path(folder), shape, processes
+        self._holds = holds
         self._depends_on = {
             **depends_on,
             "shape": str(shape),
@@ -111,9 +112,9 @@ class Store:
             else:
                 self._follow(files)
             self._array = (
-                ZarrFolder(self.folder / f"{name}.zarr", shape, dtype, chunk)
+                ZarrFolder(self.folder / f"{holds[0]}.zarr", shape, dtype, chunk)
                 if is_zarr
-                else NumpyFile(self.folder / f"{name}.npy", shape, dtype, files)
+                else NumpyFile(self.folder / f"{holds[0]}.npy", shape, dtype, files)
             )
             self.done = self._finished() if is_first else _lines(self._read(_journal(0)), shape)[0]
             if is_first:
@@ -265,9 +266,10 @@ class Store:
         lost = [chunk for chunk in wrong if not any(_overlap(chunk, other) for other in found)]
         if lost:
             row, column, rows, columns = min(lost)
+            what, down, across = self._holds
             more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
             self._warn(
-                f"the scores of test points {row:,} to {row + rows - 1:,} and training examples {column:,} "
+                f"the {what} of {down} {row:,} to {row + rows - 1:,} and {across} {column:,} "
                 f"to {column + columns - 1:,}{more} in {self._array.path.name} are not what was written"
             )
         elif torn:
@@ -303,8 +305,8 @@ class Store:
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"Cannot use {self.folder}: {error}. Expected a folder that can be written, with room for "
-                "the scores. Make room, or pass another out=…; finished chunks are kept, and the same call "
-                "goes on after them."
+                f"the {self._holds[0]}. Make room, or pass another out=…; finished chunks are kept, and the "
+                "same call goes on after them."
             ) from error
 
 

@@ -43,7 +43,7 @@ def tiles(parts: Sequence[Part], progress: bool | None, store: Store | None = No
     Of a store, the tiles that it lacks.
     """
     model, points, training = parts[0].model, parts[0].points, parts[0].training
-    before = training.first
+    before, total = training.first, model.total  # which all processes ask for
     columns = tile_columns(training.num_params, training.total_examples)
     with track(
         "Influence", points.count * training.num_examples, progress, training.space.processes.rank
@@ -53,7 +53,7 @@ def tiles(parts: Sequence[Part], progress: bool | None, store: Store | None = No
             if store is not None:
                 wanted = store.missing(row, count, wanted, training)
             for block, own, found in over_workers(products, wanted):
-                yield row, before + block.first, (found[:, own] / model.total).astype(model.dtype)
+                yield row, before + block.first, (found[:, own] / total).astype(model.dtype)
                 advance((own.stop - own.start) * count)
 
 

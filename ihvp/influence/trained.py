@@ -63,7 +63,7 @@ class TrainedModel:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """That of scores: half precision ends at 65,504, and numpy does not count with bfloat16."""
+        """That of scores, as numpy has it."""
         return np.dtype(np.float64 if self.objective.space.eps < 1e-10 else np.float32)
 
     def training(self, data: Any = None) -> Objective:

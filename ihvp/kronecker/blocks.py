@@ -165,12 +165,12 @@ def eigenvectors(matrices: Vector, like: Vector, *, definite: bool = True) -> tu
 
     They have the dtype and the device of ``like``.
 
-    Computed in at least double the digits of half precision, by LAPACK's drivers with workspaces that are
-    counted in integers: some frameworks count them in float32, which fails from 2,896 rows on.
+    Computed by LAPACK's drivers with workspaces that are counted in integers: some frameworks count them in
+    float32, which fails from 2,896 rows on.
     """
     from scipy.linalg import eigh
 
-    symmetric = algebra.to_numpy(algebra.wide(matrices))
+    symmetric = algebra.to_numpy(matrices)
     flat = symmetric.reshape(-1, *symmetric.shape[-2:])
     found = [eigh((matrix + matrix.T) / 2, driver="evd", overwrite_a=True) for matrix in flat]
     values = np.stack([values for values, _ in found]).reshape(symmetric.shape[:-1])
@@ -184,7 +184,7 @@ _KINDS: dict[str, type[Block]] = {"kronecker": KroneckerBlock, "dense": DenseBlo
 
 
 def pack(blocks: Sequence[Block]) -> tuple[dict[str, NDArray[Any]], str]:
-    """The arrays of blocks by name, half precision in float32, and in words what they belong to."""
+    """The arrays of blocks by name, and in words what they belong to."""
     arrays, about = {}, []
     for number, block in enumerate(blocks):
         entry: dict[str, Any] = {"kind": next(name for name, kind in _KINDS.items() if type(block) is kind)}
@@ -200,7 +200,7 @@ def pack(blocks: Sequence[Block]) -> tuple[dict[str, NDArray[Any]], str]:
                 parts["vectors"] = block.vectors
         for name, part in parts.items():
             if part is not None:
-                arrays[f"{number}.{name}"] = algebra.to_numpy(algebra.wide(part))
+                arrays[f"{number}.{name}"] = algebra.to_numpy(part)
         about.append(entry)
     return arrays, json.dumps(about)
 

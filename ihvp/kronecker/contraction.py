@@ -163,7 +163,7 @@ class _Kernel:
 
 def _low_rank(values: Vector, tolerance: float) -> _Terms | None:
     """So few terms that the rest is below the tolerance, if that saves half of the operations."""
-    matrix = algebra.to_numpy(algebra.wide(values)).astype(np.float64)
+    matrix = algebra.to_numpy(values).astype(np.float64)
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     rank = max(1, int(np.count_nonzero(s > tolerance * matrix.max())))
     if 2 * rank * sum(matrix.shape) > matrix.size:

@@ -112,7 +112,7 @@ def complete_layers(
                 float(algebra.norms(mine[:, 0] - expected[part]))
                 for part, mine in zip(layer.slices, found, strict=True)
             )
-            if not difference <= objective.space.eps**0.5 * size:
+            if not difference <= objective.space.product_eps**0.5 * size:
                 rounded = difference <= _HALF_PRECISION * size
                 refused.setdefault(layer.name, _ROUNDED if rounded else _ELSEWHERE)
     refused |= _overlapping(model, objective.num_params)

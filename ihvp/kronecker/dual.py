@@ -258,7 +258,7 @@ def _rows_of(objective: Objective) -> _Rows:
         model = opened(objective, predict, batch)
         relative, unit = objective.relative_weights(weights)
         scale = (unit / total) ** 0.5
-        for vectors in cotangents(model, loss, relative, "exact"):
+        for vectors in cotangents(model, loss, relative, objective.space.product_eps, "exact"):
             pulled = model.pull_back(vectors)
             for view in range(vectors.shape[0]):
                 gradients.append([gradient[view][:, 0, 0, :] * scale for gradient in pulled])

@@ -181,7 +181,7 @@ class _Estimate:
 
     def _zeros(self, shape: tuple[int, ...]) -> Vector:
         space = self._objective.space
-        return space.xp.zeros(shape, dtype=algebra.wide_dtype(space.zeros(1)), device=space.device)
+        return space.xp.zeros(shape, dtype=space.dtype, device=space.device)
 
     def _pass(self, number: int, add: Callable[[Piece, Sums], None], sums: Sums) -> Sums:
         """What the pieces of the data add to the sums, over all processes; after those that a file holds."""
@@ -238,7 +238,7 @@ class _Estimate:
         weights = objective.weighting.of(batch, count_examples(batch))
         relative, unit = objective.relative_weights(weights)
         model = opened(objective, self._predict, batch)
-        kind = options.fisher, options.num_samples, options.seed
+        kind = objective.space.product_eps, options.fisher, options.num_samples, options.seed
         found = list(cotangents(model, self._loss, relative, *kind))
         gradients = []
         for vectors in found:

@@ -75,7 +75,8 @@ class Fisher(CurvatureOperator):
         model = opened(objective, self._predict, batch)
         relative, _ = objective.relative_weights(weights)
         total: Vector = None
-        for vectors in cotangents(model, self._loss, relative, "mc", self.num_samples, self.seed):
+        eps = objective.space.product_eps
+        for vectors in cotangents(model, self._loss, relative, eps, "mc", self.num_samples, self.seed):
             for rows in cotangent_rows(objective, self._predict, batch, model, vectors):
                 part = term(rows)
                 total = part if total is None else algebra.axpy(total, 1.0, part)

@@ -27,6 +27,7 @@ def cotangents(
     model: OpenModel,
     loss: Callable[[Any, Batch], Any],
     relative: NDArray[np.float64],
+    eps: float,
     fisher: FisherKind,
     num_samples: int = 1,
     seed: int = 0,
@@ -44,6 +45,8 @@ def cotangents(
         ``loss(outputs, batch)``.
     relative : ndarray (B,)
         The factor with which each example's own loss enters that of the batch.
+    eps : float
+        The machine epsilon that the model computes with.
     fisher : {"exact", "mc", "empirical"}
     num_samples, seed : int
         What is drawn depends on the seed and the outputs, not on what was drawn before.
@@ -65,9 +68,9 @@ def cotangents(
         gradient = layout.rows(model.output_gradient(loss)[:, None])[..., 0]
         yield layout.flat((gradient * algebra.as_like(factors, outputs)[:, None])[..., None])
         return
-    root = _root(model, loss, outputs, layout)
+    root = _root(model, loss, outputs, layout, _ROUNDING * eps**0.5)
     if fisher == "mc":
-        seen = zlib.crc32(np.ascontiguousarray(algebra.to_numpy(algebra.wide(outputs))).tobytes())
+        seen = zlib.crc32(np.ascontiguousarray(algebra.to_numpy(outputs)).tobytes())
         yield root.draw(num_samples, np.random.default_rng([seed, seen]))
         return
     at_once = max(1, _NUMBERS // outputs.shape[0])
@@ -122,14 +125,11 @@ class _Root:
 class _Dense(_Root):
     """Any curvature, by its own eigenvectors."""
 
-    def __init__(self, layout: _Layout, curvature: Vector) -> None:
+    def __init__(self, layout: _Layout, curvature: Vector, rounding: float) -> None:
         super().__init__(layout)
-        matrices = algebra.to_numpy(algebra.wide(curvature))
+        matrices = algebra.to_numpy(curvature)
         values, vectors = np.linalg.eigh((matrices + matrices.transpose(0, 2, 1)) / 2)
-        allowed = (
-            _ROUNDING * float(array_api_compat.array_namespace(curvature).finfo(curvature.dtype).eps) ** 0.5
-        )
-        if values.size and values.min() < -allowed * np.abs(values).max():
+        if values.size and values.min() < -rounding * np.abs(values).max():
             raise _not_convex(float(values.min()))
         self._roots = algebra.as_like(vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :], curvature)
 
@@ -183,7 +183,7 @@ class _Categorical(_Root):
 
     def draw(self, count: int, generator: np.random.Generator) -> Vector:
         xp = array_api_compat.array_namespace(self._p)
-        cumulative = np.cumsum(algebra.to_numpy(algebra.wide(self._p)).astype(np.float64), axis=-1)
+        cumulative = np.cumsum(algebra.to_numpy(self._p).astype(np.float64), axis=-1)
         found = []
         for _ in range(count):
             level = generator.random((len(cumulative), 1)) * cumulative[:, -1:]
@@ -196,8 +196,10 @@ class _Categorical(_Root):
         return xp.concat(found, axis=0)
 
 
-def _root(model: OpenModel, loss: Callable[[Any, Batch], Any], outputs: Vector, layout: _Layout) -> _Root:
-    """The root in the simplest form that two random products agree with."""
+def _root(
+    model: OpenModel, loss: Callable[[Any, Batch], Any], outputs: Vector, layout: _Layout, rounding: float
+) -> _Root:
+    """The root in the simplest form that two random products agree with, but for such a part of them."""
     xp = array_api_compat.array_namespace(outputs)
     generator = np.random.default_rng(0)
     probe = algebra.as_like(generator.standard_normal((outputs.shape[0], 2)), outputs)
@@ -205,7 +207,7 @@ def _root(model: OpenModel, loss: Callable[[Any, Batch], Any], outputs: Vector, 
     size = float(algebra.norms(products).max())
     if not np.isfinite(size):
         raise InvalidOption("loss", loss, "a loss whose curvature in the outputs is finite")
-    allowed = _ROUNDING * float(xp.finfo(outputs.dtype).eps) ** 0.5 * size
+    allowed = rounding * size
 
     def agrees(expected: Vector) -> bool:
         return bool(algebra.norms(products - expected).max() <= allowed)
@@ -240,7 +242,7 @@ def _root(model: OpenModel, loss: Callable[[Any, Batch], Any], outputs: Vector, 
             "a loss that is a mean over examples of functions of their own outputs: its curvature mixes the "
             "outputs of different examples",
         )
-    return _Dense(layout, matrices)
+    return _Dense(layout, matrices, rounding)
 
 
 def _signs(x: Vector, shape: tuple[int, ...], generator: np.random.Generator) -> Vector:

@@ -138,6 +138,11 @@ class _Capable(_Restricted):
     ) -> Vector:
         return self._part(self.inner.gnvp(predict, loss, params, batch, self._whole(v)))
 
+    def push_forward(
+        self, predict: Callable[..., Any], params: Params, batch: Batch, v: Vector
+    ) -> Sequence[Vector]:
+        return self.inner.push_forward(predict, params, batch, self._whole(v))  # type: ignore[no-any-return]
+
     def reduce(self, vector: Vector) -> Vector:
         return self.inner.reduce(vector)
 

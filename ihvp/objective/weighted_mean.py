@@ -166,8 +166,7 @@ class WeightedMean:
                 weight += share
                 if not share:
                     continue
-                # Weights relative to the largest batch: exactly 1 for uniform batches, and no product that
-                # grows with N, which half precision could not hold.
+                # Weights relative to the largest batch: exactly 1 for uniform batches.
                 if total is None:
                     total, largest = part, share
                 elif self.reduction == "sum":
@@ -280,7 +279,7 @@ class WeightedMean:
         except Exception:  # what a loss raises on rows that are no examples is its own
             return False
         # At an optimum the parts cancel: it is them that the difference is small against.
-        return bool(algebra.norms(difference) <= self.space.eps**0.5 * size)
+        return bool(algebra.norms(difference) <= self.space.product_eps**0.5 * size)
 
     def verify(self) -> None:
         """Check once that the loss has a gradient: finite, the same twice, not identically zero.

@@ -9,7 +9,7 @@ import numpy as np
 
 from ihvp import algebra
 from ihvp.arguments import check_instance
-from ihvp.backend import Batch, Vector
+from ihvp.backend import Batch, Matvec, Vector
 from ihvp.data import Batches, Examples, as_data
 from ihvp.errors import InvalidOption, NonFinite, VectorError
 from ihvp.objective import Objective, Term
@@ -46,6 +46,14 @@ class CurvatureOperator(LinearOperator):
         super().__init__(objective.space)
         self.objective = objective
 
+    def in_range(self, product: Matvec, v: Vector) -> Vector:
+        """``product(v)``; of ``v`` in the middle of the range of parameters in half precision."""
+        if self.space.product_eps == self.space.eps:
+            return product(v)
+        sizes, v = algebra.scaled(v)
+        result = product(v)
+        return algebra.scale(result, algebra.coefficients(sizes, result))
+
     @abstractmethod
     def batch_product(self, batch: Batch, v: Vector) -> Vector:
         """The mean ``Σ wₙ Mₙ v / Σ wₙ`` over a batch, or the sum ``Σ wₙ Mₙ v``, freshly allocated.
@@ -65,16 +73,19 @@ class CurvatureOperator(LinearOperator):
 
     def apply(self, v: Vector) -> Vector:
         try:
-            return self.objective.mean(
-                lambda batch: self.batch_product(batch, v),
-                self._what,
-                self.terms(v),
-                lambda: algebra.zeros_like(v),
-            )
+            return self.in_range(self._mean_product, v)
         except NonFinite as error:
             if not algebra.all_finite(v):
                 raise VectorError("v holds NaN or infinite entries; expected finite ones.") from error
             raise
+
+    def _mean_product(self, v: Vector) -> Vector:
+        return self.objective.mean(
+            lambda batch: self.batch_product(batch, v),
+            self._what,
+            self.terms(v),
+            lambda: algebra.zeros_like(v),
+        )
 
     def sampler(self, batch_size: int, *, replace: bool = True) -> Sampler | None:
         """Means of ``N wₙ / W Mₙ`` over batches of examples, drawn uniformly from all the data.
@@ -116,6 +127,9 @@ class _BatchMean(LinearOperator):
         self._operator, self._batch, self._count, self._share = operator, batch, count, share
 
     def apply(self, v: Vector) -> Vector:
+        return self._operator.in_range(self._mean_product, v)
+
+    def _mean_product(self, v: Vector) -> Vector:
         objective = self._operator.objective
         limit = objective.batches.batch_size or self._count
         pieces = (

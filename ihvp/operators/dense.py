@@ -20,7 +20,8 @@ class Dense(LinearOperator):
     Parameters
     ----------
     matrix : array
-        Two-dimensional, square, of a real floating dtype. It is not copied; its symmetry is not checked.
+        Two-dimensional, square, of a real floating dtype. It is not copied, except from half precision
+        to float32; its symmetry is not checked.
 
     Examples
     --------
@@ -40,11 +41,10 @@ class Dense(LinearOperator):
             or shape[0] == 0
         ):
             raise VectorError(f"The matrix is {describe(matrix)}; expected a square 2-d array.")
-        matrix = algebra.without_explicit_axes(matrix)
-        super().__init__(VectorSpace.of(matrix[:, 0]))
-        if not self.space.xp.isdtype(matrix.dtype, "real floating"):
+        if not array_api_compat.array_namespace(matrix).isdtype(matrix.dtype, "real floating"):
             raise VectorError(f"The matrix has dtype {matrix.dtype}; expected a real floating one.")
-        self.matrix = matrix
+        self.matrix = algebra.wide(algebra.without_explicit_axes(matrix))
+        super().__init__(VectorSpace.of(self.matrix[:, 0]))
 
     def apply(self, v: Vector) -> Vector:
         return self.matrix @ v

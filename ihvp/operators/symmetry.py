@@ -25,6 +25,6 @@ def check_symmetric(operator: LinearOperator) -> None:
     noise = sum(operator.product_error(algebra.column(probes, place)) for place in (0, 1))
     # Below the smallest normal number an entry has few digits, or none.
     tiny = space.size * float(space.xp.finfo(space.dtype).smallest_normal)
-    allowed = 10 * (space.eps**0.5 * float(algebra.norms(products).max()) + noise + tiny)
+    allowed = 10 * (space.product_eps**0.5 * float(algebra.norms(products).max()) + noise + tiny)
     if not abs(left - right) <= allowed:
         raise NotSymmetric(left, right, allowed)

@@ -7,6 +7,7 @@ curves apart in print.
 """
 
 from ihvp.plot.eigenvalues import spectrum
+from ihvp.plot.evaluation import agreement, brittleness, dampings
 from ihvp.plot.images import influence_panels
 from ihvp.plot.iterates import lissa_path
 from ihvp.plot.mislabelled import detection
@@ -15,7 +16,10 @@ from ihvp.plot.removals import leave_one_out
 from ihvp.plot.residuals import convergence
 
 __all__ = [
+    "agreement",
+    "brittleness",
     "convergence",
+    "dampings",
     "detection",
     "influence_panels",
     "leave_one_out",

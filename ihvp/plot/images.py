@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ihvp.algebra import as_numpy
 from ihvp.errors import InvalidOption, NothingToDraw, NotImages
-from ihvp.plot.ranking import check_test
+from ihvp.plot.ranking import check_test, rows_of
 from ihvp.plot.style import HELPS, pyplot
 
 # Vermilion, darker than in curves: small letters need the contrast.
@@ -153,7 +153,7 @@ def _most(ranked: Any, test: int, k: int) -> tuple[list[tuple[int, float]], list
         check_test(test, len(ranked.scores))
         indices, scores = ranked.indices[test], ranked.scores[test]
     else:
-        rows = np.atleast_2d(np.asarray(ranked))
+        rows = rows_of("influence_panels", ranked)
         check_test(test, len(rows))
         indices, scores = np.arange(rows.shape[1]), rows[test]
     order = np.argsort(-scores, kind="stable")

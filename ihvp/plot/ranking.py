@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ihvp.errors import InvalidOption, NothingToDraw
 from ihvp.plot.style import HARMS, HELPS, NEUTRAL, axes
@@ -23,7 +24,7 @@ def scores(influence_scores: Any, ax: Any = None) -> Any:
     Raises
     ------
     NothingToDraw
-        There are no scores.
+        There are no scores, or they are those of tokens.
 
     Examples
     --------
@@ -34,7 +35,7 @@ def scores(influence_scores: Any, ax: Any = None) -> Any:
     >>> ax.lines[0].get_ydata()
     array([ 0.2,  0.1, -0.3])
     """
-    rows = np.atleast_2d(np.asarray(influence_scores))
+    rows = rows_of("scores", influence_scores)
     if not rows.size:
         raise NothingToDraw("scores", f"scores of shape {rows.shape}", "a test point and an example or more")
     ax = axes(ax)
@@ -81,6 +82,16 @@ def top_k(top: Any, test: int = 0, ax: Any = None) -> Any:
     ax.axvline(0, color=NEUTRAL, linewidth=0.8)
     ax.set(xlabel=_SCORE, ylabel="training example")
     return ax
+
+
+def rows_of(picture: str, influence_scores: Any) -> NDArray[Any]:
+    """The scores, a row for each test point; those of tokens, which have one axis more, are refused."""
+    rows = np.atleast_2d(np.asarray(influence_scores))
+    if rows.ndim > 2:
+        raise NothingToDraw(
+            picture, f"scores of shape {rows.shape}", "scores of whole examples, (n_test, n_train)"
+        )
+    return rows
 
 
 def check_test(test: int, count: int) -> None:

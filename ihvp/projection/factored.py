@@ -58,6 +58,7 @@ class FactoredMap:
                 "layers",
                 "Take Projection(kind='sparse'), which asks for gradients only.",
             )
+        objective.require_examples()
         batch, _ = next(iter(objective.batches))
         layers, self.left_out = complete_layers(objective, self._predict, batch)
         if not layers:
@@ -161,7 +162,7 @@ def _applied(side: Vector, values: Vector) -> Vector:
 
 def _orthonormal(generator: np.random.Generator, groups: int, rows: int, columns: int) -> NDArray[np.float64]:
     if rows == columns:
-        return np.broadcast_to(np.eye(rows), (groups, rows, columns))
+        return np.tile(np.eye(rows), (groups, 1, 1))
     found = [np.linalg.qr(generator.standard_normal((columns, rows)))[0].T for _ in range(groups)]
     stacked: NDArray[np.float64] = np.stack(found) * (columns / rows) ** 0.5
     return stacked

@@ -133,13 +133,18 @@ class Log:
         self.monitor.step(Step(self.iterations, float(self._current.max()), numbers.size))
 
     def solution(
-        self, x: Vector, norms: NDArray[np.float64], reasons: NDArray[Any], matvecs: int
+        self,
+        x: Vector,
+        norms: NDArray[np.float64],
+        rounding: NDArray[np.float64],
+        reasons: NDArray[Any],
+        matvecs: int,
     ) -> Solution:
-        """The answer; ``norms`` are those of recomputed residuals and ``reasons`` follow from them."""
+        """The answer; ``norms`` bound recomputed residuals, with their rounding; ``reasons`` follow."""
         converged = bool(np.all(reasons == "converged"))
         failures = sorted(set(reasons) - {"converged"})
-        residual, history = relative(norms, self.sizes), np.asarray(self._rows)
-        vector = x.ndim == 1
+        residual, noise = relative(norms, self.sizes), relative(rounding, self.sizes)
+        vector, history = x.ndim == 1, np.asarray(self._rows)
         return Solution(
             x=x,
             converged=converged,
@@ -148,6 +153,7 @@ class Log:
             matvecs=matvecs,
             stop_reason="converged" if converged else ", ".join(failures),
             history=history[:, 0] if vector else history,
+            noise=float(noise[0]) if vector else noise,
         )
 
 

@@ -61,7 +61,7 @@ class ClosedForm(Solver):
     atol: float = 0.0
 
     def __post_init__(self) -> None:
-        check_tolerances(1.0 if self.rtol is None else self.rtol, self.atol, None)
+        check_tolerances(self.rtol, self.atol, None)
 
     def prepare(self, operator: LinearOperator, damping: float) -> Shifted:
         if not isinstance(operator, SupportsClosedForm):

@@ -41,7 +41,7 @@ def spectrum(operator: CountedOperator, start: Vector) -> RitzRange:
 def is_indefinite(operator: Shifted, ritz: RitzRange, start: Vector) -> bool:
     """Whether the lowest Ritz value proves a negative eigenvalue, beyond rounding and noisy products."""
     noise = operator.product_error(start / float(algebra.norms(start)))
-    return ritz.lowest < -(10 * operator.space.eps * ritz.largest + noise)
+    return ritz.lowest < -(operator.space.unsure * ritz.largest + noise)
 
 
 def larger_scale(ritz: RitzRange) -> float:

@@ -60,8 +60,10 @@ def failure(
                 return singular(operator, solution, rtol, column, x)
             # Without rounding P steps are enough for a definite matrix.
             if definite and (reason == "stagnated" or (forecast is None and limit >= operator.space.size)):
-                ritz = ritz_range(operator.apply, column, _RITZ_STEPS)
-                if ritz.lowest <= 10 * operator.space.eps * ritz.largest:
+                ritz, space = ritz_range(operator.apply, column, _RITZ_STEPS), operator.space
+                # In half precision products themselves may be what makes an eigenvalue zero.
+                zero = 10 * space.eps if space.product_eps == space.eps else -space.product_eps
+                if ritz.lowest <= zero * ritz.largest:
                     return _indefinite(operator, solution, min(ritz.lowest, 0.0), ritz, rtol)
             if reason == "stagnated":
                 return stagnated(operator, solution, rtol, column, x)
@@ -116,7 +118,9 @@ def sufficient_damping(operator: Shifted, ritz: RitzRange) -> float:
     # The true lowest eigenvalue may lie below the Ritz value by its error bound; a tenth is for what the
     # Krylov space has not seen, and the last term keeps the damped matrix away from singular.
     missing = (
-        1.1 * max(-ritz.lowest, 0.0) + ritz.lowest_error + (operator.space.eps**0.5 * ritz.largest or 1.0)
+        1.1 * max(-ritz.lowest, 0.0)
+        + ritz.lowest_error
+        + (operator.space.product_eps**0.5 * ritz.largest or 1.0)
     )
     return operator.shift + missing
 
@@ -143,15 +147,22 @@ def stagnated(operator: Shifted, solution: Solution, rtol: float, v: Vector, x: 
     """The error for the true residual of the column ``v`` that no longer falls."""
     reached = float(np.max(solution.residual))
     noise = operator.product_error(x) / float(algebra.norms(v))
-    if noise:
+    if operator.space.product_eps > operator.space.eps:
+        uncertain = float(np.max(solution.noise))
+        cause = (
+            f"products of parameters in half precision carry a noise of about {uncertain:.1e} relative to v"
+        )
+        remedy = "parameters in float32"
+    elif noise:
         cause = f"the backend's products carry an error of about {noise:.1e} relative to v (its noise floor)"
         remedy = "a backend with exact products"
     else:
         cause = f"rounding in {operator.dtype} allows no smaller one for this matrix"
         remedy = "a wider dtype"
+    ask = f"Ask for rtol ≥ {2 * reached:.0e}, add" if 2 * reached < 1 else "Add"
     return Stagnated(
-        f"The recomputed residual stays at {reached:.1e}, above the tolerance {rtol:.1e}: {cause}. Ask for "
-        f"rtol ≥ {2 * reached:.0e}, add damping, or use {remedy}.",
+        f"The recomputed residual stays at {reached:.1e}, above the tolerance {rtol:.1e}: {cause}. {ask} "
+        f"damping, or use {remedy}.",
         solution,
     )
 
@@ -168,7 +179,7 @@ def unaffordable(
     """The error for a solve that was stopped because its forecast exceeds the budget."""
     rest = algebra.subtract_from(v, operator.apply(x))
     ritz = ritz_range(operator.apply, rest if float(algebra.norms(rest)) else v, _RITZ_STEPS)
-    if definite and ritz.lowest < -(operator.space.eps * abs(ritz.highest) * 10 + ritz.lowest_error):
+    if definite and ritz.lowest < -(operator.space.unsure * abs(ritz.highest) + ritz.lowest_error):
         return _indefinite(operator, solution, ritz.lowest, ritz, rtol)
     added = damping_for(ritz, rtol, _AFFORDABLE)
     damping, few = operator.shift + added, iterations_of_cg(ritz, rtol, added)
@@ -202,7 +213,7 @@ def not_converged(
     """The error for a reached iteration limit; ``definite`` says that an indefinite matrix may explain it."""
     ritz = ritz_range(operator.apply, v)
     highest = max(abs(ritz.highest), abs(ritz.lowest))
-    if definite and ritz.lowest < -(operator.space.eps * highest * 10 + ritz.lowest_error):
+    if definite and ritz.lowest < -(operator.space.unsure * highest + ritz.lowest_error):
         return _indefinite(operator, solution, ritz.lowest, ritz, rtol)
     # What is left of v lies where the matrix is small.
     lowest = _image(operator, algebra.subtract_from(v, operator.apply(x)))

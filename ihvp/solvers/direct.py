@@ -44,11 +44,6 @@ class Factorisation:
     owed: int = 0  # products that the matrix took and no solution has been charged with
     largest: float = 0.0  # the norm of the matrix, from below
 
-    def correction(self, r: Vector) -> Vector:
-        """``(A + λI)⁻¹ r``, in the dtype of ``r`` whatever that of the factors is."""
-        xp = array_api_compat.array_namespace(r)
-        return xp.astype(self.solve(algebra.wide(r)), r.dtype, copy=False)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Direct(Solver):
@@ -65,7 +60,7 @@ class Direct(Solver):
     ----------
     rtol : float, optional
         A column is solved when ``‖v − (A + λI) x‖ ≤ max(rtol ‖v‖, atol)``. By default the square root of the
-        dtype's machine epsilon: 1.5e-8 in float64, 3.5e-4 in float32.
+        parameters' machine epsilon: 1.5e-8 in float64, 3.5e-4 in float32, 0.03 in float16, 0.09 in bfloat16.
     atol : float
     on_indefinite : {"raise", "solve"}
         What to do where an eigenvalue is negative: raise :class:`~ihvp.errors.IndefiniteCurvature`, or give
@@ -94,21 +89,21 @@ class Direct(Solver):
     on_indefinite: Literal["raise", "solve"] = "raise"
 
     def __post_init__(self) -> None:
-        check_tolerances(1.0 if self.rtol is None else self.rtol, self.atol, None)
+        check_tolerances(self.rtol, self.atol, None)
         check_choice("on_indefinite", self.on_indefinite, ("raise", "solve"))
 
     def prepare(self, operator: LinearOperator, damping: float) -> Factorisation:
         return next(self.prepare_shifted(operator, [damping]))
 
     def apply(self, prepared: Factorisation, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
-        rtol = prepared.operator.space.eps**0.5 if self.rtol is None else self.rtol
+        rtol = prepared.operator.space.product_eps**0.5 if self.rtol is None else self.rtol
         course = Refinement(
             prepared.operator, v, rtol=rtol, atol=self.atol, x0=x0, monitor=monitor, largest=prepared.largest
         )
         course.operator.products, prepared.owed = course.operator.products + prepared.owed, 0
         while course.pending.size:
             numbers, (x, r) = course.pending, course.take()
-            correction = prepared.correction(r)
+            correction = prepared.solve(r)
             solvable = not prepared.singular and algebra.all_finite(correction)
             if algebra.all_finite(correction):
                 x = algebra.axpy(x, 1.0, correction)
@@ -135,11 +130,10 @@ class Direct(Solver):
 def require_matrix(operator: LinearOperator) -> None:
     """Refuse an operator whose matrix and its factorisation do not fit in memory."""
     space = operator.space
-    # Half precision is factorised in float32.
     require_memory(
         space,
         _MATRICES * space.size**2,
-        max(4, space.itemsize),
+        space.itemsize,
         f"A dense matrix of P = {space.size:,} parameters with its factorisation",
         "Use CG or MINRES, which need a few vectors.",
     )
@@ -149,7 +143,7 @@ def _symmetric_matrix(operator: LinearOperator) -> tuple[Vector, float]:
     """``(A + Aᵀ) / 2`` of the computed products, and the Frobenius norm of what that took away."""
     require_matrix(operator)
     space = operator.space
-    matrix = algebra.wide(operator.to_dense())
+    matrix = operator.to_dense()
     if not algebra.all_finite(matrix):
         raise NonFinite("A product with the operator")
     difference = matrix - matrix.mT
@@ -157,7 +151,7 @@ def _symmetric_matrix(operator: LinearOperator) -> tuple[Vector, float]:
     if asymmetry > 0:
         probe = space.identity_columns(0, 1)[:, 0]
         noise = space.size**0.5 * operator.product_error(probe)
-        allowed = 10 * (space.eps**0.5 * float(np.linalg.norm(algebra.norms(matrix))) + noise)
+        allowed = 10 * (space.product_eps**0.5 * float(np.linalg.norm(algebra.norms(matrix))) + noise)
         if asymmetry > allowed:
             raise _not_symmetric(matrix, difference, allowed)
         matrix = algebra.axpy(algebra.copy(matrix), -0.5, difference)

@@ -21,33 +21,32 @@ from ihvp.progress import Monitor, Step
 from ihvp.solvers.base import CountedOperator, Log, relative
 from ihvp.solvers.forecast import Watch
 from ihvp.solvers.rounding import goals
-from ihvp.solvers.tolerances import column_sizes
+from ihvp.solvers.tolerances import column_sizes, relative_tolerance
 
 
 class Shift:
     """The iterates of CG for one damping, by coefficients of a Lanczos process.
 
-    Its residual after step k is ``σ v_{k+1}``, its direction ``p ← σ v_{k+1} + ω p``. Where A is ``watched``,
-    the work is to stop if it would exceed the budget.
+    Its residual after step k is ``σ v_{k+1}``, its direction ``p ← σ v_{k+1} + ω p``. Where it is
+    ``watched``, the work is to stop if it would exceed the budget.
     """
 
     def __init__(
         self,
+        operator: LinearOperator,
         damping: float,
         v: Vector,
         *,
-        rtol: float,
+        rtol: float | None,
         atol: float,
         monitor: Monitor,
-        watched: LinearOperator | None = None,
+        watched: bool,
     ) -> None:
         sizes = column_sizes(v)
-        watch = None
-        if watched is not None:
-            targets = np.maximum(rtol * sizes, atol)
-            watch = Watch(Shifted(watched, damping), v, relative(targets, sizes))
+        targets = np.maximum(relative_tolerance(rtol, operator.space) * sizes, atol)
+        watch = Watch(Shifted(operator, damping), v, relative(targets, sizes)) if watched else None
         self.damping = damping
-        self.targets = goals(np.maximum(rtol * sizes, atol), sizes, v)
+        self.targets = goals(targets, sizes, operator.space)
         self.open = sizes > self.targets  # the columns that are still worked on
         self.indefinite = np.zeros(sizes.shape, dtype=bool)  # those that ended in pᵀ(A + λI)p ≤ 0
         self.direction: Vector | None = None  # such a p

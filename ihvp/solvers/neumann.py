@@ -104,7 +104,7 @@ class Recursion:
         tail, length = self.course.parts()
         part: Vector = None
         # A tenth below the tolerance, so that the rounding of the certificate does not decide.
-        enough = 0.9 * min(self.course.rtol, self.series.operator.space.eps**0.75) * self.sizes
+        enough = 0.9 * min(self.course.rtol, self.series.operator.space.product_eps**0.75) * self.sizes
         self._multiply()
         watch = _Watch(self)
         if self._log.iterations == 0:
@@ -157,7 +157,9 @@ class Recursion:
         self.norms = certificate.norms
         missed = "stagnated" if reason == "reached" else reason
         reasons = np.where(certificate.bounds <= targets, "converged", missed).astype(object)
-        solution = self._log.solution(x, certificate.bounds, reasons, self.operator.products)
+        solution = self._log.solution(
+            x, certificate.bounds, certificate.rounding, reasons, self.operator.products
+        )
         error = self._mean.standard_error() if averaged else None
         if error is None:
             return solution
@@ -184,7 +186,7 @@ class _Watch:
         self._path, self._start = path, _norms(path.s)
         self._last_step, self._last = 0, self._start
         path.norms = _norms(path.r)
-        noise = path.series.operator.space.eps**0.5 * path.sizes
+        noise = path.series.operator.space.product_eps**0.5 * path.sizes
         self._lowest = np.maximum(path.norms, noise)
         self._noise = noise
 

@@ -229,14 +229,12 @@ class Sketch:
         if self._factors is None:
             products = algebra.concatenate([products for _, products in self.pairs])
             xp = array_api_compat.array_namespace(products)
-            # No library factorises in half precision.
-            basis, triangle = xp.linalg.qr(algebra.wide(products))
+            basis, triangle = xp.linalg.qr(products)
             left, singular, _ = np.linalg.svd(np.asarray(algebra.to_numpy(triangle), dtype=np.float64))
             # Below the floor, rᵀ P⁻¹ r would be lost in rounding, and its sign with it.
             floor = _FLOOR * float(xp.finfo(products.dtype).eps)
             ratios = np.clip((singular[-1] / singular) ** 2, floor, 1.0)
             core = (left * (ratios - 1)) @ left.T
-            basis = xp.astype(basis, products.dtype, copy=False)
             self._factors = singular**2, basis, core
         return self._factors
 

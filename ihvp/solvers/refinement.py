@@ -17,7 +17,7 @@ from ihvp.solvers.base import CountedOperator, Log, relative, true_residual
 from ihvp.solvers.forecast import Watch
 from ihvp.solvers.rounding import Certificate, certify, goals
 from ihvp.solvers.sweep import Start
-from ihvp.solvers.tolerances import column_sizes
+from ihvp.solvers.tolerances import column_sizes, relative_tolerance
 
 # The rounding of the next certificate may be larger than that of the last by this factor.
 _MARGIN = 1.3
@@ -36,8 +36,9 @@ class Refinement:
         ``A + λI``.
     v : Vector
         ``(P,)`` or ``(P, k)``.
-    rtol, atol : float
-        A column is solved when ``‖v − (A + λI) x‖ ≤ max(rtol ‖v‖, atol)``.
+    rtol : float or None
+        A column is solved when ``‖v − (A + λI) x‖ ≤ max(rtol ‖v‖, atol)``; None for the default.
+    atol : float
     x0 : Vector, optional
         The first iterates; zero where none are given. Columns that they solve are settled at once.
     monitor : Monitor
@@ -65,7 +66,7 @@ class Refinement:
         operator: Shifted,
         v: Vector,
         *,
-        rtol: float,
+        rtol: float | None,
         atol: float,
         x0: Vector | None,
         monitor: Monitor,
@@ -76,14 +77,15 @@ class Refinement:
         r = algebra.copy(v) if x0 is None else None
         sizes = column_sizes(v if r is None else r)
         self.system, self.operator = operator, CountedOperator(operator)
-        self.v, self.rtol = v, rtol
-        self.targets = np.maximum(rtol * sizes, atol)
-        self.goals = goals(self.targets, sizes, v)
+        self.v, self.rtol = v, relative_tolerance(rtol, operator.space)
+        self.targets = np.maximum(self.rtol * sizes, atol)
+        self.goals = goals(self.targets, sizes, operator.space)
         self.largest, self.keeps_last = largest, keeps_last
         self.pending = np.arange(sizes.size)
         self.reasons = np.full(sizes.shape, "", dtype=object)
         self.direction: Vector | None = None
         self._sizes, self._norms, self._last = sizes, sizes.copy(), np.full(sizes.shape, np.inf)
+        self._rounding = np.zeros(sizes.shape)  # what of the norms may be rounding
         # What is worse than the first guess gives way to it. The course so far has none to return to.
         self._guess, self._guessed = (x0 if log is None else None), sizes
         self._kept: Vector | None = None
@@ -155,6 +157,7 @@ class Refinement:
         again &= better
         x = self._restored(x, ~better)
         self._norms[at] = np.where(better, certificate.bounds, self._norms[at])
+        self._rounding[at] = np.where(better, rounding, self._rounding[at])
         self._last[at] = np.where(better, norms, last)
         self._divide(x, r, again)
         return norms
@@ -180,6 +183,7 @@ class Refinement:
         return self.log.solution(
             self._no_worse_than_the_guess(algebra.join(self._settled)),
             self._norms,
+            self._rounding,
             self.reasons,
             self.operator.products,
         )
@@ -205,6 +209,7 @@ class Refinement:
         certificate = self._certify(x, r)
         solved = certificate.bounds <= self.targets[self.pending]
         self._norms[self.pending], self._last[self.pending] = certificate.bounds, np.inf
+        self._rounding[self.pending] = certificate.rounding
         self.reasons[self.pending] = np.where(solved, "converged", "")
         self._divide(x, r, ~solved)
         return certificate.norms

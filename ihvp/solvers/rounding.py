@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.solvers.base import CountedOperator
+from ihvp.space import VectorSpace
 
 # Products lost 0.9 ε ‖A‖ ‖x‖ to rounding at most, over dense matrices of all kinds and sizes from 2 to 300.
 # The rest is for longer sums, P^(1/4) of it, and for a norm that is known from below.
@@ -68,9 +68,10 @@ def certify(
     the columns that a method ``claimed`` to have solved, what holds them up is worth knowing.
     """
     norms, lengths = (np.nan_to_num(np.atleast_1d(algebra.norms(y)), nan=np.inf) for y in (r, x))
-    size, eps = v.shape[0], operator.operator.space.eps
+    space = operator.operator.space
+    size, eps = space.size, space.product_eps
     # Of the subtraction, and of the norms themselves.
-    own = norms * (eps + sum_error(v))
+    own = norms * (space.eps + sum_error(space))
     images = np.maximum(sizes + norms, ((largest or 0.0) + 2 * shift) * lengths)
     rounding = np.where(lengths > 0, _A_PRIORI * eps * size**0.25 * images + own, 0.0)
     candidates = norms <= targets
@@ -86,23 +87,24 @@ def certify(
     if np.any(doubtful):
         norms[doubtful], error = _mean(operator, *(algebra.keep(block, doubtful) for block in (v, x, r)))
         multiple = _STANDARD_ERRORS[(size >= _FEW) + (size >= _MANY)]
-        lost = multiple * error + eps / 2 * sizes[doubtful] + own[doubtful]
+        lost = multiple * error + space.eps / 2 * sizes[doubtful] + own[doubtful]
         rounding[doubtful] = np.minimum(rounding[doubtful], lost) if known else lost
     for place in np.flatnonzero(candidates):
         rounding[place] += operator.operator.product_error(algebra.column(x, int(place)))
     return Certificate(norms, rounding, doubtful)
 
 
-def goals(targets: NDArray[np.float64], sizes: NDArray[np.float64], v: Vector) -> NDArray[np.float64]:
+def goals(
+    targets: NDArray[np.float64], sizes: NDArray[np.float64], space: VectorSpace
+) -> NDArray[np.float64]:
     """What a recurrence should reach, so that the certificate reaches the target for all its rounding."""
-    eps = float(array_api_compat.array_namespace(v).finfo(v.dtype).eps)
-    return np.maximum(targets * (1 - 2 * sum_error(v)) - _ROOM * eps * sizes, targets / 2)
+    lost = _ROOM * space.product_eps * sizes
+    return np.maximum(targets * (1 - 2 * sum_error(space)) - lost, targets / 2)
 
 
-def sum_error(v: Vector) -> float:
+def sum_error(space: VectorSpace) -> float:
     """The relative error of a norm: sums are long, and of one sign."""
-    wide = array_api_compat.array_namespace(v).finfo(algebra.wide_dtype(v))
-    return float(wide.eps) * math.sqrt(v.shape[0])
+    return space.eps * math.sqrt(space.size)
 
 
 def _mean(

@@ -11,14 +11,17 @@ from ihvp import algebra
 from ihvp.arguments import check_integer, check_number
 from ihvp.backend import Vector
 from ihvp.errors import InvalidOption, VectorError
+from ihvp.space import VectorSpace
 
 # Sizes whose squares, and those of residuals far smaller, stay in the range of float64.
 _SIZES = 1e-130, 1e130
+# Half precision has a machine epsilon above it, and float32 far below.
+_COARSE = 1e-4
 
 
 def check_tolerances(rtol: Any, atol: Any, max_iterations: Any) -> None:
     """Reject hyper-parameters that no iteration could meet."""
-    for name, value in (("rtol", rtol), ("atol", atol)):
+    for name, value in (("rtol", 1.0 if rtol is None else rtol), ("atol", atol)):
         check_number(name, value, lambda number: number >= 0, "a finite number ≥ 0")
     check_integer("max_iterations", max_iterations, 0, none=True)
     if rtol == 0 and atol == 0 and max_iterations is None:
@@ -27,6 +30,13 @@ def check_tolerances(rtol: Any, atol: Any, max_iterations: Any) -> None:
             (rtol, atol),
             "one of them above 0, or a max_iterations, since rounding keeps the residual above 0",
         )
+
+
+def relative_tolerance(rtol: float | None, space: VectorSpace) -> float:
+    """``rtol``, or by default 1e-5, and where products are in half precision the root of its epsilon."""
+    if rtol is not None:
+        return rtol
+    return 1e-5 if space.product_eps < _COARSE else space.product_eps**0.5
 
 
 def iteration_limit(max_iterations: int | None, v: Vector) -> int:

@@ -188,6 +188,26 @@ class CapabilityContract(Contract):
             duty = "gnvp must be the product with the Gauss–Newton matrix"
             self.close(case, product, problem.gauss_newton() @ v, duty)
 
+    @each_dtype
+    @pytest.mark.parametrize("problem", PREDICTING, ids=lambda problem: problem.name)
+    def test_push_forward_is_the_product_with_the_jacobian(
+        self, problem: PredictingProblem, dtype: str
+    ) -> None:
+        self.require("push_forward")
+        case = self.case(problem, dtype)
+        block = np.random.default_rng(25).standard_normal((problem.size, 3))
+        outputs, pushed = problem.predict(np, problem.params, problem.batch), problem.jacobian() @ block
+        expected = pushed, 2 * np.sum(outputs[..., None] * pushed, axis=1)
+        assert self.plugin.dialect is not None
+        predict = functools.partial(_with_squares, self.plugin.dialect().xp, case.functions.predict)
+        before = case.bits()
+        duty = "push_forward must be the product with the Jacobian of each output, in their order"
+        for v in (block, block[:, 0]):
+            found = case.optional.push_forward(predict, case.params, case.batch, case.native(v))
+            for part, columns in zip(found, expected, strict=True):
+                self.close(case, part, columns if v.ndim == 2 else columns[..., 0], duty)
+        assert case.bits() == before
+
     def test_reduce_over_one_process_changes_nothing(self) -> None:
         self.require("reduce")
         case = self.case(TOY)
@@ -241,6 +261,11 @@ def _a_thousand_times(function: Callable[..., Any]) -> Callable[..., Any]:
         return 1024 * result
 
     return times
+
+
+def _with_squares(xp: Any, predict: Any, params: Any, batch: Any) -> Any:
+    outputs = predict(params, batch)
+    return [outputs, xp.sum(outputs**2, axis=1)]
 
 
 def _of_nested(loss: Callable[..., Any], params: Any, batch: Any) -> Any:

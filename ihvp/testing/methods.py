@@ -36,6 +36,9 @@ class Method:
         """A result as one numpy array; derivatives by several inputs one below the other."""
         if self.name == "value":
             return np.asarray(float(result))
+        if self.name == "push_forward":  # the outputs have two axes
+            found = to_numpy(result)
+            return found.reshape(-1, *found.shape[2:])
         if self.name != "input_derivatives":
             return to_numpy(result)
         parts = [to_numpy(part) for part in (result.values() if isinstance(result, dict) else result)]
@@ -103,6 +106,14 @@ METHODS = (
             )
         ),
         lambda problem, v: problem.gauss_newton() @ v,
+    ),
+    Method(
+        "push_forward",
+        "push_forward",
+        lambda case: (
+            lambda v: case.optional.push_forward(case.functions.predict, case.params, case.batch, v)[0]
+        ),
+        lambda problem, v: problem.jacobian().reshape(-1, problem.size) @ v,
     ),
     Method(
         "value",

@@ -38,8 +38,8 @@ def compare_with_parts(
     batch.
     """
     weights = subject.weighting.of(batch, count_examples(batch))
-    allowed, unknown = subject.space.eps**0.5, ""
-    stops = list(_stops(weights, 1 if subject.space.eps < 1e-10 else 2))
+    allowed, unknown = subject.space.product_eps**0.5, ""
+    stops = list(_stops(weights, 1 if subject.space.product_eps < 1e-10 else 2))
     partition = None
     for stop in stops:
         if partition is not None and stops[0] >= _DIVISIBLE and any(_stops(weights[: stops[0]], 1)):

@@ -21,7 +21,7 @@ def verified_gradient(subject: Subject, batch: Batch) -> Vector:
         difference = float(algebra.norms(algebra.axpy(two, -1.0, one)))
     del two
     # Parallel sums may differ in their last bits from call to call; dropout differs by far more.
-    allowed = subject.space.eps**0.5
+    allowed = subject.space.product_eps**0.5
     if difference <= allowed * size and size > 0:
         return one
     # At an optimum the gradient is as small as its own rounding, or zero: its size elsewhere tells.

@@ -13,7 +13,10 @@ from ihvp.backend import Vector
 # A combination of the parts that explains the whole may miss it by so many times the tolerance.
 _LOOSE = 5.0
 
-_WEIGHTS = "Pass weights=…, a function weights(batch) -> (B,) of what the mean divides by, example by example"
+_WEIGHTS = (
+    "Pass weights=…, a function weights(batch) -> (B,) of what the mean divides by, example by example; for "
+    'tokens, weights=lambda batch: (batch["labels"] != -100).sum(1)'
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ class Partition:
         if not (algebra.all_finite(self.first) and algebra.all_finite(self.second)):
             return (
                 "That of a part is not finite: a mean over nothing, as where labels are missing. "
-                f"{_WEIGHTS}: 0 for those without labels."
+                f"{_WEIGHTS}. That is 0 for those without labels."
             )
         loose = _LOOSE * allowed
         if not self.sum_declared and self._distance(1.0, 1.0) <= loose:

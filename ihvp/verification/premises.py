@@ -114,7 +114,7 @@ class Premises:
         """
         for batch in probes(batches):
             difference = value_difference(subject, batch, evaluate)
-            if difference > subject.space.eps**0.5:
+            if difference > subject.space.product_eps**0.5:
                 self._explain(difference, subject, batches)
         self._known.values = True
 

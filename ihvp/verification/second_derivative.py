@@ -110,7 +110,7 @@ def compare_with_gradients(
     ('wrong', 2.0)
     """
     for precision in _PRECISIONS:
-        if space.eps <= precision.eps:
+        if space.product_eps <= precision.eps:
             with suppress(_TooCoarse):
                 return _Check(backend, loss, params, space, precision).on_few_rows(batch)
     return Comparison(

@@ -83,6 +83,8 @@ def test_code_of_page_runs_and_prints_what_it_says(page, need, tmp_path):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg"}
     if page == "backends.md":
         environment["KERAS_BACKEND"] = "jax"  # as the page says
+    if page == "recipes.md":  # tiny models, which take longer to compile than to train
+        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     done = subprocess.run(
         [sys.executable, __file__, page, need],
         capture_output=True,

@@ -17,6 +17,7 @@ DIRECTIVES = {
 }
 LISTED = [
     "ihvp",
+    "ihvp.evaluate",
     "ihvp.influence",
     "ihvp.operators",
     "ihvp.plot",

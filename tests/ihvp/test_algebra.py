@@ -20,14 +20,9 @@ def test_dots_of_blocks_goes_column_by_column(rng):
     np.testing.assert_allclose(algebra.dots(x, y), np.diag(x.T @ y), rtol=1e-12)
 
 
-def test_half_precision_sums_do_not_overflow():
-    x = np.full(1000, 100.0, np.float16)
-    assert algebra.dots(x, x) == 1e7
-
-
 @pytest.mark.parametrize(
     ("dtype", "entry"),
-    [(np.float32, 1e-25), (np.float32, 1e25), (np.float64, 1e-200), (np.float64, 1e200), (np.float16, 6e-8)],
+    [(np.float32, 1e-25), (np.float32, 1e25), (np.float64, 1e-200), (np.float64, 1e200)],
 )
 def test_norms_hold_over_the_whole_range_of_the_dtype(dtype, entry):
     x = np.full(16, entry, dtype)

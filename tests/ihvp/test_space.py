@@ -41,7 +41,7 @@ def test_other_shapes_are_refused_with_both_accepted_shapes(space, shape):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, np.complex128, bool])
 def test_other_dtypes_are_refused_with_both_dtypes(space, dtype):
-    with pytest.raises(WrongDtype, match=r"expected float64, the parameters' own\. Cast v"):
+    with pytest.raises(WrongDtype, match=r"expected float64, that of these parameters' vectors\. Cast v"):
         space.enter(np.ones(3, dtype))
 
 

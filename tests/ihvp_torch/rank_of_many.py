@@ -82,6 +82,7 @@ def answers(o, whole):
         yield f"{name} scores of others", influence.scores(TEST, (X[4:9], Y[4:9]))
         for part, scores in influence.scores_by("layer", TEST).items():
             yield f"{name} scores by {part}", scores
+        yield f"{name} scores by class", influence.scores_by("token", TEST)
         for which, k in ("both", 5), ("helpful", 1), ("harmful", 20):
             top = influence.top_k(TEST, k, which=which)
             yield f"{name} top {k} {which} scores", top.scores
@@ -112,9 +113,35 @@ def weighted_answers(o):
     yield "weighted group", influence.group([[0, 1], [8]], TEST, loss, second_order=True)
 
 
-def all_answers(part, whole=True):
+def outputs(logits, batch):
+    return logits.gather(1, batch[1][:, None]).mean()
+
+
+def attributions(o, folder, whole, empty):
+    """Of an index, and of methods, on some examples of each rank and on others."""
+    methods = {}
+    if whole:
+        methods["LoGra"] = ihvp.LoGra(o, f"{folder}/LoGra", 16, 0.1, dtype="float64")
+        methods["TRAK"] = ihvp.TRAK(
+            o, outputs, f"{folder}/TRAK", projection=ihvp.Projection(8), damping=1.0, dtype="float64"
+        )
+    if empty:
+        methods["sparse"] = ihvp.build_index(o, f"{folder}/sparse", ihvp.Projection(8), "float64")
+        methods["cosine"] = ihvp.GradientCosine(o)
+        methods["TracIn"] = ihvp.TracIn(o, [NET, NET.state_dict()], [0.1, 0.2])
+        methods["RelatIF"] = ihvp.RelatIF(o, 0.1, ihvp.Direct(), curvature=ihvp.GaussNewton(o))
+    for name, method in methods.items():
+        yield f"{name}, scores", method.scores(TEST)
+        yield f"{name}, scores of others", method.scores(TEST, (X[4:9], Y[4:9]))
+        yield f"{name}, top", method.top_k(TEST, 5).indices
+        if hasattr(method, "self_influence"):
+            yield f"{name}, self-influence", method.self_influence()
+
+
+def all_answers(part, folder, whole=True, empty=True):
     """With the data in one batch, and in batches of a list."""
     found = dict(answers(objective((X[part], Y[part])), whole))
+    found |= dict(attributions(objective((X[part], Y[part])), folder, whole, empty))
     batches = [(x, y) for x, y in zip(X[part].split(2), Y[part].split(2), strict=True)]
     listed = ihvp.Influence(
         objective(batches), 0.1, ihvp.Direct(), curvature=ihvp.GaussNewton(objective(batches))
@@ -238,7 +265,8 @@ def work(rank, folder, expected):
     )
     for name, ends in PARTS.items():
         part = slice(*ends[rank : rank + 2])
-        for what, found in all_answers(part, whole=name == "uneven").items():
+        whole = name == "uneven"
+        for what, found in all_answers(part, f"{folder}/{name}", whole, not whole).items():
             where, found, right = f"{what}, {name}", np.asarray(found), np.asarray(expected[what])
             if found.dtype.kind == "i":
                 np.testing.assert_array_equal(found, right, where)
@@ -272,7 +300,7 @@ def work(rank, folder, expected):
 def main(folder):
     warnings.simplefilter("ignore", ihvp.influence.NotAtOptimum)
     torch.set_num_threads(1)
-    expected = all_answers(slice(None))
+    expected = all_answers(slice(None), f"{folder}/alone")
     fork = multiprocessing.get_context("fork")
     ranks = [fork.Process(target=work, args=(rank, folder, expected)) for rank in range(3)]
     for rank in ranks:

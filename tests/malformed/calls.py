@@ -312,6 +312,34 @@ def removals(problem, value):
     )
 
 
+def evaluations(problem, value):
+    """How good scores are, with the value of the loss."""
+    objective, train = problem.objective(), lambda kept, seed: W + 0.1 * kept.mean() + 0.01 * kept[0]
+    evaluate, common = ihvp.evaluate, {"objective": objective, "train_fn": train, "test_data": problem.data}
+    options = {"test_loss": value, "seeds": 1, "n_jobs": 1, "progress": False}
+    yield "retrain", evaluate.retrain, {**common, **options, "subsets": 6, "out": None}
+    yield (
+        "brittleness",
+        evaluate.brittleness,
+        {**common, **options, "scores": np.diag(Y), "ks": [1], "wrong": None, "draws": 1, "seed": 0},
+    )
+    outcomes = evaluate.retrain(objective, train, problem.data, 8, value, progress=False)
+    masks, losses = outcomes.subsets, outcomes.losses
+    yield "Outcomes", evaluate.Outcomes, {"subsets": masks, "losses": losses, "num_examples": 6}
+    question = {"outcomes": outcomes, "test_data": problem.data, "test_loss": value}
+    for judge in (evaluate.lds, evaluate.leave_one_out):
+        yield judge.__name__, judge, {**question, "scores": np.outer(Y, X[:, 0])}
+    dampings = {"objective": objective, "dampings": [0.1, 1.0], "curvature": ihvp.Dense(A), "solver": None}
+    yield "dampings", evaluate.dampings, {**question, **dampings, "train_loss": None, "progress": False}
+    yield "detection", evaluate.detection, {"self_scores": V, "mislabelled": np.array([True, False, False])}
+    yield (
+        "random_subsets",
+        evaluate.random_subsets,
+        {"num_examples": 6, "count": 3, "fraction": 0.5, "seed": 0},
+    )
+    yield "all_but", evaluate.all_but, {"num_examples": 6, "removed": [0, [1, 2]]}
+
+
 def _solving(kind, operator):
     return lambda **options: ihvp.solve(operator, V, 0.1, kind(**options))
 

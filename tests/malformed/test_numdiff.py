@@ -25,7 +25,12 @@ def problem():
 
 def made():
     source = ihvp.backend.GradientFunction(gradient, value)
-    return [*calls.of_matrices(), *calls.of_objectives(problem()), *calls.removals(problem(), source)]
+    return [
+        *calls.of_matrices(),
+        *calls.of_objectives(problem()),
+        *calls.removals(problem(), source),
+        *calls.evaluations(problem(), source),
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -249,29 +249,3 @@ def test_native_arrays_have_fingerprints(native):
     changed = dict(batch, labels=batch["labels"] + 1)
     assert fingerprint.of_batch(batch) == fingerprint.of_batch(dict(batch))
     assert fingerprint.of_batch(batch) != fingerprint.of_batch(changed)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("backend", ["torch", "jax"])
-def test_half_precision_parameters_have_scores_in_float32(backend, dtype, tmp_path):
-    values = np.random.default_rng(0).normal(size=(8, 3))
-    if backend == "torch":
-        import torch
-
-        x, zeros = torch.tensor(values).to(getattr(torch, dtype)), torch.zeros(3, dtype=getattr(torch, dtype))
-    else:
-        import jax.numpy as jnp
-
-        x, zeros = jnp.asarray(values, dtype), jnp.zeros(3, dtype)
-
-    def loss(params, batch):
-        return ((batch - params["w"]) ** 2).mean(0).sum() / 2
-
-    influence = untrained(ihvp.Objective(loss, {"w": zeros}, x, backend=backend), solver=ihvp.CG(rtol=1e-1))
-    scores = influence.scores(x[:2], out=tmp_path / "scores")
-    assert scores.dtype == np.float32
-    assert difference(np.asarray(scores), values[:2] @ values.T / 8) <= 5e-2
-    influence.inverse_products(x[:2]).save(tmp_path / "products.npz")
-    again = influence.scores(ihvp.InverseProducts.load(tmp_path / "products.npz"))
-    assert difference(np.asarray(again), np.asarray(scores)) <= 1e-6
-    assert influence.top_k(x[:2], 3).scores.dtype == np.float32

@@ -13,7 +13,7 @@ class AutogradBackend:
     def flatten(self, params):
         leaves = []
         _map(leaves.append, params)
-        return np.concatenate([np.ravel(leaf) for leaf in leaves])
+        return np.concatenate([np.ravel(leaf) for leaf in leaves], dtype=np.result_type(np.float32, *leaves))
 
     def unflatten(self, vector, like):
         start = 0

@@ -213,15 +213,14 @@ def test_a_matrix_of_one_number_has_one_pair():
     assert (pairs.values.tolist(), abs(pairs.vectors[0, 0]), pairs.residuals.tolist()) == ([-2.0], 1.0, [0.0])
 
 
-@pytest.mark.parametrize(("dtype", "accuracy"), [(np.float32, 1e-6), (np.float16, 2e-3)])
 @pytest.mark.parametrize("k", [5, 120])
-def test_low_precision_keeps_its_dtype_and_reaches_its_own_accuracy(rng, dtype, accuracy, k):
+def test_low_precision_keeps_its_dtype_and_reaches_its_own_accuracy(rng, k):
     values = np.geomspace(5, 1e-3, 200)
-    matrix = symmetric(rng, values).astype(dtype)
+    matrix = symmetric(rng, values).astype(np.float32)
     pairs = ihvp.eigsh(ihvp.Dense(matrix), k)
-    assert pairs.vectors.dtype == dtype
+    assert pairs.vectors.dtype == np.float32
     assert np.all(pairs.converged)
-    assert_allclose(pairs.values, np.linalg.eigvalsh(matrix.astype(float))[::-1][:k], atol=5 * accuracy)
+    assert_allclose(pairs.values, np.linalg.eigvalsh(matrix.astype(float))[::-1][:k], atol=5e-6)
 
 
 @pytest.mark.parametrize("k", [8, 150])

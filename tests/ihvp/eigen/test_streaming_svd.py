@@ -91,11 +91,10 @@ def test_zero_rows_are_of_no_consequence():
     assert svd.rows == 14
 
 
-@pytest.mark.parametrize(("dtype", "kept"), [(np.float32, np.float32), (np.float16, np.float32)])
-def test_the_precision_is_that_of_the_rows_or_single(dtype, kept):
-    J = matrix(40, 10).astype(dtype)
+def test_the_precision_is_that_of_the_rows():
+    J = matrix(40, 10).astype(np.float32)
     svd = streaming_svd(cut(J, 8), rank=10)
-    assert svd.vectors.dtype == kept
+    assert svd.vectors.dtype == np.float32
     assert_allclose(svd.values, np.linalg.svd(J.astype(np.float64), compute_uv=False), atol=1e-5)
 
 

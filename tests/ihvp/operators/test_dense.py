@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse
 
 import ihvp
-from ihvp.errors import VectorError
+from ihvp.errors import VectorError, WrongDtype
 
 
 def test_product_is_that_of_the_matrix(rng):
@@ -21,9 +21,17 @@ def test_one_by_one_is_a_matrix():
     np.testing.assert_array_equal(ihvp.Dense(np.array([[2.0]])) @ np.array([3.0]), [6.0])
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dtype_is_that_of_the_matrix(dtype):
     assert ihvp.Dense(np.eye(2, dtype=dtype)).dtype == dtype
+
+
+def test_a_matrix_in_half_precision_multiplies_in_single_precision():
+    matrix = ihvp.Dense(np.full((3, 3), 40_000, np.float16))
+    product = matrix @ np.ones(3, np.float32)
+    assert (product.dtype, product.tolist()) == (np.float32, [120_000.0] * 3)
+    with pytest.raises(WrongDtype, match="float16; expected float32"):
+        matrix @ np.ones(3, np.float16)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ import pytest
 
 import ihvp
 from ihvp import plot
+from ihvp.evaluate import Agreement, Brittleness, DampingPath
 from ihvp.influence import LeaveOneOut, Scores, TopK, detection_curve
 from ihvp.plot.style import curves
 
 A = ihvp.Dense(np.diag([1.0, 2.0]))
+LDS = Agreement("LDS", np.array([0.5, 0.7]), np.array([[0.5, 0.6], [0.4, 0.7]]))
 DRAW = {
     "convergence": lambda ax: plot.convergence(ihvp.solve(A, np.ones(2)), ax),
     "spectrum": lambda ax: plot.spectrum(ihvp.eigsh(A, k=1), ihvp.spectral_density(A), ax),
@@ -20,6 +22,11 @@ DRAW = {
     "scores": lambda ax: plot.scores(Scores(np.ones((1, 1)), ("test", "train"), 0.0), ax),
     "leave_one_out": lambda ax: plot.leave_one_out(
         LeaveOneOut([np.array([0]), np.array([1])], np.arange(2.0), np.arange(2.0)), ax
+    ),
+    "agreement": lambda ax: plot.agreement(LDS, ax),
+    "dampings": lambda ax: plot.dampings(DampingPath(np.array([0.0, 1.0]), [LDS, LDS]), ax),
+    "brittleness": lambda ax: plot.brittleness(
+        Brittleness(np.array([1, 2]), np.ones((2, 3)), np.zeros((2, 3))), ax
     ),
     "detection": lambda ax: plot.detection(detection_curve([0.2, 0.9], [True, False]), ax),
 }

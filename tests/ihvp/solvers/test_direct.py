@@ -43,7 +43,7 @@ def test_solution_is_numpys(rng, make_definite, shape):
     assert np.max(solution.residual) < 1e-12
 
 
-@pytest.mark.parametrize(("dtype", "accuracy"), [(np.float16, 0.03), (np.float32, 1e-4), (np.float64, 1e-12)])
+@pytest.mark.parametrize(("dtype", "accuracy"), [(np.float32, 1e-4), (np.float64, 1e-12)])
 def test_solution_keeps_the_dtype_and_its_accuracy(rng, make_definite, dtype, accuracy):
     matrix, v = make_definite(rng, 12, 10, dtype), rng.normal(size=(12, 2)).astype(dtype)
     x = ihvp.solve(ihvp.Dense(matrix), v, solver=Direct()).x

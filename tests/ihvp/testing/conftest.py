@@ -52,6 +52,18 @@ class Reference(AutogradBackend):
         columns = [J.T @ curvature(J @ column) for column in np.atleast_2d(v.T)]
         return (columns[0] if v.ndim == 1 else np.stack(columns, axis=1)).astype(w.dtype)
 
+    def push_forward(self, predict, params, batch, v):
+        w = self.flatten(params)
+
+        def jacobian(i):
+            return autograd.jacobian(lambda w: outputs(w)[i])(w)
+
+        def outputs(w):
+            found = predict(self.unflatten(w, params), batch)
+            return found if isinstance(found, list) else [found]
+
+        return tuple(jacobian(i) @ v for i in range(len(outputs(w))))
+
     def reduce(self, vector):
         return vector
 

@@ -210,6 +210,10 @@ def example_products_leave_out_columns_beyond_the_sixteenth(backend):
     backend.change_results("example_products", lambda result: result[:, :16] if result.ndim == 2 else result)
 
 
+def push_forward_has_the_columns_first(backend):
+    backend.change_results("push_forward", lambda part: np.moveaxis(part, -1, 0) if part.ndim > 1 else part)
+
+
 def input_derivatives_have_the_columns_last(backend):
     backend.change_results(
         "input_derivatives", lambda part: np.moveaxis(part, 0, -1) if part.ndim == 3 else part
@@ -269,6 +273,7 @@ ALONE = [
         "test_example_products_are",
         "example_products must",
     ),
+    (push_forward_has_the_columns_first, "test_push_forward_is", "push_forward must be"),
     (input_derivatives_have_the_columns_last, "test_input_derivatives_are_those", "input_derivatives must"),
     (reduce_counts_this_process_twice, "test_reduce_over_one_process", "reduce must"),
 ]

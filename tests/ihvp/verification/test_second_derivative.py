@@ -31,7 +31,7 @@ class ByHand:
     def flatten(self, params: Any) -> np.ndarray:
         if isinstance(params, dict):
             return np.concatenate(list(params.values()))
-        return params.copy()
+        return params.astype(np.result_type(np.float32, params))
 
     def unflatten(self, vector: np.ndarray, like: Any) -> Any:
         if not isinstance(like, dict):
@@ -221,7 +221,9 @@ def test_what_the_whole_batch_raises_is_the_callers():
 def test_half_precision_costs_nothing():
     backend = ByHand(gradient, product)
     w, batch = problem(np.float16)
-    comparison = compare_with_gradients(backend, None, w, batch, VectorSpace.of(w))
+    comparison = compare_with_gradients(
+        backend, None, w, batch, VectorSpace.of(backend.flatten(w), backend, w)
+    )
     assert comparison.outcome == "inconclusive"
     assert math.isnan(comparison.error)
     assert not backend.calls
