@@ -53,7 +53,7 @@ class Gram:
             ``G + λI`` is singular up to rounding.
         """
         values, vectors = self._eigen
-        # The products of a piece's rows are summed in float32, within an eps or two of the largest eigenvalue.
+        # Products of a piece's rows are summed in float32, within an eps or two of the largest eigenvalue.
         tiny = 10 * np.finfo(np.float32).eps * values[-1]
         if values[0] + damping <= tiny:
             expected = (

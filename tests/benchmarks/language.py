@@ -1,10 +1,10 @@
 """A causal language model that was taught facts: do the sequences that taught one rank first, at what cost?
 
-The grammar: 2,000 sequences of 64 tokens, drawn from 50 sentences of one template. Each of 40 facts, "relation
-subject object", stands in 10 of the sequences, twice, between other sentences. A subject has one fact; an
-object is the answer of two, by two relations. A question is the loss of the object alone, at the end of a
-sequence that was not trained on. recall@10 is the part of the ten best scores that belongs to the sequences
-that taught the fact, in the mean over the questions.
+The grammar: 2,000 sequences of 64 tokens, drawn from 50 sentences of one template. Each of 40 facts,
+"relation subject object", stands in 10 of the sequences, twice, between other sentences. A subject has one
+fact; an object is the answer of two, by two relations. A question, of every other fact, is the loss of the
+object alone, at the end of a sequence that was not trained on. recall@10 is the part of the ten best scores
+that belongs to the sequences that taught the fact, in the mean over the questions.
 
 Each way runs in a process of its own, which loads the trained model. Its peak is what it holds at most beyond
 what was resident before it began.
@@ -307,7 +307,7 @@ def measure(device: str) -> list[Row]:
     for way, one in found.items():
         rows.append(
             Row(
-                what=f"{way}: recall@10 of {len(data.taught)} facts; seconds to prepare and to score, and peak",
+                what=f"{way}: recall@10 of {len(data.taught)} facts; to prepare and to score, and peak",
                 ours=f"{one}",
                 peer="kronfluence",
                 beside=f"recall {theirs.recall(data.taught):.3f}; {theirs}",
