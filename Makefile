@@ -8,7 +8,7 @@ INPUTS := pyproject.toml constraints.txt
 PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint $(CURDIR)/constraints.txt
 FRAMEWORKS := torch jax tf numdiff
 
-.PHONY: help demo test test-kernels test-oldest bench docs lint clean
+.PHONY: help demo test test-recipes test-kernels test-oldest bench docs lint clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -19,6 +19,9 @@ demo: $(ENVS)/demo-$(BACKEND)/.ready ## Ask which training digits are behind a w
 
 test: $(ENVS)/test/.ready ## Run all tests, each framework in a process of its own
 	@PYTHON=$(CURDIR)/$(ENVS)/test/bin/python tests/run
+
+test-recipes: $(ENVS)/recipes/.ready ## Run the recipes with the packages that they are for
+	@TF_CPP_MIN_LOG_LEVEL=3 MPLBACKEND=agg $(ENVS)/recipes/bin/python -m pytest -q tests/docs/test_pages.py tests/ihvp_jax/test_restore.py -k 'recipes or restore'
 
 test-kernels: $(ENVS)/test/.ready ## Run the core tests with each of OpenBLAS's kernels that this processor can run
 	@PYTHON=$(CURDIR)/$(ENVS)/test/bin/python tests/kernels
@@ -65,7 +68,12 @@ $(ENVS)/demo-%/.ready: $(ENVS)/demo-%/bin/python $(INPUTS)
 
 $(ENVS)/test/.ready: $(ENVS)/test/bin/python $(INPUTS) tests/example_plugin/pyproject.toml
 	@$(TORCH)
-	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,test,recipes,docs]' --editable $(CURDIR)/tests/example_plugin
+	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,test,docs]' --editable $(CURDIR)/tests/example_plugin
+	@touch $@
+
+$(ENVS)/recipes/.ready: $(ENVS)/recipes/bin/python $(INPUTS)
+	@$(TORCH)
+	@cd $(@D) && $(PIP_INSTALL) --editable '$(CURDIR)[all,test,recipes]'
 	@touch $@
 
 $(ENVS)/oldest/.ready: $(ENVS)/oldest/bin/python $(INPUTS) tests/oldest.py

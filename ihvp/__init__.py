@@ -29,7 +29,7 @@ from ihvp.solvers import (
     inverse,
     solve,
 )
-from ihvp.version import __version__
+from ihvp.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ihvp import evaluate as evaluate
@@ -72,7 +72,6 @@ __all__ = [
     "Solver",
     "SpectralDensity",
     "TracIn",
-    "__version__",
     "backends",
     "build_index",
     "diagonal",

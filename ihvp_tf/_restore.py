@@ -42,7 +42,7 @@ def restore(checkpoint: Any, params: Params) -> Params:
             raise unreadable(checkpoint, error) from error
         return copied
     if hasattr(checkpoint, "get_weights"):
-        checkpoint = checkpoint.get_weights()
+        checkpoint = _weights(checkpoint)
     names = [variable.path for variable in owner.weights]
     if not isinstance(checkpoint, Mapping):
         checkpoint = dict(zip(_numbered(names, checkpoint), checkpoint, strict=True))
@@ -55,7 +55,7 @@ def restore(checkpoint: Any, params: Params) -> Params:
 def _copy(model: Any) -> Any:
     try:
         copied = tf.keras.models.clone_model(model)
-        copied.set_weights(model.get_weights())
+        copied.set_weights(_weights(model))
         for layer, own in zip(copied.layers, model.layers, strict=True):
             layer.trainable = own.trainable
     except Exception as error:
@@ -64,6 +64,11 @@ def _copy(model: Any) -> Any:
             "is loaded into. Load each checkpoint into a model of its own, and pass the models."
         ) from error
     return copied
+
+
+def _weights(model: Any) -> list[np.ndarray]:
+    # get_weights() itself asks numpy for what numpy has deprecated.
+    return [variable.value.numpy() for variable in model.weights]
 
 
 def _of_structure(checkpoint: Any, params: Params) -> Params:

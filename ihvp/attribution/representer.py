@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ihvp.arguments import check_number
-from ihvp.attribution.similarity import without_curvature
 from ihvp.influence.attribution import Attribution
+from ihvp.influence.trained import without_curvature
 from ihvp.objective import Objective
 
 

@@ -9,37 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.arguments import check_instance
 from ihvp.influence.attribution import Attribution
 from ihvp.influence.blocks import counted_blocks, rows_at_once
-from ihvp.influence.checks import check_loss
 from ihvp.influence.gradients import gradients
 from ihvp.influence.points import Unsolved
 from ihvp.influence.store import Store
 from ihvp.influence.tiles import Part, Tile
-from ihvp.influence.trained import TrainedModel
+from ihvp.influence.trained import without_curvature
 from ihvp.objective import Objective
-from ihvp.operators import ScalarMatrix
-from ihvp.solvers import ClosedForm, inverse
-
-
-def without_curvature(
-    objective: Objective,
-    train_loss: Callable[..., Any] | None,
-    version: str | None,
-    *,
-    value: float = 1.0,
-    anywhere: bool = True,
-) -> TrainedModel:
-    """A model with a multiple of the identity in the place of its curvature."""
-    check_instance("objective", objective, Objective, "an ihvp.Objective")
-    check_loss("train_loss", train_loss)
-    if version is not None:
-        check_instance("version", version, str, "a str, or None")
-    operator = ScalarMatrix(objective.space, value)
-    return TrainedModel(
-        objective, inverse(operator, 0.0, ClosedForm()), train_loss, version, anywhere=anywhere
-    )
 
 
 class GradientDot(Attribution):

@@ -9,9 +9,9 @@ import numpy as np
 
 from ihvp.arguments import check_instance
 from ihvp.attribution.checkpoints import at_checkpoints
-from ihvp.attribution.similarity import without_curvature
 from ihvp.errors import InvalidOption
 from ihvp.influence.attribution import Attribution
+from ihvp.influence.trained import without_curvature
 from ihvp.objective import Objective
 
 

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from ihvp import fingerprint
 from ihvp.arguments import check_instance, check_path
 from ihvp.attribution.checkpoints import at_checkpoints
-from ihvp.attribution.similarity import without_curvature
 from ihvp.errors import InvalidOption
 from ihvp.index import GradientIndex, build_index
 from ihvp.index.records import IndexDtype
 from ihvp.index.streamed import Stream, Streamed
 from ihvp.influence.blocks import counted_blocks, windows
 from ihvp.influence.store import Store
+from ihvp.influence.trained import without_curvature
 from ihvp.objective import Objective
 from ihvp.processes import Processes
 from ihvp.projection import Projection

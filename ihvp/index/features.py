@@ -66,21 +66,21 @@ class Features:
 
         ``what``, ``power`` and the errors are those of :func:`~ihvp.influence.gradients.gradients`.
         """
-        found = self._layered(objective, block, what, power)
-        if found is None:
-            rows = gradients(objective, block, what, power, checked=False)
-            if self._curvature is not None:
-                rows = self._curvature.function(rows.T, self._root).T
-            if on_host(objective.space):
-                rows = algebra.to_numpy(rows)  # whose operations cost less there
-            found = algebra.to_numpy(self.map.project(rows))
+        way = self._layered if self._by_layers(objective) else self._formed
+        found = way(objective, block, what, power)
         if not np.all(np.isfinite(found)):
             raise non_finite(block, what)
         return found
 
-    def _layered(self, objective: Objective, block: Block, what: str, power: float) -> NDArray[Any] | None:
-        if not self._by_layers(objective):
-            return None
+    def _formed(self, objective: Objective, block: Block, what: str, power: float) -> NDArray[Any]:
+        rows = gradients(objective, block, what, power, checked=False)
+        if self._curvature is not None:
+            rows = self._curvature.function(rows.T, self._root).T
+        if on_host(objective.space):
+            rows = algebra.to_numpy(rows)  # whose operations cost less there
+        return algebra.to_numpy(self.map.project(rows))
+
+    def _layered(self, objective: Objective, block: Block, what: str, power: float) -> NDArray[Any]:
         parts = []
         for batch in block.batches:
             with loss_on(what, batch):
@@ -90,7 +90,11 @@ class Features:
 
     def pull_back(self, rows: NDArray[Any]) -> NDArray[Any]:
         """Vectors ``(b, P)`` whose products with gradients are those of ``rows`` with features."""
-        return algebra.to_numpy(self.map.pull_back(rows))
+        vectors = algebra.to_numpy(self.map.pull_back(rows))
+        if self._curvature is None:
+            return vectors
+        whitened = self._curvature.function(self._curvature.space.asarray(vectors).T, self._root)
+        return algebra.to_numpy(whitened.T)
 
     def _by_layers(self, objective: Objective) -> bool:
         return self._curvature is None and isinstance(self.map, FactoredMap) and self.map.serves(objective)

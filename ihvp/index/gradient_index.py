@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import fingerprint
-from ihvp.arguments import check_choice, check_damping, check_instance, check_path
+from ihvp.arguments import check_choice, check_damping, check_path
 from ihvp.errors import InvalidOption, StoreError, StoreMismatch
 from ihvp.index.features import Features
 from ihvp.index.gram import Gram
@@ -19,17 +19,17 @@ from ihvp.index.records import IndexDtype, decode, unscaled
 from ihvp.index.streamed import Stream, Streamed, compressed, share
 from ihvp.influence.allocation import allocate
 from ihvp.influence.blocks import counted_blocks
-from ihvp.influence.checks import check_loss
+from ihvp.influence.points import Solved
+from ihvp.influence.products import InverseProducts
 from ihvp.influence.scores import Scores
 from ihvp.influence.store import read_store
-from ihvp.influence.trained import TrainedModel
+from ihvp.influence.tokens import scores_by_token
+from ihvp.influence.trained import TrainedModel, without_curvature
 from ihvp.kronecker import EKFAC, KFAC
 from ihvp.objective import Objective
-from ihvp.operators import ScalarMatrix
 from ihvp.processes import Processes, together
 from ihvp.progress import track
 from ihvp.projection import Projection
-from ihvp.solvers import ClosedForm, inverse
 
 HOLDS = "gradients", "rows", "training examples"
 NAME = HOLDS[0]
@@ -77,7 +77,7 @@ class GradientIndex(Streamed):
     >>> objective = ihvp.Objective(params=x.mean(axis=0), data=x, grad=lambda w, x: w - x.mean(axis=0))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     index = ihvp.build_index(objective, folder, ihvp.Projection(2), dtype="float64")
-    ...     index.top_k(np.array([[3.0, 2.0]]), 1).indices
+    ...     index.top_k(np.array([[3.0, 3.0]]), 1).indices
     array([[2]])
     """
 
@@ -111,10 +111,7 @@ class GradientIndex(Streamed):
             self._open(objective, train_loss)
 
     def _open(self, objective: Objective, train_loss: Callable[..., Any] | None) -> None:
-        check_instance("objective", objective, Objective, "an ihvp.Objective")
-        check_loss("train_loss", train_loss)
-        identity = inverse(ScalarMatrix(objective.space), 0.0, ClosedForm())
-        model = TrainedModel(objective, identity, train_loss, anywhere=True)
+        model = without_curvature(objective, train_loss, None)
         found = fingerprint.of_model(objective)
         wrong = {
             name: (self._about.get(name), value)
@@ -169,6 +166,19 @@ class GradientIndex(Streamed):
             tiles = ((column, factors @ tile) for column, tile in tiles)
         return Stream(len(questions), self._scored, max(residual, lost), tiles)
 
+    @overload
+    @together
+    def scores_by(
+        self,
+        by: Literal["token"],
+        test_data: Any,
+        train_data: Any = None,
+        test_loss: Callable[..., Any] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> Scores: ...
+
+    @overload
     @together
     def scores_by(
         self,
@@ -178,32 +188,53 @@ class GradientIndex(Streamed):
         test_loss: Callable[..., Any] | None = None,
         *,
         progress: bool | None = None,
-    ) -> dict[str, Scores]:
-        """The scores in parts, one for each layer, which add up to :meth:`scores`.
+    ) -> dict[str, Scores]: ...
+
+    @together
+    def scores_by(
+        self,
+        by: Literal["layer", "token"],
+        test_data: Any,
+        train_data: Any = None,
+        test_loss: Callable[..., Any] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> dict[str, Scores] | Scores:
+        """The scores in parts, one for each layer or token.
+
+        They add up to :meth:`ihvp.GradientIndex.scores`.
 
         Parameters
         ----------
-        by : {"layer"}
+        by : {"layer", "token"}
+            "token": as :meth:`ihvp.Influence.scores_by`, of the examples of ``train_data``, or of the
+            objective's, by a pass of the model: an index holds no tokens. Ask for those of ``top_k``.
         test_data, train_data, test_loss, progress
-            As for :meth:`scores`.
+            As for :meth:`ihvp.GradientIndex.scores`.
 
         Raises
         ------
         InvalidOption
-            The projection mixes the layers: it is not "factored".
+            "layer": the projection mixes the layers, it is not "factored".
         """
-        check_choice("by", by, ("layer",))
-        if not self.parts:
+        check_choice("by", by, ("layer", "token"))
+        if by == "layer" and not self.parts:
             raise InvalidOption("by", by, "an index that keeps the layers apart: Projection(kind='factored')")
         training = self.training(train_data)
         questions, residual = self.questions(test_data, test_loss, progress)
+        if by == "token":
+            model = self._required()
+            # The vectors whose products with gradients are the scores; scores by token divide by N.
+            vectors = self.features.pull_back(model.total * questions)
+            points = Solved(InverseProducts(vectors, residual, {}), model.objective.space)
+            return scores_by_token(
+                model, points, model.training() if training is None else training, progress
+            )
         shape = len(self.parts), len(questions), self._count(training)
         values = allocate(shape, self._scored, "The scores of all parts", "Pass fewer test points.")
-        for number, place in enumerate(self.parts.values()):
-            masked = np.zeros_like(questions)
-            masked[:, place] = questions[:, place]
-            for column, tile in self.tiles(masked, training, progress):
-                values[number, :, column : column + tile.shape[1]] = tile
+        for column, rows, scale in self._blocks(training, progress):
+            for part, place in zip(values, self.parts.values(), strict=True):
+                part[:, column : column + len(rows)] = questions[:, place] @ rows[:, place].T * scale
         values = self.among(training).join(values)
         return {
             name: Scores(part, ("test", "train"), residual)
@@ -217,7 +248,7 @@ class GradientIndex(Streamed):
         Parameters
         ----------
         progress : bool, optional
-            As for :meth:`scores`.
+            As for :meth:`ihvp.GradientIndex.scores`.
         """
         values, residual = np.zeros(len(self), self._scored), 0.0
         for start, stop in self._pieces(progress):
@@ -244,7 +275,7 @@ class GradientIndex(Streamed):
         Parameters
         ----------
         test_data, test_loss, progress
-            As for :meth:`scores`.
+            As for :meth:`ihvp.GradientIndex.scores`.
         """
         question = self._required().question(test_data, test_loss)
         with track("Questions", question.num_examples, progress, self.processes.rank) as advance:
@@ -267,15 +298,21 @@ class GradientIndex(Streamed):
             That of other examples than the indexed ones.
         progress : bool, optional
         """
+        for column, rows, scale in self._blocks(training, progress):
+            yield column, questions @ rows.T * scale
+
+    def _blocks(
+        self, training: Objective | None, progress: bool | None
+    ) -> Iterator[tuple[int, NDArray[Any], NDArray[Any] | float]]:
+        """The first example, rows from it on, and by what their products are multiplied."""
         if training is not None:
             for block in counted_blocks(training, self.features.width(training)):
                 rows = self.features.of(training, block, "training", 1.0)
-                yield block.first, questions @ rows.T.astype(self._scored)
+                yield block.first, rows.astype(self._scored), 1.0
             return
         for start, stop in self._pieces(progress):
             records = self._read(start, stop)
-            tile = questions @ unscaled(records, self.dtype).T
-            yield start, tile * records["scale"] if self.dtype == "float16" else tile
+            yield start, unscaled(records, self.dtype), records["scale"] if self.dtype == "float16" else 1.0
 
     def training(self, data: Any) -> Objective | None:
         """What other examples than the indexed ones are scored by; None without any.

@@ -26,9 +26,10 @@ class Gram:
     """
 
     def __init__(self, rows: Iterable[NDArray[Any]], dim: int, total: int, processes: Processes) -> None:
-        matrix = np.zeros((dim, dim))
+        matrix, self._eps = np.zeros((dim, dim)), float(np.finfo(np.float64).eps)
         for part in rows:
             matrix += part.T @ part
+            self._eps = float(np.finfo(part.dtype).eps)
         self.matrix = processes.sum(matrix) / total
 
     @cached_property
@@ -53,14 +54,16 @@ class Gram:
             ``G + λI`` is singular up to rounding.
         """
         values, vectors = self._eigen
-        # Products of a piece's rows are summed in float32, within an eps or two of the largest eigenvalue.
-        tiny = 10 * np.finfo(np.float32).eps * values[-1]
+        # Its products were rounded as the rows are.
+        tiny = 10 * self._eps * values[-1]
         if values[0] + damping <= tiny:
-            expected = (
-                f"a number above {tiny - min(values[0], 0):.1e}: the mean of the outer products of the rows "
-                f"is singular. A tenth of its mean eigenvalue, {values.mean() / 10:.1e}, is a start"
+            least, start = tiny - min(values[0], 0), max(values.mean() / 1000, 100 * tiny)
+            raise InvalidOption(
+                "damping",
+                damping,
+                f"a number above {least:.1e}: the mean of the outer products of the rows is singular. "
+                f"{start:.1e} is a start",
             )
-            raise InvalidOption("damping", damping, expected)
         found = (rows @ vectors / (values + damping)) @ vectors.T
         left = rows - found @ self.matrix - damping * found
         norms = np.linalg.norm(rows, axis=1)

@@ -111,7 +111,7 @@ class Streamed(ABC):
         Parameters
         ----------
         test_data, train_data, test_loss, query_rank, progress
-            As for :meth:`scores`.
+            As for :meth:`ihvp.GradientIndex.scores`.
         k : int
         which : {"both", "helpful", "harmful"}
             As for :meth:`ihvp.Influence.top_k`.

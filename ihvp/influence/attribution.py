@@ -146,7 +146,7 @@ class Attribution:
         Parameters
         ----------
         test_data, train_data, test_loss, progress
-            As for :meth:`scores`.
+            As for :meth:`ihvp.Influence.scores`.
         k : int
         which : {"both", "helpful", "harmful"}
             The largest magnitudes, the highest scores, or the lowest. Of equal ones the earlier example wins.
@@ -184,7 +184,7 @@ class Attribution:
         data : optional
             The examples; by default those of the objective.
         progress : bool, optional
-            As for :meth:`scores`.
+            As for :meth:`ihvp.Influence.scores`.
 
         Examples
         --------

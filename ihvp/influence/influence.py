@@ -158,7 +158,7 @@ class Influence(Attribution):
             x_j = (H + \lambda I)^{-1} \nabla L(z_j)
 
         with the entries :math:`(b)` of each part; or with the outputs :math:`o_i` of example i, their tokens
-        t, and their Jacobian J. The parts add up to :meth:`scores`.
+        t, and their Jacobian J. The parts add up to :meth:`ihvp.Influence.scores`.
 
         Parameters
         ----------
@@ -166,7 +166,7 @@ class Influence(Attribution):
             Tokens are what the second axis of the outputs of ``predict`` counts, after the examples. Those
             that the loss leaves out, as padding or a prompt, have the part 0.
         test_data, train_data, test_loss, progress
-            As for :meth:`scores`.
+            As for :meth:`ihvp.Influence.scores`.
 
         Returns
         -------
@@ -220,7 +220,7 @@ class Influence(Attribution):
         indices : sequence of int, or of such sequences
             The numbers of the examples in a group, or several groups.
         test_data, test_loss, progress
-            As for :meth:`scores`.
+            As for :meth:`ihvp.Influence.scores`.
         second_order : bool
             Whether to take a Newton step on what remains in place of the sum of single scores: one more solve
             for each group, with the curvature of the remaining examples. Also of use for single examples, as
@@ -257,14 +257,15 @@ class Influence(Attribution):
         """What examples would do that are not in the training data, ``(n_test, n_new)``.
 
         Row j, column i: the predicted fall of the loss at test point j when example i is added to the
-        training data with weight 1/N. As with :meth:`scores`, a positive one means that the example helps.
+        training data with weight 1/N. As with :meth:`ihvp.Influence.scores`, a positive one means that the
+        example helps.
 
         Parameters
         ----------
         data
             The new examples, in the forms of an objective's data.
         test_data, test_loss, progress
-            As for :meth:`scores`.
+            As for :meth:`ihvp.Influence.scores`.
         """
         return self.scores(test_data, data, test_loss, progress=progress)
 
@@ -289,7 +290,7 @@ class Influence(Attribution):
         Parameters
         ----------
         test_data, train_data, test_loss, progress
-            As for :meth:`scores`.
+            As for :meth:`ihvp.Influence.scores`.
 
         Returns
         -------
@@ -335,7 +336,7 @@ class Influence(Attribution):
         Parameters
         ----------
         test_data, test_loss, progress
-            As for :meth:`scores`.
+            As for :meth:`ihvp.Influence.scores`.
 
         Examples
         --------

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ihvp import fingerprint
+from ihvp.arguments import check_instance
 from ihvp.contents import Contents
 from ihvp.data import Batches
 from ihvp.errors import InvalidOption
@@ -19,6 +20,8 @@ from ihvp.influence.optimum import warn_unless_optimal
 from ihvp.influence.points import Points, Solved, Unsolved
 from ihvp.influence.products import InverseProducts
 from ihvp.objective import Objective
+from ihvp.operators import ScalarMatrix
+from ihvp.solvers import ClosedForm, inverse
 from ihvp.solvers.solve import Inverse
 
 
@@ -163,3 +166,22 @@ class TrainedModel:
             "damping": repr(self.inverse.damping),
             "version": repr(self._version),
         }
+
+
+def without_curvature(
+    objective: Objective,
+    train_loss: Callable[..., Any] | None,
+    version: str | None,
+    *,
+    value: float = 1.0,
+    anywhere: bool = True,
+) -> TrainedModel:
+    """A model with a multiple of the identity in the place of its curvature."""
+    check_instance("objective", objective, Objective, "an ihvp.Objective")
+    check_loss("train_loss", train_loss)
+    if version is not None:
+        check_instance("version", version, str, "a str, or None")
+    operator = ScalarMatrix(objective.space, value)
+    return TrainedModel(
+        objective, inverse(operator, 0.0, ClosedForm()), train_loss, version, anywhere=anywhere
+    )

@@ -17,8 +17,10 @@ from ihvp.kronecker.coverage import complete_layers
 from ihvp.kronecker.factors import with_bias
 from ihvp.layers import Layer
 from ihvp.objective import Objective
+from ihvp.objective.entries import Entries
 from ihvp.projection.map import check_dim
 from ihvp.projection.projection import Projection
+from ihvp.weighting import scale_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +102,7 @@ class FactoredMap:
         found, factors = example_gradients(objective, batch, power, names)
         parts = [_projected(sides, *found[sides.layer.name]) for sides in self._layers]
         xp = array_api_compat.array_namespace(parts[0])
-        rows = xp.concat(parts, axis=1)
-        scale = algebra.as_like(factors, rows)[:, None]
-        # Of an example that weighs nothing the loss may be the quotient of two zeros.
-        return xp.where(scale != 0, rows, xp.zeros_like(rows)) * scale
+        return scale_rows(xp.concat(parts, axis=1), factors)
 
     def serves(self, objective: Objective) -> bool:
         """Whether an objective is a loss of the outputs of this map's model."""
@@ -119,25 +118,17 @@ class FactoredMap:
         return xp.concat(parts, axis=1)
 
     def pull_back(self, rows: Vector) -> Vector:
-        xp, placed = array_api_compat.array_namespace(rows), []
+        xp, placed = array_api_compat.array_namespace(rows), list[tuple[slice, Vector]]()
         for sides, part in zip(self._layers, self.parts.values(), strict=True):
             left, right = (algebra.as_like(side, rows) for side in (sides.left, sides.right))
             matrices = xp.reshape(
                 rows[:, part], (rows.shape[0], left.shape[0], left.shape[1], right.shape[1])
             )
             found = sides.layer.parts(xp.matrix_transpose(left) @ matrices @ right)
-            placed += [
-                (place.start, values.T) for place, values in zip(sides.layer.slices, found, strict=True)
-            ]
-        columns, end = [], 0
-        for start, values in [*sorted(placed, key=lambda pair: pair[0]), (self._size, None)]:
-            columns.append(
-                xp.zeros((rows.shape[0], start - end), dtype=rows.dtype, device=algebra.device(rows))
-            )
-            if values is not None:
-                columns.append(values)
-                end = start + values.shape[1]
-        return xp.concat(columns, axis=1)
+            placed += zip(sides.layer.slices, found, strict=True)
+        placed.sort(key=lambda pair: pair[0].start)
+        entries = Entries([place for place, _ in placed], self._size)
+        return entries.within(xp.concat([values for _, values in placed], axis=0)).T
 
 
 def _projected(sides: _Sides, inputs: Vector, gradient: Vector) -> Vector:

@@ -67,17 +67,17 @@ class DenseMap:
 
     def project(self, rows: Vector) -> Vector:
         total: Any = None
-        for start, piece in self._pieces(rows):
+        for start, piece in self._pieces():
             part = rows[:, start : start + len(piece)] @ algebra.as_like(piece, rows)
             total = part if total is None else total + part
         return total
 
     def pull_back(self, rows: Vector) -> Vector:
         xp = array_api_compat.array_namespace(rows)
-        parts = [rows @ algebra.as_like(piece, rows).T for _, piece in self._pieces(rows)]
+        parts = [rows @ algebra.as_like(piece, rows).T for _, piece in self._pieces()]
         return xp.concat(parts, axis=1)
 
-    def _pieces(self, like: Vector) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def _pieces(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """The first parameter of a piece, and the columns of R from it on, as rows."""
         step = max(1, _ENTRIES // self.dim)
         for number, start in enumerate(range(0, self._size, step)):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ihvp._problems import PROBLEMS, PredictingProblem, Problem
 from ihvp.algebra import to_numpy
 from ihvp.backend import CurvatureBackend, capabilities_of
+from ihvp.errors import ParameterError
 from ihvp.testing.case import LARGE, NETWORK, TOY, Case, Contract, each_dtype, each_problem
 
 PREDICTING = tuple(problem for problem in PROBLEMS if isinstance(problem, PredictingProblem))
@@ -206,6 +207,22 @@ class CapabilityContract(Contract):
             found = case.optional.push_forward(predict, case.params, case.batch, case.native(v))
             for part, columns in zip(found, expected, strict=True):
                 self.close(case, part, columns if v.ndim == 2 else columns[..., 0], duty)
+        assert case.bits() == before
+
+    def test_parameters_are_restored_from_names_and_arrays(self) -> None:
+        self.require("checkpoints")
+        case = self.case(NETWORK)
+        before, backend = case.bits(), case.optional
+        saved = {name: 2 * np.asarray(array) for name, array in NETWORK.params.items()}
+        found = backend.restore(saved, case.params)
+        duty = "restore must give each parameter the array of its name"
+        assert_array_equal(to_numpy(backend.flatten(found)), 2 * to_numpy(backend.flatten(case.params)), duty)
+        again = backend.restore(found, case.params)
+        duty = "restore must take parameters in its own structure"
+        assert_array_equal(to_numpy(backend.flatten(again)), to_numpy(backend.flatten(found)), duty)
+        for other in ({**saved, "w2": saved["w2"][1:]}, {"w2": saved["w2"]}):
+            with pytest.raises(ParameterError, match=r"w2|b1"):
+                backend.restore(other, case.params)
         assert case.bits() == before
 
     def test_reduce_over_one_process_changes_nothing(self) -> None:

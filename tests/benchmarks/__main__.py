@@ -17,7 +17,7 @@ from tests.benchmarks.rows import Row
 
 _OUTPUT = Path(__file__).parents[2] / "docs" / "performance"
 _ON_GPU = ("torch", "jax")
-_NOT_ON_GPU = ("memory",)
+_NOT_ON_GPU = ("memory", "indices")
 _HAS_GPU = {
     "torch": "import sys, torch; sys.exit(not torch.cuda.is_available())",
     "jax": "import sys, jax; sys.exit(jax.default_backend() != 'gpu')",

@@ -18,6 +18,7 @@ DIRECTIVES = {
 LISTED = [
     "ihvp",
     "ihvp.evaluate",
+    "ihvp.index",
     "ihvp.influence",
     "ihvp.operators",
     "ihvp.plot",

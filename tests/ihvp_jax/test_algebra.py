@@ -30,7 +30,7 @@ def test_dot_products_of_long_vectors_take_no_memory_beside_them():
 
 @pytest.mark.parametrize("size", [60, LONG])
 def test_a_basis_stays_orthonormal_until_it_is_full(rng, size):
-    basis = GrowingBasis(VectorSpace.of(jnp.zeros(size, jnp.float32)), 5, jnp.float32)
+    basis = GrowingBasis(VectorSpace.of(jnp.zeros(size, jnp.float32)), 5)
     for _ in range(5):
         w = jnp.array(rng.normal(size=size).astype(np.float32))
         rest, _, norm = basis.orthogonalise(w, float(algebra.norms(w)))

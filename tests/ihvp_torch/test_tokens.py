@@ -361,3 +361,21 @@ def test_what_scores_by_token_are_good_for():
     for draw in (scores.plot, lambda: ihvp.plot.influence_panels(scores, np.zeros((3, 4, 4)))):
         with pytest.raises(NothingToDraw, match=r"shape \(2, 3, 2\); expected scores of whole examples"):
             draw()
+
+
+@pytest.mark.parametrize("options", [("factored", False), ("sparse", True)])
+def test_tokens_of_an_index_add_up_to_its_scores(options, tmp_path):
+    make, batches, test = KINDS["causal attention, ragged batches"]
+    torch.manual_seed(0)
+    target = objective(make().double(), batches)
+    kind, whitened = options
+    curvature = {"curvature": ihvp.EKFAC(target), "damping": DAMPING} if whitened else {}
+    index = ihvp.build_index(target, tmp_path, ihvp.Projection(24, kind), "float64", **curvature)
+    for data in (None, batches[1]):
+        scores, tokens = index.scores(test, data), index.scores_by("token", test, data)
+        assert tokens.axes == ("test", "train", "token")
+        assert_allclose(np.asarray(tokens).sum(axis=2), scores, rtol=1e-8, atol=1e-12)
+    labels = joined([batches[1]])["labels"].numpy()
+    assert_array_equal(np.asarray(tokens)[:, labels == NONE], 0)
+    with pytest.raises(InvalidOption, match="by"):
+        index.scores_by("word", test)

@@ -124,12 +124,17 @@ def bits(objective: ihvp.Objective) -> list[bytes]:
     return [to_numpy(objective.space.backend.flatten(objective.params)).tobytes()]
 
 
+# Both models on the framework that compiles nothing, and one of them on each of the others.
 CASES = [
     pytest.param(name, model, dtype, id=f"{name} {model} {dtype}")
-    for name in ("torch", "jax", "tf")
-    for model, dtype in (("MLP", "float16"), ("transformer", "bfloat16"))
+    for name, model, dtype in (
+        ("torch", "MLP", "float16"),
+        ("torch", "transformer", "bfloat16"),
+        ("jax", "transformer", "bfloat16"),
+        ("tf", "MLP", "float16"),
+    )
 ]
-SOLVERS = ["auto", ihvp.CG(), ihvp.MINRES(), ihvp.Direct(), ihvp.LiSSA()]
+SOLVERS = {"torch": ["auto", ihvp.CG(), ihvp.MINRES(), ihvp.Direct(), ihvp.LiSSA()]}
 
 
 @pytest.mark.parametrize(("name", "model", "dtype"), CASES)
@@ -142,7 +147,7 @@ def test_default_options_solve_to_what_the_precision_permits(name, model, dtype)
     v = np.random.default_rng(1).normal(size=len(exact)).astype(np.float32)
     damped = exact + DAMPING * np.eye(len(exact))
     expected = np.linalg.solve(damped, v)
-    for solver in SOLVERS:
+    for solver in SOLVERS.get(name, ["auto", ihvp.CG()]):
         solution = ihvp.solve(A, v, DAMPING, solver)
         assert solution.converged
         assert solution.x.dtype == np.float32

@@ -9,7 +9,7 @@ import numpy as np
 import ihvp
 from ihvp.influence import blocks
 
-blocks._EXAMPLES = 4
+CHUNK = 4
 
 
 def grad(w, batch):
@@ -23,4 +23,5 @@ def objective():
 
 
 if __name__ == "__main__":
+    blocks._EXAMPLES = CHUNK
     ihvp.build_index(objective(), sys.argv[1], ihvp.Projection(8, seed=3))

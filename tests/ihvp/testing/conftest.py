@@ -13,6 +13,7 @@ from ihvp_autograd._backend import AutogradBackend, _real_scalar
 
 from ihvp._registry import registered
 from ihvp.backend import CAPABILITIES, Dialect
+from ihvp.checkpoint_file import require_same_arrays
 from ihvp.layers import Layer
 from ihvp.testing import BackendContract
 from ihvp.testing.case import _functions
@@ -63,6 +64,11 @@ class Reference(AutogradBackend):
             return found if isinstance(found, list) else [found]
 
         return tuple(jacobian(i) @ v for i in range(len(outputs(w))))
+
+    def restore(self, checkpoint, params):
+        expected = {name: np.shape(array) for name, array in params.items()}
+        require_same_arrays({name: np.shape(array) for name, array in checkpoint.items()}, expected)
+        return {name: np.array(checkpoint[name], array.dtype) for name, array in params.items()}
 
     def reduce(self, vector):
         return vector

@@ -210,6 +210,10 @@ def example_products_leave_out_columns_beyond_the_sixteenth(backend):
     backend.change_results("example_products", lambda result: result[:, :16] if result.ndim == 2 else result)
 
 
+def restore_gives_the_parameters_that_are_there(backend):
+    backend.restore = lambda checkpoint, params: params
+
+
 def push_forward_has_the_columns_first(backend):
     backend.change_results("push_forward", lambda part: np.moveaxis(part, -1, 0) if part.ndim > 1 else part)
 
@@ -273,6 +277,7 @@ ALONE = [
         "test_example_products_are",
         "example_products must",
     ),
+    (restore_gives_the_parameters_that_are_there, "test_parameters_are_restored", "restore must give"),
     (push_forward_has_the_columns_first, "test_push_forward_is", "push_forward must be"),
     (input_derivatives_have_the_columns_last, "test_input_derivatives_are_those", "input_derivatives must"),
     (reduce_counts_this_process_twice, "test_reduce_over_one_process", "reduce must"),
