@@ -30,6 +30,7 @@ from ihvp.solvers import (
     inverse,
     solve,
 )
+from ihvp.uncertainty import confidence_intervals, covariance, standard_errors
 from ihvp.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ __all__ = [
     "TracIn",
     "backends",
     "build_index",
+    "confidence_intervals",
+    "covariance",
     "diagonal",
     "differentiable_solve",
     "eigsh",
@@ -86,6 +89,7 @@ __all__ = [
     "leave_one_out",
     "solve",
     "spectral_density",
+    "standard_errors",
     "suggest_damping",
     "trace",
     "use",
