@@ -6,6 +6,7 @@ from typing import Any
 
 import array_api_compat
 
+from ihvp.backend import Vector
 from ihvp.errors import NonFinite
 from ihvp.influence.blocks import Block
 from ihvp.influence.gradients import loss_on, non_finite
@@ -13,7 +14,7 @@ from ihvp.influence.points import Points, Unsolved
 from ihvp.influence.trained import TrainedModel
 from ihvp.kronecker import KFAC
 from ihvp.kronecker.blocks import KroneckerBlock
-from ihvp.kronecker.contraction import Contraction, Rows
+from ihvp.kronecker.contraction import Contraction, Rows, formed
 from ihvp.kronecker.dual import DualInverse, dual_inverse
 from ihvp.objective import Objective
 from ihvp.operators import GaussNewton
@@ -77,11 +78,12 @@ def layered(
 
 
 def _joined(parts: list[Rows]) -> Rows:
-    if isinstance(parts[0], tuple):
+    if all(isinstance(part, tuple) for part in parts):
         left, right = ([part[side] for part in parts] for side in (0, 1))
-        return _concatenated(left), _concatenated(right)
-    return _concatenated(parts)
+        return _stacked(left), _stacked(right)
+    # In ragged data one place may use the weights for some examples, and many for others.
+    return _stacked([formed(part) for part in parts])
 
 
-def _concatenated(parts: list[Rows]) -> Rows:
+def _stacked(parts: list[Vector]) -> Vector:
     return array_api_compat.array_namespace(parts[0]).concat(parts, axis=0)

@@ -22,8 +22,8 @@ from ihvp.objective import Objective
 Rows: TypeAlias = "tuple[Vector, Vector] | Vector"
 """The gradients of B examples by a layer's weights.
 
-In the basis of its eigenvectors ``(B, d_out)`` and ``(B, d_in)`` of which they are the outer products, or
-themselves, ``(B, groups, d_out, d_in)``, where places share the weights.
+``(B, d_out)`` and ``(B, d_in)`` of which they are the outer products, or where places share the weights
+themselves, ``(B, groups, d_out, d_in)``.
 """
 
 # Outer products of so many numbers are formed at once (64 MiB in float32).
@@ -140,31 +140,45 @@ class _Kernel:
             self._terms = _low_rank(self._values[0], tolerance)
 
     def solved(self, rows: Rows) -> Rows:
-        if not isinstance(rows, tuple):
-            return _flat(self._block.back(self._values * self._block.rotate(rows)))
-        return rows if self._terms is not None else _formed(rows) * _flat(self._values)
+        """Inverse products, ``(B, groups · d_out · d_in)``; with terms, rotated rows."""
+        if isinstance(rows, tuple) and self._terms is not None:
+            return self._rotated(rows)
+        return self._multiplied(self._block.rotate(formed(rows)))
 
     def products(self, solved: Rows, right: Rows) -> Vector:
-        if self._terms is not None and isinstance(solved, tuple) and isinstance(right, tuple):
+        if isinstance(solved, tuple) and isinstance(right, tuple):
+            assert self._terms is not None
+            u, v = self._rotated(right)
             total: Vector = None
             for r in range(self._terms.left.shape[1]):
-                part = (solved[0] * self._terms.left[:, r]) @ right[0].T
-                part = part * ((solved[1] * self._terms.right[:, r]) @ right[1].T)
+                part = (solved[0] * self._terms.left[:, r]) @ u.T
+                part = part * ((solved[1] * self._terms.right[:, r]) @ v.T)
                 total = part if total is None else total + part
             return total
+        left = self._multiplied(formed(solved)) if isinstance(solved, tuple) else solved
         if not isinstance(right, tuple):
-            return solved @ _flat(right).T
-        step = max(1, _NUMBERS // solved.shape[1])
+            return left @ _flat(right).T
+        u, v = right
+        step = max(1, _NUMBERS // left.shape[1])
         parts = [
-            solved @ _formed(right, slice(start, start + step)).T for start in range(0, len(right[0]), step)
+            left @ _flat(formed((u[start : start + step, :], v[start : start + step, :]))).T
+            for start in range(0, len(u), step)
         ]
-        return parts[0] if len(parts) == 1 else array_api_compat.array_namespace(solved).concat(parts, axis=1)
+        return algebra.concatenate(parts)
 
     def own_products(self, rows: Rows) -> Vector:
         xp = array_api_compat.array_namespace(self._values)
         if isinstance(rows, tuple):
-            return xp.sum((rows[0] ** 2 @ self._values[0]) * rows[1] ** 2, axis=1)
+            u, v = self._rotated(rows)
+            return xp.sum((u**2 @ self._values[0]) * v**2, axis=1)
         return xp.sum(self._values * self._block.rotate(rows) ** 2, axis=(1, 2, 3))
+
+    def _rotated(self, rows: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
+        assert self._block.q_in is not None  # its rows are formed
+        return rows[0] @ self._block.q_out[0], rows[1] @ self._block.q_in[0]
+
+    def _multiplied(self, rotated: Vector) -> Vector:
+        return _flat(self._block.back(self._values * rotated))
 
 
 def _low_rank(values: Vector, tolerance: float) -> _Terms | None:
@@ -182,7 +196,7 @@ def _rows(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: NDAr
     xp, layer = array_api_compat.array_namespace(gradient), block.layer
     gradient = gradient * algebra.as_like(factors, gradient)[:, None, None, None]
     if layer.groups == 1 and gradient.shape[1] == 1 and block.q_in is not None:
-        return gradient[:, 0, 0, :] @ block.q_out[0], with_bias(layer, inputs)[:, 0, 0, :] @ block.q_in[0]
+        return gradient[:, 0, 0, :], with_bias(layer, inputs)[:, 0, 0, :]
     if layer.one_hot:
         summed = np.zeros((len(factors), layer.d_in, layer.d_out), algebra.to_numpy(gradient).dtype)
         places = np.arange(len(factors))[:, None], algebra.to_numpy(inputs)
@@ -196,11 +210,11 @@ def _rows(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: NDAr
 def _flat(matrices: Vector) -> Vector:
     """``(B, groups, d_out, d_in)`` to ``(B, groups · d_out · d_in)``."""
     xp = array_api_compat.array_namespace(matrices)
-    return xp.reshape(matrices, (matrices.shape[0] if matrices.ndim == 4 else 1, -1))
+    return xp.reshape(matrices, (matrices.shape[0], -1))
 
 
-def _formed(rows: tuple[Vector, Vector], part: slice = slice(None)) -> Vector:
-    """The gradients themselves, ``(b, d_out d_in)``."""
-    u, v = rows[0][part, :], rows[1][part, :]
-    outer = u[:, :, None] * v[:, None, :]
-    return array_api_compat.array_namespace(outer).reshape(outer, (outer.shape[0], -1))
+def formed(rows: Rows) -> Vector:
+    """The gradients themselves, ``(B, groups, d_out, d_in)``."""
+    if not isinstance(rows, tuple):
+        return rows
+    return rows[0][:, None, :, None] * rows[1][:, None, None, :]

@@ -367,6 +367,29 @@ def test_scores_by_factors_are_those_of_gradients(name, cls):
 
 
 @pytest.mark.filterwarnings("ignore::ihvp.influence.NotAtOptimum")
+def test_questions_and_examples_of_other_lengths():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+    def texts(*lengths):
+        return [(torch.randn(3, length, 4).double(), labels(3)) for length in lengths]
+
+    o = ihvp.Objective(
+        lambda f, batch: functional.cross_entropy(f.sum(1), batch[1]),
+        net,
+        texts(1, 6, 1),
+        predict=lambda net, batch: net(batch[0]),
+    )
+    operator, dense = ihvp.EKFAC(o), torch.eye(o.num_params, dtype=torch.float64)
+    inverse = torch.linalg.inv(operator.to_dense() + 0.1 * dense)
+    influence = ihvp.Influence(o, 0.1, curvature=operator)
+    rows = o.per_example_gradients()
+    for asked in (texts(1), texts(6), texts(6, 1)):
+        expected = o.on(asked).per_example_gradients() @ inverse @ rows.T / len(rows)
+        np.testing.assert_allclose(influence.scores(asked), expected, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore::ihvp.influence.NotAtOptimum")
 def test_few_terms_are_as_good_as_the_whole_inverse():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 3))
