@@ -29,6 +29,7 @@ from ihvp.solvers import (
     inverse,
     solve,
 )
+from ihvp.uncertainty import Laplace, calibration, coverage, predictive_variance
 from ihvp.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ __all__ = [
     "IhvpError",
     "Influence",
     "InverseProducts",
+    "Laplace",
     "LiSSA",
     "LinearOperator",
     "LoGra",
@@ -74,11 +76,14 @@ __all__ = [
     "TracIn",
     "backends",
     "build_index",
+    "calibration",
+    "coverage",
     "diagonal",
     "eigsh",
     "errors",
     "inverse",
     "leave_one_out",
+    "predictive_variance",
     "solve",
     "spectral_density",
     "suggest_damping",
