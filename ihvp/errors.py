@@ -613,8 +613,8 @@ class IndefinitePosterior(IhvpError, ArithmeticError):
     def __init__(self, lowest: float) -> None:
         self.suggested_factor = 1.0 - lowest
         super().__init__(
-            f"The posterior's precision has the lowest eigenvalue {lowest:.3e}, in units of the prior's; expected "
-            "one above 0. Take ihvp.GaussNewton, KFAC or EKFAC, whose eigenvalues are not negative, "
+            f"The posterior's precision has the lowest eigenvalue {lowest:.3e}, in units of the prior's; "
+            "expected one above 0. Take ihvp.GaussNewton, KFAC or EKFAC, whose eigenvalues are not negative, "
             f"a prior precision above {self.suggested_factor:.3g} times this one, or train on to a minimum."
         )
 

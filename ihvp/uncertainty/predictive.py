@@ -166,8 +166,7 @@ def require_half_squared_error(objective: Objective) -> int:
             "half the squared error, summed over the outputs of an example, where noise= is given: its "
             f"curvature in the outputs is {float(np.sum(found * expected)) / size:.3g} in place of 1",
         )
-    width: int = layout.width
-    return width
+    return layout.width
 
 
 def require_layers(objective: Objective) -> None:
@@ -193,7 +192,7 @@ def _rows_at_once(objective: Objective, model: OpenModel, factors: Any) -> int:
     numbers = sum(count * layer.groups * layer.d_out for layer, count in places)
     if factors is None or any(count > 1 for _, count in places):
         numbers += objective.num_params
-    return max(1, _NUMBERS // (Layout(model.shapes).width * numbers))
+    return int(max(1, _NUMBERS // (Layout(model.shapes).width * numbers)))
 
 
 def _units(layout: Layout, like: Vector) -> Vector:
