@@ -6,6 +6,7 @@ colours are of Okabe and Ito's palette, which every kind of colour vision tells 
 curves apart in print.
 """
 
+from ihvp.plot.calibration import calibration
 from ihvp.plot.eigenvalues import spectrum
 from ihvp.plot.evaluation import agreement, brittleness, dampings
 from ihvp.plot.images import influence_panels
@@ -18,6 +19,7 @@ from ihvp.plot.residuals import convergence
 __all__ = [
     "agreement",
     "brittleness",
+    "calibration",
     "convergence",
     "dampings",
     "detection",

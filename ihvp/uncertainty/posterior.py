@@ -19,10 +19,11 @@ from ihvp.estimators.probes import Estimate, host
 from ihvp.estimators.spectral_density import krylov_dimension, lanczos
 from ihvp.kronecker import BlockStructured
 from ihvp.kronecker.blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock, eigenvectors
-from ihvp.operators import LowRank
+from ihvp.operators import GaussNewton, LowRank
 from ihvp.operators.base import LinearOperator
 from ihvp.operators.low_rank import Spectral
 from ihvp.solvers import Solver, inverse
+from ihvp.uncertainty.jacobian import gauss_newton_matrix
 from ihvp.uncertainty.prior import Prior
 
 # A matrix of up to so many rows is formed; its eigenvalues take some seconds.
@@ -113,6 +114,15 @@ class KnownPosterior(Posterior):
     def apply(self, v: Vector) -> Vector:
         root = self._root if v.ndim == 1 else self._root[:, None]
         return root * self.whitened.function(root * v, lambda values: 1 / (1 + values))
+
+    def half(self, v: Vector) -> Vector:
+        """``W v`` of a block, with ``Σ = Wᵀ W``."""
+        whitened, v = self.whitened, self._root[:, None] * v
+        if isinstance(whitened, BlockStructured) and isinstance(whitened.blocks[0], DenseBlock):
+            block = whitened.blocks[0]
+            if block.size == self.space.size:
+                return (1 + block.values[:, None]) ** -0.5 * (block.vectors.T @ v)
+        return whitened.function(v, lambda values: (1 + values) ** -0.5)
 
     def sample(self, white: Vector, steps: int, rtol: float) -> Vector:
         return self._root[:, None] * self.whitened.function(white, lambda values: (1 + values) ** -0.5)
@@ -237,7 +247,8 @@ def with_eigenvalues(curvature: LinearOperator) -> LinearOperator:
     if isinstance(curvature, (BlockStructured, Spectral)) or curvature.space.size > _DENSE:
         return curvature
     curvature.verify()
-    matrix = curvature.to_dense()
+    matrix = gauss_newton_matrix(curvature.objective) if type(curvature) is GaussNewton else None
+    matrix = curvature.to_dense() if matrix is None else matrix
     pairs = eigenvectors(matrix, matrix, definite=False)
     return BlockStructured(curvature.space, [DenseBlock("all", slice(0, curvature.space.size), *pairs)])
 

@@ -10,17 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.backend import Batch, OpenModel, Predict, SupportsLayers, Vector
-from ihvp.data import take_examples
-from ihvp.errors import InvalidOption, MissingCapability, NonFinite
+from ihvp.backend import Vector
+from ihvp.errors import InvalidOption, NonFinite
 from ihvp.estimators.probes import host
 from ihvp.kronecker.blocks import KroneckerBlock
-from ihvp.kronecker.coverage import complete_layers, cotangent_rows, opened, require_used
-from ihvp.kronecker.factors import with_bias
+from ihvp.kronecker.coverage import opened, require_used
 from ihvp.kronecker.outputs import Layout
 from ihvp.layers import Layer
 from ihvp.objective import Objective
 from ihvp.operators.base import LinearOperator, check_operator
+from ihvp.uncertainty.jacobian import (
+    explained,
+    jacobian,
+    opened_pieces,
+    pulled_layers,
+    require_layers,
+    unit_cotangents,
+    weight_gradients,
+)
 from ihvp.uncertainty.posterior import KnownPosterior
 
 # Derivatives of outputs hold at most so many numbers at once (64 MiB in float32).
@@ -115,31 +122,31 @@ def output_covariance(
     check_operator(covariance, "covariance")
     require_layers(objective)
     factors = covariance.factors if isinstance(covariance, KnownPosterior) else None
-    whole: bool | None = None
-    means, found = [], []
-    for index, (batch, count) in enumerate((objective if data is None else objective.on(data)).batches):
-        if whole is None:
-            whole = factors is not None or _explained(objective, predict, batch)
-        rows = _rows_at_once(objective, opened(objective, predict, take_examples(batch, 0, 1)), factors)
-        for start in range(0, count, rows):
-            piece = take_examples(batch, start, start + rows) if rows < count else batch
-            model = opened(objective, predict, piece)
-            layout = Layout(model.shapes)
-            means.append(host(layout.rows(model.outputs()[:, None])[..., 0]))
-            units = _units(layout, model.outputs())
-            if factors is not None:
-                pulled = _pulled(model, units)
-                require_used(factors, pulled, predict)
-                parts = [_by_factors(*factors[name], *pulled[name]) for name in factors]
-                found.append(np.sum([host(part) for part in parts], axis=0))
-            else:
-                jacobian = _jacobian(objective, predict, piece, model, units, whole)
-                image = covariance.apply(jacobian)
-                shape = (jacobian.shape[0], layout.width, layout.count)
-                left, right = (np.moveaxis(host(x).reshape(shape), 2, 0) for x in (jacobian, image))
-                found.append(left.transpose(0, 2, 1) @ right)
-            if not (np.all(np.isfinite(means[-1])) and np.all(np.isfinite(found[-1]))):
-                raise NonFinite("An output of the model, or its derivative", index)
+    whole = factors is not None
+    means: list[NDArray[np.float64]] = []
+    found: list[NDArray[np.float64]] = []
+    test = objective if data is None else objective.on(data)
+    for index, piece, model, layout in opened_pieces(test, formed=factors is None):
+        whole = whole or (not found and explained(objective, predict, piece))
+        means.append(host(layout.rows(model.outputs()[:, None])[..., 0]))
+        units = unit_cotangents(layout, model.outputs())
+        if factors is not None:
+            pulled = pulled_layers(model, units)
+            require_used(factors, pulled, predict)
+            found.append(
+                np.sum([host(_by_factors(*factors[name], *pulled[name])) for name in factors], axis=0)
+            )
+        else:
+            rows = jacobian(objective, predict, piece, model, units, whole=whole)
+            # Of a root, half of the products.
+            left = right = covariance.half(rows) if isinstance(covariance, KnownPosterior) else rows
+            if left is rows:
+                right = covariance.apply(rows)
+            shape = (-1, layout.width, layout.count)
+            left, right = (np.moveaxis(host(x).reshape(shape), 2, 0) for x in (left, right))
+            found.append(left.transpose(0, 2, 1) @ right)
+        if not (np.all(np.isfinite(means[-1])) and np.all(np.isfinite(found[-1]))):
+            raise NonFinite("An output of the model, or its derivative", index)
     joined = np.concatenate(found)
     return np.concatenate(means), (joined + joined.transpose(0, 2, 1)) / 2
 
@@ -169,66 +176,6 @@ def require_half_squared_error(objective: Objective) -> int:
     return layout.width
 
 
-def require_layers(objective: Objective) -> None:
-    """Refuse a backend that cannot open models."""
-    if not isinstance(objective.backend, SupportsLayers):
-        raise MissingCapability(
-            type(objective.backend).__name__,
-            "layers",
-            "The outputs of a model are pulled back by it: put the model in torch, TensorFlow or JAX.",
-        )
-
-
-def _explained(objective: Objective, predict: Predict, batch: Batch) -> bool:
-    """Whether each parameter belongs to a layer that was seen whole, so that rows are outer products."""
-    layers = complete_layers(objective, predict, batch)[0].values()
-    covered = sum(part.stop - part.start for layer in layers for part in layer.slices)
-    return covered == objective.num_params and not any(layer.one_hot for layer in layers)
-
-
-def _rows_at_once(objective: Objective, model: OpenModel, factors: Any) -> int:
-    """So many examples that what is held for them stays bounded."""
-    places = [(layer, inputs.shape[1]) for layer, inputs in zip(model.layers, model.inputs, strict=True)]
-    numbers = sum(count * layer.groups * layer.d_out for layer, count in places)
-    if factors is None or any(count > 1 for _, count in places):
-        numbers += objective.num_params
-    return int(max(1, _NUMBERS // (Layout(model.shapes).width * numbers)))
-
-
-def _units(layout: Layout, like: Vector) -> Vector:
-    """For each output of an example the cotangents that are 1 there, ``(D, F)``."""
-    xp = array_api_compat.array_namespace(like)
-    eye = xp.eye(layout.width, dtype=like.dtype, device=algebra.device(like))
-    return layout.flat(xp.broadcast_to(eye, (layout.count, *eye.shape)))
-
-
-def _pulled(model: OpenModel, units: Vector) -> dict[str, tuple[Layer, Vector, Vector]]:
-    """Each layer with its inputs ``(B, S, groups, d_in)`` and derivatives ``(D, B, S, groups, d_out)``."""
-    triples = zip(model.layers, model.inputs, model.pull_back(units), strict=True)
-    return {layer.name: (layer, with_bias(layer, inputs), gradient) for layer, inputs, gradient in triples}
-
-
-def _matrices(inputs: Vector, gradient: Vector) -> Vector:
-    """``Σ_s g aᵀ``, ``(D, B, groups, d_out, d_in)``."""
-    xp = array_api_compat.array_namespace(gradient)
-    return xp.permute_dims(gradient, (0, 1, 3, 4, 2)) @ xp.permute_dims(inputs, (0, 2, 1, 3))
-
-
-def _jacobian(
-    objective: Objective, predict: Predict, batch: Batch, model: OpenModel, units: Vector, whole: bool
-) -> Vector:
-    """The derivatives of the outputs, ``(P, D B)``."""
-    xp = array_api_compat.array_namespace(units)
-    if not whole:
-        return xp.concat(list(cotangent_rows(objective, predict, batch, model, units)), axis=0).T
-    parts: dict[int, Vector] = {}
-    for layer, inputs, gradient in _pulled(model, units).values():
-        matrices = _matrices(inputs, gradient)
-        flat = layer.parts(xp.reshape(matrices, (-1, *matrices.shape[2:])))
-        parts |= {place.start: part for place, part in zip(layer.slices, flat, strict=True)}
-    return xp.concat([parts[start] for start in sorted(parts)], axis=0)
-
-
 def _by_factors(
     block: KroneckerBlock, weights: Vector, layer: Layer, inputs: Vector, gradient: Vector
 ) -> Vector:
@@ -239,6 +186,6 @@ def _by_factors(
         u = xp.permute_dims(gradient[:, :, 0, 0, :] @ block.q_out[0], (1, 0, 2))
         squares = (inputs[:, 0, 0, :] @ block.q_in[0]) ** 2
         return (u * (squares @ weights[0].T)[:, None, :]) @ xp.matrix_transpose(u)
-    matrices = xp.permute_dims(block.rotate(_matrices(inputs, gradient)), (1, 0, 2, 3, 4))
+    matrices = xp.permute_dims(block.rotate(weight_gradients(inputs, gradient)), (1, 0, 2, 3, 4))
     rows = xp.reshape(matrices, (*matrices.shape[:2], -1))
     return (rows * xp.reshape(weights, (-1,))) @ xp.matrix_transpose(rows)
