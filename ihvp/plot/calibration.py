@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from ihvp.errors import NothingToDraw
-from ihvp.plot.style import HELPS, NEUTRAL, axes
+from ihvp.plot.style import NEUTRAL, axes, curves
 
 
 def calibration(found: Any, ax: Any = None, *, label: str | None = None) -> Any:
@@ -47,14 +48,13 @@ def calibration(found: Any, ax: Any = None, *, label: str | None = None) -> Any:
         x, y, errors = found.levels, found.observed, found.standard_errors
     else:
         raise NothingToDraw("calibration", type(found).__name__, "what ihvp.calibration or coverage returns")
-    first = ax is None or not ax.lines
     ax = axes(ax)
-    if first:
+    if not ax.lines:
         ax.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1)
-    color = HELPS if first else ax._get_lines.get_next_color()
+    color, _, marker = next(islice(curves(), len(ax.containers), None))
     used = shares > 0
     ax.errorbar(x[used], y[used], 2 * errors[used], fmt="none", color=color, linewidth=1)
-    ax.scatter(x[used], y[used], 20 + 200 * shares[used], color=color, alpha=0.7, label=label)
+    ax.scatter(x[used], y[used], 20 + 200 * shares[used], color=color, marker=marker, alpha=0.7, label=label)
     ax.set(xlabel=names[0], ylabel=names[1], xlim=(0, 1), ylim=(0, 1))
     if label:
         ax.legend(frameon=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -13,13 +14,13 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.arguments import check_instance, check_integer, check_number, check_seed
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption
+from ihvp.errors import InvalidOption, VectorError
 from ihvp.estimators import SpectralDensity, spectral_density
 from ihvp.estimators.probes import gaussians, host
 from ihvp.kronecker import BlockStructured
 from ihvp.objective import Objective
 from ihvp.operators import GaussNewton
-from ihvp.operators.base import LinearOperator, check_operator, require_same_space
+from ihvp.operators.base import LinearOperator, check_operator
 from ihvp.operators.low_rank import Spectral
 from ihvp.solvers import Solver
 from ihvp.uncertainty.evidence import Evidence, maximise
@@ -107,7 +108,11 @@ class Laplace:
         check_instance("objective", objective, Objective, "an ihvp.Objective")
         curvature = GaussNewton(objective) if curvature is None else curvature
         check_operator(curvature, "curvature")
-        require_same_space(curvature, Precision(curvature, 1.0, np.ones(objective.num_params)), "add")
+        if not curvature.space.matches(objective.space):
+            raise VectorError(
+                f"The curvature is {curvature!r}; expected that of the objective's {objective.num_params:,} "
+                f"parameters, of {objective.space.dtype} on {objective.space.device}."
+            )
         above = "a finite number > 0"
         check_number("temperature", temperature, lambda number: number > 0, above)
         if noise is not None:
@@ -198,12 +203,12 @@ class Laplace:
         (MacKay 1992; Immer et al., "Scalable marginal likelihood estimation for model selection in deep
         learning", ICML 2021.)
         """
-        gradient = self.objective.gradient()
+        found, gradient = self._evidence(), self.objective.gradient()
         step = algebra.axpy(
             self._scale * gradient, 1.0, self.objective.space.asarray(self.prior.entries) * self.mean
         )
         gap = float(algebra.dots(step, self.covariance.apply(step))) / 2
-        return self._evidence(gap)
+        return replace(found, gap=gap)
 
     def optimise(self, *, noise: bool = False) -> Laplace:
         """The same with the prior precisions of the largest evidence, at the same parameters and curvature.
@@ -236,7 +241,7 @@ class Laplace:
             scales.append(self._weight * self._outputs)
 
         def evaluate(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            found = self._at(point, noise=noise)._evidence(np.nan)
+            found = self._at(point, noise=noise)._evidence()
             slopes = [slope for name, slope in found.slopes.items() if noise or name != "noise"]
             return found.value, np.array(slopes)
 
@@ -283,7 +288,7 @@ class Laplace:
             self._density.append(spectral_density(self._curvature, **self._quadrature))
         return self._density[0]
 
-    def _evidence(self, gap: float) -> Evidence:
+    def _evidence(self) -> Evidence:
         likelihood = -self._scale * self._loss
         if self.noise is not None:
             each = self._outputs * np.log(self.noise * np.sqrt(2 * np.pi))
@@ -297,7 +302,9 @@ class Laplace:
             examples = self._weight * self._outputs / self.temperature
             slopes["noise"] = 2 * self._scale * self._loss - examples + effective
         value = likelihood - (sum(scatter.values()) + determinant.value) / 2
-        return Evidence(value, determinant.standard_error / 2, likelihood, slopes, effective, gap)
+        return Evidence(
+            float(value), determinant.standard_error / 2, float(likelihood), slopes, effective, np.nan
+        )
 
     def _at(self, point: NDArray[np.float64], *, noise: bool) -> Laplace:
         """The same with other precisions, and noise, by their logarithms."""
