@@ -49,14 +49,18 @@ def opened_pieces(
     """
     predict, _ = objective.require_predict()
     for index, (batch, count) in enumerate(objective.batches):
-        first = opened(objective, predict, take_examples(batch, 0, 1))
-        places = [(layer, inputs.shape[1]) for layer, inputs in zip(first.layers, first.inputs, strict=True)]
+        whole = opened(objective, predict, batch)
+        layout = Layout(whole.shapes)
+        places = [(layer, inputs.shape[1]) for layer, inputs in zip(whole.layers, whole.inputs, strict=True)]
         numbers = sum(uses * layer.groups * layer.d_out for layer, uses in places)
         if formed or any(uses > 1 for _, uses in places):
             numbers += objective.num_params
-        rows = max(1, _NUMBERS // (Layout(first.shapes).width * numbers))
+        rows = max(1, _NUMBERS // (layout.width * numbers))
+        if rows >= count:
+            yield index, batch, whole, layout
+            continue
         for start in range(0, count, rows):
-            piece = take_examples(batch, start, start + rows) if rows < count else batch
+            piece = take_examples(batch, start, start + rows)
             model = opened(objective, predict, piece)
             yield index, piece, model, Layout(model.shapes)
 
