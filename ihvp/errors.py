@@ -598,6 +598,26 @@ class EigenpairsNotConverged(IhvpError, ArithmeticError):
         super().__init__(message)
 
 
+# Pictures
+
+
+class NothingToDraw(IhvpError, ValueError):
+    """A picture was asked of an empty result."""
+
+    def __init__(self, picture: str, found: str, expected: str) -> None:
+        super().__init__(f"plot.{picture} found {found}; expected {expected}.")
+
+
+class NotImages(IhvpError, ValueError):
+    """Inputs are not images of one size, or fewer than are asked for."""
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(
+            f"Found {found}; expected images as (N, height, width), or with 1, 3 or 4 channels as "
+            f"(N, height, width, channels) or (N, channels, height, width). {advice}".rstrip()
+        )
+
+
 # Uncertainty
 
 
@@ -633,26 +653,6 @@ class SamplesNotConverged(IhvpError, ArithmeticError):
 
 class NoEvidenceMaximum(IhvpError, ArithmeticError):
     """The search for the precisions of the prior did not end at a maximum of the evidence."""
-
-
-# Pictures
-
-
-class NothingToDraw(IhvpError, ValueError):
-    """A picture was asked of an empty result."""
-
-    def __init__(self, picture: str, found: str, expected: str) -> None:
-        super().__init__(f"plot.{picture} found {found}; expected {expected}.")
-
-
-class NotImages(IhvpError, ValueError):
-    """Inputs are not images of one size, or fewer than are asked for."""
-
-    def __init__(self, found: str, advice: str) -> None:
-        super().__init__(
-            f"Found {found}; expected images as (N, height, width), or with 1, 3 or 4 channels as "
-            f"(N, height, width, channels) or (N, channels, height, width). {advice}".rstrip()
-        )
 
 
 # The command line

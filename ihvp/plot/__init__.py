@@ -6,13 +6,13 @@ colours are of Okabe and Ito's palette, which every kind of colour vision tells 
 curves apart in print.
 """
 
-from ihvp.plot.calibration import calibration
 from ihvp.plot.eigenvalues import spectrum
 from ihvp.plot.evaluation import agreement, brittleness, dampings
 from ihvp.plot.images import influence_panels
 from ihvp.plot.iterates import lissa_path
 from ihvp.plot.mislabelled import detection
 from ihvp.plot.ranking import scores, top_k
+from ihvp.plot.reliability import calibration
 from ihvp.plot.removals import leave_one_out
 from ihvp.plot.residuals import convergence
 

@@ -36,6 +36,13 @@ class Calibration:
         What that would be on average for a calibrated model, from so many examples in such bins.
     counts, confidences, accuracies, standard_errors : ndarray (num_bins,)
         Of each bin; NaN in place of means of nothing.
+
+    Examples
+    --------
+    >>> import ihvp
+    >>> found = ihvp.calibration([[0.9, 0.1], [0.8, 0.2]], [0, 1], num_bins=2)
+    >>> found.counts, found.accuracies
+    (array([0, 2]), array([nan, 0.5]))
     """
 
     accuracy: Estimate
@@ -59,6 +66,12 @@ class Coverage:
         What is promised, what is found, and the standard error of that at the promised level.
     negative_log_likelihood : Estimate
         Of a target.
+
+    Examples
+    --------
+    >>> import ihvp
+    >>> ihvp.coverage([0.0, 0.0], [1.0, 1.0], [0.5, 2.0], levels=[0.9]).observed
+    array([0.5])
     """
 
     levels: NDArray[np.float64]

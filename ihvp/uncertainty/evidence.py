@@ -34,6 +34,17 @@ class Evidence:
         MacKay's γ: how many directions the data decides, not the prior.
     gap : float
         By how much a Newton step would raise ``log p(D, ω)``: 0 at its maximum, which the formula is for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> objective = ihvp.Objective(
+    ...     lambda w, batch: float((w[0] - 2.0) ** 2 / 2), np.ones(1), grad=lambda w, batch: w - 2.0
+    ... )
+    >>> found = ihvp.Laplace(objective, ihvp.Dense(np.eye(1))).log_marginal_likelihood()
+    >>> round(found.value, 6), round(found.effective_parameters, 6)  # −1/2 − 1/2 − log(2)/2
+    (-1.346574, 0.5)
     """
 
     value: float

@@ -47,6 +47,14 @@ class Predictive:
         Of the outputs, by the parameters' uncertainty alone.
     noise : float or None
         The standard deviation of the targets about the outputs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> found = ihvp.uncertainty.Predictive(np.array([[2.0, 0.0]]), np.array([[[8.0, 0.0], [0.0, 8.0]]]))
+    >>> found.probabilities().round(3), found.standard_deviation.round(3)
+    (array([[0.728, 0.272]]), array([[2.828, 2.828]]))
     """
 
     mean: NDArray[np.float64]

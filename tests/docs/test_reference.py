@@ -24,6 +24,7 @@ LISTED = [
     "ihvp.plot",
     "ihvp.solvers",
     "ihvp.testing",
+    "ihvp.uncertainty",
     "ihvp_numdiff",
 ]
 WHOLE = ["ihvp.errors", "ihvp.backend"]
