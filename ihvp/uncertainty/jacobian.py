@@ -14,6 +14,7 @@ from ihvp.kronecker.coverage import complete_layers, cotangent_rows, opened
 from ihvp.kronecker.factors import with_bias
 from ihvp.kronecker.outputs import Layout, cotangents
 from ihvp.layers import Layer
+from ihvp.memory import on_host
 from ihvp.objective import Objective
 
 # Derivatives of outputs hold at most so many numbers at once (64 MiB in float32).
@@ -96,7 +97,8 @@ def jacobian(
         matrices = weight_gradients(inputs, gradient)
         flat = layer.parts(xp.reshape(matrices, (-1, *matrices.shape[2:])))
         parts |= {place.start: part for place, part in zip(layer.slices, flat, strict=True)}
-    return xp.concat([parts[start] for start in sorted(parts)], axis=0)
+    # Row by row as they are, without a transposition.
+    return xp.concat([parts[start].T for start in sorted(parts)], axis=1).T
 
 
 def gauss_newton_matrix(objective: Objective) -> Vector | None:
@@ -123,6 +125,8 @@ def gauss_newton_matrix(objective: Objective) -> Vector | None:
             return None
         for some in roots:
             factor = jacobian(objective, predict, piece, model, some, whole=True)
+            # numpy multiplies a matrix and its own transpose in half of the operations.
+            factor = algebra.to_numpy(factor) if on_host(objective.space) else factor
             square = (factor @ factor.T) * (unit / objective.overall_weight)
             total = square if total is None else total + square
-    return total
+    return None if total is None else objective.space.asarray(total)
