@@ -29,7 +29,15 @@ from ihvp.solvers import (
     inverse,
     solve,
 )
-from ihvp.uncertainty import Laplace, calibration, coverage, predictive_variance
+from ihvp.uncertainty import (
+    Laplace,
+    calibration,
+    confidence_intervals,
+    covariance,
+    coverage,
+    predictive_variance,
+    standard_errors,
+)
 from ihvp.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -77,6 +85,8 @@ __all__ = [
     "backends",
     "build_index",
     "calibration",
+    "confidence_intervals",
+    "covariance",
     "coverage",
     "diagonal",
     "eigsh",
@@ -86,6 +96,7 @@ __all__ = [
     "predictive_variance",
     "solve",
     "spectral_density",
+    "standard_errors",
     "suggest_damping",
     "trace",
     "use",

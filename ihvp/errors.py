@@ -598,6 +598,39 @@ class EigenpairsNotConverged(IhvpError, ArithmeticError):
         super().__init__(message)
 
 
+class UndefinedCovariance(IhvpError, ArithmeticError):
+    """The matrix whose inverse a covariance is has no, or negative, curvature in some direction.
+
+    Attributes
+    ----------
+    curvature : float
+        The lowest eigenvalue, in parts of the largest.
+    parts : dict of str to float
+        The share of each block of parameters in the direction, by its name; together they are 1.
+    """
+
+    def __init__(
+        self, matrix: str, curvature: float, parts: Mapping[str, tuple[float, list[int]]], negative: bool
+    ) -> None:
+        self.curvature = curvature
+        self.parts = {name: share for name, (share, _) in parts.items()}
+        listed = ", ".join(
+            f"{name!r} {share:.0%} (entries {', '.join(map(str, entries))})"
+            for name, (share, entries) in sorted(parts.items(), key=lambda item: -item[1][0])
+            if entries
+        )
+        advice = (
+            "Train to a minimum, or take kind='opg'."
+            if negative
+            else "Leave out or fix what the data do not determine, such as one of collinear columns, or one "
+            "class of all; for kind='opg' take more examples than parameters."
+        )
+        super().__init__(
+            f"There is no covariance: the {matrix} has {'negative' if negative else 'no'} curvature "
+            f"({curvature:.1e} of its largest) along a direction that consists of {listed}. {advice}"
+        )
+
+
 # Pictures
 
 

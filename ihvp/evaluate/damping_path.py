@@ -17,7 +17,7 @@ from ihvp.evaluate.outcomes import Outcomes
 from ihvp.evaluate.retraining import masks_of
 from ihvp.influence import Influence
 from ihvp.influence.blocks import Block, counted_blocks, rows_at_once, tile_columns
-from ihvp.influence.factored import has_factored_form, rotated
+from ihvp.influence.factored import has_factored_form, layered
 from ihvp.influence.gradients import derivatives_along, gradients
 from ihvp.influence.points import solve_width
 from ihvp.influence.trained import TrainedModel
@@ -211,11 +211,12 @@ def _queries(
         pairs = question.num_examples * training.num_examples
         contractions = [Contraction(operator, float(damping), pairs) for damping in dampings]
         for asked in counted_blocks(question, model.rows):
-            left = rotated(contractions[0], question, asked, "test", power=0)
+            rows = layered(contractions[0], question, asked, "test", power=0)
+            solved = [(contraction, contraction.solved(rows)) for contraction in contractions]
 
-            def contracted(each: Objective, block: Block, left: list[Any] = left) -> NDArray[np.float64]:
-                right = rotated(contractions[0], each, block, "training", power=1)
-                return np.array([contraction.products(left, right) for contraction in contractions])
+            def contracted(each: Objective, block: Block, solved: list[Any] = solved) -> NDArray[np.float64]:
+                right = layered(contractions[0], each, block, "training", power=1)
+                return np.array([contraction.products(left, right) for contraction, left in solved])
 
             yield asked, contracted
         return

@@ -11,6 +11,7 @@ stay, as in the derivation of the influence formula.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -61,6 +62,8 @@ def load() -> tuple[Digits, Digits]:
     return Digits(images[first], labels[first]), Digits(images[rest], labels[rest])
 
 
+# One function for all objectives: a backend that compiles finds it again.
+@functools.cache
 def cross_entropy(xp: Any) -> Callable[[Any, Batch], Any]:
     """The mean of ``m_n C_n`` over a batch, in the arrays of the namespace ``xp``."""
 
@@ -74,6 +77,7 @@ def cross_entropy(xp: Any) -> Callable[[Any, Batch], Any]:
     return loss
 
 
+@functools.cache
 def regularised(xp: Any) -> Callable[[Any, Batch], Any]:
     """:func:`cross_entropy` and the regulariser ``λ/2 ‖W‖²``."""
     data_loss = cross_entropy(xp)
@@ -115,7 +119,6 @@ class Problem:
 
     def __init__(self, plugin: BackendPlugin) -> None:
         self._name, self._dialect = plugin.name, choice.dialect(plugin)
-        # One function for all objectives: a backend that compiles finds it again.
         if plugin.differentiates == "loss":
             self._terms: dict[str, Any] = {"loss": regularised(self._dialect.xp)}
             self.data_loss: Any = cross_entropy(self._dialect.xp)

@@ -13,7 +13,7 @@ from ihvp.influence.points import Points, Unsolved
 from ihvp.influence.trained import TrainedModel
 from ihvp.kronecker import KFAC
 from ihvp.kronecker.blocks import KroneckerBlock
-from ihvp.kronecker.contraction import Contraction, Rotated
+from ihvp.kronecker.contraction import Contraction, Rows
 from ihvp.kronecker.dual import DualInverse, dual_inverse
 from ihvp.objective import Objective
 from ihvp.operators import GaussNewton
@@ -59,10 +59,10 @@ def _is_composed(loss: Objective, predict: object) -> bool:
     return loss.output_loss is not None and loss.predict is predict
 
 
-def rotated(
+def layered(
     contraction: Contraction | DualInverse, objective: Objective, block: Block, what: str, power: float
 ) -> list[Any]:
-    """The gradients of a block's examples in the factors' basis, layer by layer.
+    """The gradients of a block's examples, layer by layer.
 
     ``power`` and errors are those of :func:`~ihvp.influence.gradients.gradients`.
     """
@@ -70,18 +70,18 @@ def rotated(
     for batch in block.batches:
         try:
             with loss_on(what, batch):
-                parts.append(contraction.rotated(objective, batch, power))
+                parts.append(contraction.rows(objective, batch, power))
         except NonFinite as error:
             raise non_finite(block, what) from error
     return parts[0] if len(parts) == 1 else [_joined(list(layer)) for layer in zip(*parts, strict=True)]
 
 
-def _joined(parts: list[Rotated]) -> Rotated:
+def _joined(parts: list[Rows]) -> Rows:
     if isinstance(parts[0], tuple):
         left, right = ([part[side] for part in parts] for side in (0, 1))
-        return _rows(left), _rows(right)
-    return _rows(parts)
+        return _concatenated(left), _concatenated(right)
+    return _concatenated(parts)
 
 
-def _rows(parts: list[Rotated]) -> Rotated:
+def _concatenated(parts: list[Rows]) -> Rows:
     return array_api_compat.array_namespace(parts[0]).concat(parts, axis=0)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.influence.advice import advising
 from ihvp.influence.blocks import blocks_of_all, counted_blocks
-from ihvp.influence.factored import has_factored_form, rotated
+from ihvp.influence.factored import has_factored_form, layered
 from ihvp.influence.gradients import gradients
 from ihvp.influence.points import solve_width
 from ihvp.influence.scores import Scores
@@ -42,7 +42,7 @@ def own_products(
         contraction = Contraction(operator, model.inverse.damping, 0)
         with track("Self-influence", len(values), progress, training.space.processes.rank) as advance:
             for block in counted_blocks(training, model.rows):
-                rows = rotated(contraction, training, block, "training", power=power)
+                rows = layered(contraction, training, block, "training", power=power)
                 first = training.first + block.first
                 values[first : first + block.count] = contraction.own_products(rows)
                 advance(block.count)

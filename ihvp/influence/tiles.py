@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ihvp import fingerprint
 from ihvp.backend import Vector
 from ihvp.influence.blocks import Block, counted_blocks, tile_columns, windows
-from ihvp.influence.factored import contraction_of, rotated
+from ihvp.influence.factored import contraction_of, layered
 from ihvp.influence.gradients import derivatives_along
 from ihvp.influence.points import Points, Unsolved
 from ihvp.influence.store import Store
@@ -79,10 +79,10 @@ def _queries_of(part: Part, rows: int, store: Store | None) -> Iterator[tuple[in
         return
     assert isinstance(points, Unsolved)
     for asked in counted_blocks(points.question, rows):
-        left = rotated(contraction, points.question, asked, "test", power=0)
-        if contraction.solves(left):
+        solved = contraction.solved(layered(contraction, points.question, asked, "test", power=0))
+        if solved is not None:
             points.residual = max(points.residual, contraction.tolerance)
-            yield asked.first, asked.count, _Contracted(each, contraction, left)
+            yield asked.first, asked.count, _Contracted(each, contraction, solved)
         else:
             yield asked.first, asked.count, _Along(each, points.solved(asked, store))
 
@@ -111,15 +111,15 @@ class _Along:
 
 @dataclass(frozen=True, eq=False)
 class _Contracted:
-    """``∇C_i · x_j`` layer by layer, of test gradients in the factors' basis."""
+    """``∇C_i · x_j`` layer by layer."""
 
     objective: Objective
     contraction: Contraction | DualInverse
-    left: list[Any]
+    solved: Any
 
     def __call__(self, block: Block) -> NDArray[Any]:
-        right = rotated(self.contraction, self.objective, block, "training", power=1)
-        return self.contraction.products(self.left, right)
+        right = layered(self.contraction, self.objective, block, "training", power=1)
+        return self.contraction.products(self.solved, right)
 
 
 def terms(parts: Sequence[Part]) -> dict[str, str]:

@@ -19,11 +19,11 @@ from ihvp.kronecker.factors import with_bias
 from ihvp.kronecker.structured import KFAC
 from ihvp.objective import Objective
 
-Rotated: TypeAlias = "tuple[Vector, Vector] | Vector"
-"""The gradients of B examples by a layer's weights, in its eigenvectors' basis.
+Rows: TypeAlias = "tuple[Vector, Vector] | Vector"
+"""The gradients of B examples by a layer's weights.
 
-``(B, d_out)`` and ``(B, d_in)`` of which they are the outer products, or themselves, ``(B, groups · d_out ·
-d_in)``.
+In the basis of its eigenvectors ``(B, d_out)`` and ``(B, d_in)`` of which they are the outer products, or
+themselves, ``(B, groups, d_out, d_in)``, where places share the weights.
 """
 
 # Outer products of so many numbers are formed at once (64 MiB in float32).
@@ -33,12 +33,13 @@ _NUMBERS = 1 << 24
 class Contraction:
     r"""``∇C_i · (K + λI)⁻¹ ∇L_j`` of many examples i and j, layer by layer.
 
-    In the eigenvectors' basis of a layer whose weights no places share, a gradient is an outer product u vᵀ,
+    Where no places share a layer's weights, a gradient is in the eigenvectors' basis an outer product u vᵀ,
     and the inverse multiplies it entry by entry with :math:`L = 1 / (\Lambda + \lambda)`. With
     :math:`L = \sum_r \alpha_r \beta_r^\top` the product of two is
     :math:`\sum_r (u_i \cdot \alpha_r \cdot u_j)(v_i \cdot \beta_r \cdot v_j)`: as :math:`\lambda L` is close
     to 1 where the curvature is small, few terms are enough. They are taken until the rest is below √ε / λ, so
-    that an inverse product is right to √ε ‖∇L‖ / λ, as by a solve with that residual.
+    that an inverse product is right to √ε ‖∇L‖ / λ, as by a solve with that residual. Where places share the
+    weights, the inverse is applied to one side, and the gradients of the other are not even rotated.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ class Contraction:
         ]
         self._kernels = [_Kernel(block, damping, pairs, self.tolerance) for block in self._blocks]
 
-    def rotated(self, objective: Objective, batch: Batch, power: float) -> list[Rotated]:
+    def rows(self, objective: Objective, batch: Batch, power: float) -> list[Rows]:
         """The gradients of a batch's examples, weighed as :class:`~ihvp.Objective` rows are.
 
         Parameters
@@ -71,22 +72,22 @@ class Contraction:
         """
         names = [block.name for block in self._blocks]
         found, factors = example_gradients(objective, batch, power, names)
-        rows = [_rotate(block, *found[block.name], factors) for block in self._blocks]
+        rows = [_rows(block, *found[block.name], factors) for block in self._blocks]
         for part in rows:
             if not all(map(algebra.all_finite, part if isinstance(part, tuple) else (part,))):
                 raise NonFinite("A gradient of the examples")
         return rows
 
-    def solves(self, left: Sequence[Rotated]) -> bool:
-        """Whether :meth:`products` has an answer: always, in closed form."""
-        return True
+    def solved(self, rows: Sequence[Rows]) -> list[Rows]:
+        """The left side of :meth:`products`."""
+        return [kernel.solved(part) for kernel, part in zip(self._kernels, rows, strict=True)]
 
-    def products(self, left: Sequence[Rotated], right: Sequence[Rotated]) -> NDArray[np.float64]:
+    def products(self, solved: Sequence[Rows], right: Sequence[Rows]) -> NDArray[np.float64]:
         """``(n_left, n_right)``."""
-        terms = [kernel.products(*pair) for kernel, *pair in zip(self._kernels, left, right, strict=True)]
+        terms = [kernel.products(*pair) for kernel, *pair in zip(self._kernels, solved, right, strict=True)]
         return np.asarray(sum(algebra.to_numpy(term).astype(np.float64) for term in terms))
 
-    def own_products(self, rows: Sequence[Rotated]) -> NDArray[np.float64]:
+    def own_products(self, rows: Sequence[Rows]) -> NDArray[np.float64]:
         """The products of each example with itself, ``(n,)``."""
         terms = [kernel.own_products(part) for kernel, part in zip(self._kernels, rows, strict=True)]
         return np.asarray(sum(algebra.to_numpy(term).astype(np.float64) for term in terms))
@@ -128,37 +129,42 @@ class _Terms:
 
 
 class _Kernel:
-    """The inverse eigenvalues of one layer."""
+    """The inverse of one layer's block."""
 
     def __init__(self, block: KroneckerBlock, damping: float, pairs: int, tolerance: float) -> None:
-        self._values = 1.0 / (block.values + damping)
+        self._block, self._values = block, 1.0 / (block.values + damping)
         self._terms: _Terms | None = None
         groups, d_out, d_in = block.values.shape
         # A singular value decomposition takes some 20 min(m, n) times the operations of one pair.
         if groups == 1 and pairs > 20 * min(d_out, d_in):
             self._terms = _low_rank(self._values[0], tolerance)
 
-    def products(self, left: Rotated, right: Rotated) -> Vector:
-        if self._terms is not None and isinstance(left, tuple) and isinstance(right, tuple):
+    def solved(self, rows: Rows) -> Rows:
+        if not isinstance(rows, tuple):
+            return _flat(self._block.back(self._values * self._block.rotate(rows)))
+        return rows if self._terms is not None else _formed(rows) * _flat(self._values)
+
+    def products(self, solved: Rows, right: Rows) -> Vector:
+        if self._terms is not None and isinstance(solved, tuple) and isinstance(right, tuple):
             total: Vector = None
             for r in range(self._terms.left.shape[1]):
-                part = (left[0] * self._terms.left[:, r]) @ right[0].T
-                part = part * ((left[1] * self._terms.right[:, r]) @ right[1].T)
+                part = (solved[0] * self._terms.left[:, r]) @ right[0].T
+                part = part * ((solved[1] * self._terms.right[:, r]) @ right[1].T)
                 total = part if total is None else total + part
             return total
-        xp = array_api_compat.array_namespace(self._values)
-        weights = xp.reshape(self._values, (-1,))
-        weighed, count, parts = _formed(left) * weights, _count(right), []
-        step = max(1, _NUMBERS // weights.shape[0])
-        for start in range(0, count, step):
-            parts.append(weighed @ _formed(right, slice(start, start + step)).T)
-        return parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
+        if not isinstance(right, tuple):
+            return solved @ _flat(right).T
+        step = max(1, _NUMBERS // solved.shape[1])
+        parts = [
+            solved @ _formed(right, slice(start, start + step)).T for start in range(0, len(right[0]), step)
+        ]
+        return parts[0] if len(parts) == 1 else array_api_compat.array_namespace(solved).concat(parts, axis=1)
 
-    def own_products(self, rows: Rotated) -> Vector:
+    def own_products(self, rows: Rows) -> Vector:
         xp = array_api_compat.array_namespace(self._values)
         if isinstance(rows, tuple):
             return xp.sum((rows[0] ** 2 @ self._values[0]) * rows[1] ** 2, axis=1)
-        return rows**2 @ xp.reshape(self._values, (-1,))
+        return xp.sum(self._values * self._block.rotate(rows) ** 2, axis=(1, 2, 3))
 
 
 def _low_rank(values: Vector, tolerance: float) -> _Terms | None:
@@ -172,7 +178,7 @@ def _low_rank(values: Vector, tolerance: float) -> _Terms | None:
     return _Terms(algebra.as_like(left, values), algebra.as_like(right, values))
 
 
-def _rotate(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: NDArray[np.float64]) -> Rotated:
+def _rows(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: NDArray[np.float64]) -> Rows:
     xp, layer = array_api_compat.array_namespace(gradient), block.layer
     gradient = gradient * algebra.as_like(factors, gradient)[:, None, None, None]
     if layer.groups == 1 and gradient.shape[1] == 1 and block.q_in is not None:
@@ -181,28 +187,20 @@ def _rotate(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: ND
         summed = np.zeros((len(factors), layer.d_in, layer.d_out), algebra.to_numpy(gradient).dtype)
         places = np.arange(len(factors))[:, None], algebra.to_numpy(inputs)
         np.add.at(summed, places, algebra.to_numpy(gradient)[:, :, 0, :])
-        matrices = xp.asarray(summed.transpose(0, 2, 1)[:, None], device=algebra.device(gradient))
-    else:
-        # Σ_s g aᵀ, (B, groups, d_out, d_in).
-        g, a = (xp.permute_dims(z, (0, 2, 1, 3)) for z in (gradient, with_bias(layer, inputs)))
-        (places, d_out), d_in = g.shape[2:], a.shape[-1]
-        if places * (d_out**2 + d_in**2) < d_out * d_in * (d_out + d_in):
-            # The rows of the places are fewer than those of the matrix.
-            rotated = xp.matrix_transpose(g @ block.q_out) @ (a @ block.q_in)
-            return xp.reshape(rotated, (rotated.shape[0], -1))
-        matrices = xp.matrix_transpose(g) @ a
-    rotated = block.rotate(matrices)
-    return xp.reshape(rotated, (rotated.shape[0], -1))
+        return xp.asarray(summed.transpose(0, 2, 1)[:, None], device=algebra.device(gradient))
+    # Σ_s g aᵀ, (B, groups, d_out, d_in).
+    g, a = (xp.permute_dims(z, (0, 2, 1, 3)) for z in (gradient, with_bias(layer, inputs)))
+    return xp.matrix_transpose(g) @ a
 
 
-def _formed(rows: Rotated, part: slice = slice(None)) -> Vector:
+def _flat(matrices: Vector) -> Vector:
+    """``(B, groups, d_out, d_in)`` to ``(B, groups · d_out · d_in)``."""
+    xp = array_api_compat.array_namespace(matrices)
+    return xp.reshape(matrices, (matrices.shape[0] if matrices.ndim == 4 else 1, -1))
+
+
+def _formed(rows: tuple[Vector, Vector], part: slice = slice(None)) -> Vector:
     """The gradients themselves, ``(b, d_out d_in)``."""
-    if not isinstance(rows, tuple):
-        return rows[part, :]
     u, v = rows[0][part, :], rows[1][part, :]
     outer = u[:, :, None] * v[:, None, :]
     return array_api_compat.array_namespace(outer).reshape(outer, (outer.shape[0], -1))
-
-
-def _count(rows: Rotated) -> int:
-    return int((rows[0] if isinstance(rows, tuple) else rows).shape[0])

@@ -26,6 +26,9 @@ from ihvp.operators import GaussNewton
 Factors: TypeAlias = "list[tuple[Vector, Vector]]"
 """Vectors of the parameters, for each layer as outer products: ``(n, d_out)`` and ``(n, d_in)``."""
 
+_Solved: TypeAlias = "tuple[Factors, NDArray[np.floating]]"
+"""Left sides, and by how much the largest rows correct them."""
+
 # Rows whose Gram matrix is formed and factorised at most (0.6 GB in float32).
 _MOST = 12_000
 # The first attempt leaves out rows whose squares add up to so many times the damping; the next ones what the
@@ -116,38 +119,32 @@ class DualInverse:
         self._rest = np.append(np.cumsum(squares[order][::-1])[::-1], 0.0)
         self._count = self._rows_for(_LEFT_OUT * damping)
         self._factor = _GrowingCholesky(self._rows, damping)
-        self._solved: tuple[object, NDArray[np.floating]] | None = None
 
-    def rotated(self, objective: Objective, batch: Batch, power: float) -> Factors:
+    def rows(self, objective: Objective, batch: Batch, power: float) -> Factors:
         """The gradients of a batch's examples, weighed as :class:`~ihvp.Objective` rows are."""
         layers = self._rows.layers
         found, factors = example_gradients(objective, batch, power, [layer.name for layer in layers])
         return [_outer(*found[layer.name], layer, factors) for layer in layers]
 
-    def products(self, left: Factors, right: Factors) -> NDArray[np.float64]:
-        """``left (JᵀJ + λI)⁻¹ rightᵀ``, ``(n_left, n_right)``, of vectors for which :meth:`solves` holds."""
-        assert self._solved is not None
-        assert self._solved[0] is left
-        y = self._solved[1]
-        corrected = _products(left, right) - y.T @ self._rows.products(right, len(y))
-        return np.asarray(corrected, dtype=np.float64) / self._damping
-
-    def solves(self, left: Factors) -> bool:
-        """Whether the inverse products of these vectors reach the tolerance, with rows that memory allows."""
-        if self._solved is not None and self._solved[0] is left:
-            return True
+    def solved(self, left: Factors) -> _Solved | None:
+        """What :meth:`products` needs; None where more rows than memory allows would reach the tolerance."""
         most = min(len(self._rest) - 1, _MOST)
         while True:
             y = self._factor.solve(self._rows.products(left, self._count))
             residual = np.inf if y is None else self._residual(left, y)
             if y is not None and residual <= self._rtol:
-                self._solved = left, y
                 self.tolerance = max(self.tolerance, residual)
-                return True
+                return left, y
             rest = self._rest[self._count] * min(_SAFETY * self._rtol / residual, 0.5)
             if y is None or self._count == most or self._rest[most] > rest:
-                return False
+                return None
             self._count = self._rows_for(rest)
+
+    def products(self, solved: _Solved, right: Factors) -> NDArray[np.float64]:
+        """``left (JᵀJ + λI)⁻¹ rightᵀ``, ``(n_left, n_right)``."""
+        left, y = solved
+        corrected = _products(left, right) - y.T @ self._rows.products(right, len(y))
+        return np.asarray(corrected, dtype=np.float64) / self._damping
 
     def _rows_for(self, rest: float) -> int:
         """So many rows that no more than this is left out, if memory allows."""

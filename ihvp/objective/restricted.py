@@ -81,6 +81,13 @@ def restrict(backend: CurvatureBackend, params: Params, only: Only) -> Curvature
     return _restricted(backend, {name: blocks[name] for name in blocks if name in chosen}, size)
 
 
+def in_structure(backend: CurvatureBackend, vector: Vector, params: Params) -> Params:
+    """A vector in the structure of all parameters, with zeros for those that are not differentiated by."""
+    if isinstance(backend, _Restricted):
+        params = backend.inner.unflatten(0 * backend.inner.flatten(params), params)
+    return backend.unflatten(vector, params)
+
+
 def belongs(key: str, name: str) -> bool:
     """Whether a name stands for a parameter: its own, or that of a layer or module that has it."""
     return key == name or key.startswith((f"{name}.", f"{name}/"))

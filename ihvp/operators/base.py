@@ -178,7 +178,11 @@ class LinearOperator(ABC):
         )
 
     def to_scipy(self) -> ScipyLinearOperator:
-        """A ``scipy.sparse.linalg.LinearOperator`` on numpy arrays, for scipy's own solvers."""
+        """A ``scipy.sparse.linalg.LinearOperator`` on numpy arrays, for scipy's own solvers.
+
+        As ``hess=`` of ``scipy.optimize.minimize`` it serves ``Newton-CG`` and ``trust-constr``. The methods
+        ``trust-ncg`` and ``trust-krylov`` multiply arrays alone, and want ``hessp=`` with the product itself.
+        """
         from scipy.sparse.linalg import LinearOperator as ScipyLinearOperator
 
         dtype = algebra.to_numpy(self.space.zeros(1)[:0]).dtype

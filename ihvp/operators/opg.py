@@ -41,6 +41,8 @@ class OPG(CurvatureOperator):
            [1., 2.]])
     """
 
+    _power = 0.5  # of the weights, as Objective.batch_gradient_chunks takes it
+
     def batch_product(self, batch: Batch, v: Vector) -> Vector:
         return self._batch_sum(batch, lambda J, weight: J.T @ (weight * (J @ v)))
 
@@ -68,7 +70,7 @@ class OPG(CurvatureOperator):
         if objective.reduction == "mean":
             weight = unit / objective.weighting.total(batch, count_examples(batch))
         total: Vector = None
-        for J in objective.batch_gradient_chunks(batch, power=0.5):
+        for J in objective.batch_gradient_chunks(batch, power=self._power):
             part = term(J, weight)
             total = part if total is None else algebra.axpy(total, 1.0, part)
         return total

@@ -1,6 +1,7 @@
 """The code of every page runs as it stands, in the order of the page, and prints what the page says.
 
-- The blocks of a page share a namespace; each page runs in a process of its own, in an empty folder.
+- The blocks of a page share a namespace; each page runs in a process of its own, in an empty folder. Those of
+  pages that need the same are forks of one, which has loaded the packages that they share.
 - ``<!-- needs: torch -->`` above a block: it runs only together with others that need the same package, or
   none. Such a page runs once for each of them.
 - A ``text`` block right after a block holds what that prints.
@@ -11,8 +12,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
+import json
 import os
 import re
 import subprocess
@@ -79,24 +82,44 @@ def runs() -> list[tuple[str, str]]:
     return found
 
 
+# By what pages need. Other frameworks start threads as they are imported, and these do not survive a fork.
+LOADED = {"": ("ihvp",), "torch": ("ihvp", "torch", "sklearn.datasets")}
+
+
+def can_run(page: str) -> bool:
+    return page != "recipes.md" or importlib.util.find_spec("transformers") is not None
+
+
+@pytest.fixture(scope="module")
+def failures(request, tmp_path_factory):
+    """What is said by those that fail of the selected pages with one need."""
+    selected = [item.callspec.params for item in request.session.items if "failures" in item.fixturenames]
+
+    @functools.cache
+    def with_need(need: str) -> dict[str, str]:
+        pages = [each["page"] for each in selected if each["need"] == need and can_run(each["page"])]
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg"}
+        if need == "keras":
+            environment["KERAS_BACKEND"] = "jax"  # as backends.md says
+        if need == "jax":  # tiny models, which take longer to compile than to train
+            environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+        command, folder = [sys.executable, __file__, need, *pages], tmp_path_factory.mktemp("pages")
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, cwd=folder, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        failed: dict[str, str] = json.loads(done.stdout)
+        return failed
+
+    return with_need
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
 @pytest.mark.parametrize(("page", "need"), runs())
-def test_code_of_page_runs_and_prints_what_it_says(page, need, tmp_path):
-    if page == "recipes.md" and not importlib.util.find_spec("transformers"):
+def test_code_of_page_runs_and_prints_what_it_says(page, need, failures):
+    if not can_run(page):
         pytest.skip("the packages of the recipes are not there: make test-recipes")
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg"}
-    if page == "backends.md":
-        environment["KERAS_BACKEND"] = "jax"  # as the page says
-    if page == "recipes.md":  # tiny models, which take longer to compile than to train
-        environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-    done = subprocess.run(
-        [sys.executable, __file__, page, need],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert done.returncode == 0, f"docs/{page}\n{done.stdout}{done.stderr}"
+    assert page not in failures(need), f"docs/{page}\n{failures(need)[page]}"
 
 
 def test_no_block_of_python_is_overlooked():
@@ -155,5 +178,25 @@ def run(page: str, need: str) -> None:
             sys.exit(f"line {block.line}: the block printed\n{found}where the page says\n{expected}")
 
 
+def main(need: str, *pages: str) -> None:
+    """Run each page in a fork, and print what is said by those that fail."""
+    for package in LOADED.get(need, ()):
+        importlib.import_module(package)
+    failed = {}
+    for number, page in enumerate(pages):
+        said, folder = Path(f"{number}.txt"), Path(str(number))
+        folder.mkdir()
+        if (process := os.fork()) == 0:
+            with said.open("w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            os.chdir(folder)
+            run(page, need)
+            return
+        if os.waitpid(process, 0)[1]:
+            failed[page] = said.read_text()
+    print(json.dumps(failed))
+
+
 if __name__ == "__main__":
-    run(*sys.argv[1:])
+    main(*sys.argv[1:])

@@ -87,6 +87,7 @@ def an_error(cls):
     """One of the class, made from facts of the kinds that it asks for."""
     solution = ihvp.Solution(np.ones(2), False, 0.5, 3, 4, "because", np.ones(4))
     by_name = {"solution": solution, "eigenpairs": None, "cause": ValueError("x"), "differing": {"a": (1, 2)}}
+    by_name["parts"] = {"a": (1.0, [0])}
     by_type = {"Iterable[str]": ["b", "a"], "Sequence[int]": (3, 4), "float": 0.5, "int": 7, "int | None": 7}
     parameters = [
         parameter

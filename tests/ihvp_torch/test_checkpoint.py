@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from ihvp_torch import _program
 from ihvp_torch._backend import TorchBackend
 from ihvp_torch._checkpoint import recorded_checkpoints
 
@@ -106,7 +107,8 @@ def test_rows_and_other_products_know_them_too(backend, net, batch, oracle, pred
     assert backend.value(loss, net, batch) == loss_of(type(net).forward)(net, batch)
 
 
-def test_compiled_products_know_them_too(net, batch, oracle):
+def test_compiled_products_know_them_too(net, batch, oracle, monkeypatch):
+    monkeypatch.setattr(_program, "_lower", lambda module, inputs: module)  # traced only, which is quick
     v = torch.linspace(-1, 1, 26, dtype=torch.float64)
     product = TorchBackend(compile=True).hvp(loss_of(first_layer), net, batch, v)
     close(product, oracle(first_layer).hessian @ v.numpy())

@@ -22,16 +22,18 @@ TEST = tuple(array[:3] for array in NETWORK.batch)
 RATES = (0.1, 0.3)
 
 
-def objective(backend, params=None, **options):
+@functools.cache
+def written(backend):
+    """The loss, the parameters and the model: the same for all objectives, so that they are compiled once."""
     dialect = usable_plugin(backend).dialect()
-    return ihvp.Objective(
-        functools.partial(NETWORK.output_loss, dialect.xp),
-        dialect.parameters(NETWORK.params if params is None else params),
-        NETWORK.batch,
-        predict=functools.partial(NETWORK.predict, dialect.xp),
-        backend=backend,
-        **options,
-    )
+    loss, predict = (functools.partial(part, dialect.xp) for part in (NETWORK.output_loss, NETWORK.predict))
+    return loss, dialect.parameters(NETWORK.params), predict
+
+
+@functools.cache
+def objective(backend, **options):
+    loss, params, predict = written(backend)
+    return ihvp.Objective(loss, params, NETWORK.batch, predict=predict, backend=backend, **options)
 
 
 def other_params(seed):

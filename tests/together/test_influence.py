@@ -20,6 +20,7 @@ DAMPING = 3.0
 pytestmark = pytest.mark.filterwarnings("ignore::ihvp.influence.NotAtOptimum")
 
 
+@functools.cache
 def influence(backend):
     dialect = usable_plugin(backend).dialect()
     loss = functools.partial(TRAIN.loss, dialect.xp)

@@ -76,17 +76,19 @@ def test_backends_agree(other):
 NETWORK = TanhMLP(rows=12)
 
 
+@functools.cache
+def written(backend):
+    """The loss, the parameters and the model: the same for all objectives, so that they are compiled once."""
+    dialect = usable_plugin(backend).dialect()
+    loss, predict = (functools.partial(part, dialect.xp) for part in (NETWORK.output_loss, NETWORK.predict))
+    return loss, dialect.parameters(NETWORK.params), predict
+
+
 def network(backend, data=None, **options):
     """A small network with its outputs apart from its loss, as Gauss–Newton products need it."""
-    dialect = usable_plugin(backend).dialect()
-    return ihvp.Objective(
-        functools.partial(NETWORK.output_loss, dialect.xp),
-        dialect.parameters(NETWORK.params),
-        NETWORK.batch if data is None else data,
-        predict=functools.partial(NETWORK.predict, dialect.xp),
-        backend=backend,
-        **options,
-    )
+    loss, params, predict = written(backend)
+    data = NETWORK.batch if data is None else data
+    return ihvp.Objective(loss, params, data, predict=predict, backend=backend, **options)
 
 
 def untrained(objective, **options):

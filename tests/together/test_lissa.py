@@ -35,16 +35,17 @@ def native(backend, array):
     return array
 
 
-def answer(backend, data):
+@functools.cache
+def written(backend):
+    """The loss and the parameters: the same for all forms of data, so that they are compiled once."""
     dialect = usable_plugin(backend).dialect()
-    source = (
-        {"grad": PROBLEM.gradient}
-        if backend == "numdiff"
-        else {"loss": functools.partial(PROBLEM.loss, dialect.xp)}
-    )
-    objective = ihvp.Objective(
-        **source, params=dialect.parameters(PROBLEM.params), data=data, backend=backend
-    )
+    loss = functools.partial(PROBLEM.loss, dialect.xp)
+    source = {"grad": PROBLEM.gradient} if backend == "numdiff" else {"loss": loss}
+    return source | {"params": dialect.parameters(PROBLEM.params)}
+
+
+def answer(backend, data):
+    objective = ihvp.Objective(**written(backend), data=data, backend=backend)
     solver = LiSSA(recursion_depth=60, batch_size=3, num_samples=2, rtol=None)
     return to_numpy(ihvp.solve(ihvp.Hessian(objective), V, damping=0.5, solver=solver).x)
 

@@ -30,18 +30,19 @@ each_part = pytest.mark.parametrize("part", ROWS)
 @functools.cache
 def objective(backend, **options):
     """The network's loss over all examples."""
+    return ihvp.Objective(**written(backend), **{"data": NETWORK.batch, "backend": backend, **options})
+
+
+@functools.cache
+def written(backend):
+    """The loss and the parameters: the same for all objectives, so that they are compiled once."""
     plugin = usable_plugin(backend)
     dialect = plugin.dialect()
     params = dialect.parameters(NETWORK.params)
-    options = {"data": NETWORK.batch, "backend": backend, **options}
     if plugin.differentiates == "gradient":
-        return ihvp.Objective(params=params, grad=NETWORK.gradient, **options)
-    return ihvp.Objective(
-        functools.partial(NETWORK.output_loss, dialect.xp),
-        params,
-        predict=functools.partial(NETWORK.predict, dialect.xp),
-        **options,
-    )
+        return {"params": params, "grad": NETWORK.gradient}
+    loss, predict = (functools.partial(part, dialect.xp) for part in (NETWORK.output_loss, NETWORK.predict))
+    return {"loss": loss, "params": params, "predict": predict}
 
 
 def restricted(backend, part, **options):
