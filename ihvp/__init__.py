@@ -30,7 +30,15 @@ from ihvp.solvers import (
     inverse,
     solve,
 )
-from ihvp.uncertainty import confidence_intervals, covariance, standard_errors
+from ihvp.uncertainty import (
+    Laplace,
+    calibration,
+    confidence_intervals,
+    covariance,
+    coverage,
+    predictive_variance,
+    standard_errors,
+)
 from ihvp.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -63,6 +71,7 @@ __all__ = [
     "Influence",
     "InnerProblem",
     "InverseProducts",
+    "Laplace",
     "LiSSA",
     "LinearOperator",
     "LoGra",
@@ -78,8 +87,10 @@ __all__ = [
     "TracIn",
     "backends",
     "build_index",
+    "calibration",
     "confidence_intervals",
     "covariance",
+    "coverage",
     "diagonal",
     "differentiable_solve",
     "eigsh",
@@ -87,6 +98,7 @@ __all__ = [
     "hypergradient",
     "inverse",
     "leave_one_out",
+    "predictive_variance",
     "solve",
     "spectral_density",
     "standard_errors",

@@ -665,6 +665,43 @@ class NotImages(IhvpError, ValueError):
         )
 
 
+# Uncertainty
+
+
+class IndefinitePosterior(IhvpError, ArithmeticError):
+    """The precision of a posterior is singular or has negative eigenvalues: it is that of no normal.
+
+    Attributes
+    ----------
+    suggested_factor : float
+        With a prior precision of more than so many times the present one, it is positive definite.
+    """
+
+    def __init__(self, lowest: float) -> None:
+        self.suggested_factor = 1.0 - lowest
+        super().__init__(
+            f"The posterior's precision has the lowest eigenvalue {lowest:.3e}, in units of the prior's; "
+            "expected one above 0. Take ihvp.GaussNewton, KFAC or EKFAC, whose eigenvalues are not negative, "
+            f"a prior precision above {self.suggested_factor:.3g} times this one, or train on to a minimum."
+        )
+
+
+class SamplesNotConverged(IhvpError, ArithmeticError):
+    """Samples by Lanczos steps may be too far from those of the posterior."""
+
+    def __init__(self, error: float, allowed: float, steps: int) -> None:
+        self.error = error
+        super().__init__(
+            f"After {steps} Lanczos steps samples are within {error:.1e} of exact ones, relative to their "
+            f"length; expected {allowed:.1e}. Allow more steps= or a larger rtol=, or take a curvature with "
+            "its eigenvalues, whose samples are exact: ihvp.KFAC, EKFAC or FullRank."
+        )
+
+
+class NoEvidenceMaximum(IhvpError, ArithmeticError):
+    """The search for the precisions of the prior did not end at a maximum of the evidence."""
+
+
 # The command line
 
 

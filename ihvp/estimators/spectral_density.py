@@ -159,24 +159,32 @@ def spectral_density(
     space, numbers = operator.space, count * (length + 1) * size
     require_memory(space, numbers, space.itemsize, "The Lanczos vectors", "Lower num_samples or steps.")
     start = gaussians(operator.space, np.random.default_rng(seed), count)
-    diagonals, off_diagonals, matvecs = _lanczos(operator, start, length)
+    diagonals, off_diagonals, basis = lanczos(operator, start, length)
     nodes, weights = np.zeros((count, length)), np.zeros((count, length))
     for probe in range(count):
         # A zero beside the diagonal ends a Krylov space.
-        ends = np.flatnonzero(off_diagonals[probe] == 0)
-        dimension = int(ends[0]) + 1
+        dimension = krylov_dimension(off_diagonals[probe])
         values, vectors = eigh_tridiagonal(
             diagonals[probe, :dimension], off_diagonals[probe, : dimension - 1]
         )
         nodes[probe, :dimension], weights[probe, :dimension] = values, vectors[0] ** 2
         nodes[probe, dimension:] = values[-1]
-    return SpectralDensity(nodes, weights, matvecs)
+    return SpectralDensity(nodes, weights, count * len(basis))
 
 
-def _lanczos(
+def krylov_dimension(off_diagonal: NDArray[np.float64]) -> int:
+    """The steps until a zero beside the diagonal ends the Krylov space; all of them where none does."""
+    ends = np.flatnonzero(off_diagonal == 0)
+    return int(ends[0]) + 1 if ends.size else off_diagonal.size
+
+
+def lanczos(
     operator: LinearOperator, start: Vector, steps: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """α and β of each column, ``(k, steps)``, with β = 0 where a Krylov space ends; the products taken."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[Vector]]:
+    """α and β of each column, ``(k, steps)``, with β = 0 where a Krylov space ends, and the basis vectors.
+
+    The last β couples the basis to the vector that would be next.
+    """
     count, eps = start.shape[1], operator.space.eps
     diagonals, off_diagonals = np.zeros((count, steps)), np.zeros((count, steps))
     largest = np.zeros(count)
@@ -194,10 +202,10 @@ def _lanczos(
                 following = algebra.axpy(following, -algebra.coefficients(overlap, following), vector)
         beta = algebra.norms(following)
         ended = beta <= np.sqrt(steps) * 10 * eps * largest
-        if step == steps - 1 or np.all(ended):
-            break
         beta[ended] = 0.0
         off_diagonals[:, step] = beta
+        if step == steps - 1 or np.all(ended):
+            break
         scales = np.divide(1.0, beta, out=np.zeros(count), where=~ended)
         current = algebra.scale(following, algebra.coefficients(scales, following))
-    return diagonals, off_diagonals, count * len(basis)
+    return diagonals, off_diagonals, basis

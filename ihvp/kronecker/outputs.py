@@ -62,7 +62,7 @@ def cotangents(
         The loss is not convex in the outputs, or mixes those of different examples.
     """
     outputs = model.outputs()
-    layout = _Layout(model.shapes)
+    layout = Layout(model.shapes)
     if fisher == "empirical":
         factors = np.divide(1.0, relative**0.5, out=np.zeros_like(relative), where=relative > 0)
         gradient = layout.rows(model.output_gradient(loss)[:, None])[..., 0]
@@ -78,13 +78,13 @@ def cotangents(
         yield root.columns(start, min(start + at_once, layout.width))
 
 
-class _Layout:
+class Layout:
     """Where the outputs of each example stand among all: ``(B, D)`` for ``(F,)``."""
 
     def __init__(self, shapes: Any) -> None:
-        self.count = shapes[0][0]
+        self.count: int = shapes[0][0]
         self.widths = [prod(shape[1:]) for shape in shapes]
-        self.width = sum(self.widths)
+        self.width: int = sum(self.widths)
         # An array of one kind of numbers for each place: the last axis is what a loss may normalise over.
         self.last = shapes[0][-1] if len(shapes) == 1 and len(shapes[0]) > 1 else 0
 
@@ -110,7 +110,7 @@ class _Layout:
 class _Root:
     """A matrix R_n for each example with ``R_n R_nᵀ`` its curvature."""
 
-    def __init__(self, layout: _Layout) -> None:
+    def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
     def columns(self, start: int, stop: int) -> Vector:
@@ -125,7 +125,7 @@ class _Root:
 class _Dense(_Root):
     """Any curvature, by its own eigenvectors."""
 
-    def __init__(self, layout: _Layout, curvature: Vector, rounding: float) -> None:
+    def __init__(self, layout: Layout, curvature: Vector, rounding: float) -> None:
         super().__init__(layout)
         matrices = algebra.to_numpy(curvature)
         values, vectors = np.linalg.eigh((matrices + matrices.transpose(0, 2, 1)) / 2)
@@ -144,7 +144,7 @@ class _Dense(_Root):
 class _Diagonal(_Root):
     """Outputs that the loss treats one by one, as squared error and binary cross-entropy do."""
 
-    def __init__(self, layout: _Layout, roots: Vector) -> None:
+    def __init__(self, layout: Layout, roots: Vector) -> None:
         super().__init__(layout)
         self._roots = roots
 
@@ -162,7 +162,7 @@ class _Diagonal(_Root):
 class _Categorical(_Root):
     """Cross-entropy after a softmax: ``w (diag p − p pᵀ) = Σ_c w p_c (e_c − p)(e_c − p)ᵀ``."""
 
-    def __init__(self, layout: _Layout, weights: Vector, probabilities: Vector) -> None:
+    def __init__(self, layout: Layout, weights: Vector, probabilities: Vector) -> None:
         super().__init__(layout)
         self._weights, self._p = weights, probabilities
 
@@ -197,7 +197,7 @@ class _Categorical(_Root):
 
 
 def _root(
-    model: OpenModel, loss: Callable[[Any, Batch], Any], outputs: Vector, layout: _Layout, rounding: float
+    model: OpenModel, loss: Callable[[Any, Batch], Any], outputs: Vector, layout: Layout, rounding: float
 ) -> _Root:
     """The root in the simplest form that two random products agree with, but for such a part of them."""
     xp = array_api_compat.array_namespace(outputs)

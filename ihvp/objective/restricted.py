@@ -71,7 +71,7 @@ def restrict(backend: CurvatureBackend, params: Params, only: Only) -> Curvature
         chosen = {name for name in blocks if only(name)}
     else:
         names = [only] if isinstance(only, str) else list(only)
-        found = {name: {key for key in blocks if _belongs(key, name)} for name in names}
+        found = {name: {key for key in blocks if belongs(key, name)} for name in names}
         if unknown := [name for name in names if not found[name]]:
             raise InvalidOption("only", unknown[0], f"names among {', '.join(blocks)}")
         chosen = set().union(*found.values())
@@ -88,7 +88,8 @@ def in_structure(backend: CurvatureBackend, vector: Vector, params: Params) -> P
     return backend.unflatten(vector, params)
 
 
-def _belongs(key: str, name: str) -> bool:
+def belongs(key: str, name: str) -> bool:
+    """Whether a name stands for a parameter: its own, or that of a layer or module that has it."""
     return key == name or key.startswith((f"{name}.", f"{name}/"))
 
 

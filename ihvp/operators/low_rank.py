@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat
@@ -48,7 +49,23 @@ class Spectral(LinearOperator):
         self.tail = tail if self._codimension else 0.0
 
     def apply(self, v: Vector) -> Vector:
-        return self._combine(v, self.values, self.tail)
+        return self.function(v, lambda values: values)
+
+    def function(self, v: Vector, of: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Vector:
+        """``f(A) v`` of a flat native vector or block, with f applied to the eigenvalues.
+
+        Parameters
+        ----------
+        v : Vector
+        of : callable
+            f, of arrays of eigenvalues.
+        """
+        values = of(self.values)
+        rest = float(of(np.asarray(self.tail))) if self._codimension else 0.0
+        block = v[:, None] if v.ndim == 1 else v
+        projections = algebra.gram(self.vectors, block)
+        result = algebra.add_product(rest * block, self.vectors, (values - rest)[:, None] * projections)
+        return result[:, 0] if v.ndim == 1 else result
 
     def quadratic_form(self, x: Any) -> float | NDArray[np.float64]:
         flat, _ = self.space.enter(x)
@@ -111,11 +128,13 @@ class Spectral(LinearOperator):
 
     def solve_damped(self, v: Vector, damping: float) -> Vector:
         """``(A + λI)⁻¹ v`` of a flat native vector or block; by the pseudo-inverse where that is singular."""
-        damped, rest = self._damped(damping)
-        zero = self._is_zero(damping, damped)
-        inverses = np.divide(1.0, damped, out=np.zeros(damped.size), where=~zero)
-        absent = not self._codimension or self._is_zero(damping, np.asarray(rest))
-        return self._combine(v, inverses, 0.0 if absent else 1.0 / rest)
+
+        def inverse(values: NDArray[np.float64]) -> NDArray[np.float64]:
+            damped = np.asarray(values + damping)
+            zero = self._is_zero(damping, damped)
+            return np.divide(1.0, damped, out=np.zeros(damped.shape), where=~zero)
+
+        return self.function(v, inverse)
 
     def _damped(self, damping: float) -> tuple[NDArray[np.float64], float]:
         return self.values + damping, self.tail + damping
@@ -123,13 +142,6 @@ class Spectral(LinearOperator):
     def _is_zero(self, damping: float, eigenvalues: NDArray[np.float64]) -> NDArray[np.bool_]:
         largest = max(float(np.abs(self.values).max()), abs(self.tail), abs(damping))
         return np.abs(eigenvalues) <= _ZERO * self.space.eps * largest
-
-    def _combine(self, v: Vector, values: NDArray[np.float64], rest: float) -> Vector:
-        """``Q diag(values) Qᵀ v + rest (I − Q Qᵀ) v``."""
-        block = v[:, None] if v.ndim == 1 else v
-        projections = algebra.gram(self.vectors, block)
-        result = algebra.add_product(rest * block, self.vectors, (values - rest)[:, None] * projections)
-        return result[:, 0] if v.ndim == 1 else result
 
 
 class LowRank(Spectral):

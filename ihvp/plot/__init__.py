@@ -12,12 +12,14 @@ from ihvp.plot.images import influence_panels
 from ihvp.plot.iterates import lissa_path
 from ihvp.plot.mislabelled import detection
 from ihvp.plot.ranking import scores, top_k
+from ihvp.plot.reliability import calibration
 from ihvp.plot.removals import leave_one_out
 from ihvp.plot.residuals import convergence
 
 __all__ = [
     "agreement",
     "brittleness",
+    "calibration",
     "convergence",
     "dampings",
     "detection",

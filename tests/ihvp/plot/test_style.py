@@ -28,6 +28,7 @@ DRAW = {
     "brittleness": lambda ax: plot.brittleness(
         Brittleness(np.array([1, 2]), np.ones((2, 3)), np.zeros((2, 3))), ax
     ),
+    "calibration": lambda ax: plot.calibration(ihvp.calibration([0.2, 0.9], [0, 1]), ax),
     "detection": lambda ax: plot.detection(detection_curve([0.2, 0.9], [True, False]), ax),
 }
 

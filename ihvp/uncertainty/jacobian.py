@@ -1,0 +1,132 @@
+"""The derivatives of a model's outputs by the parameters, for some examples at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import array_api_compat
+
+from ihvp import algebra
+from ihvp.backend import Batch, OpenModel, Predict, SupportsLayers, Vector
+from ihvp.data import take_examples
+from ihvp.errors import InvalidOption, MissingCapability
+from ihvp.kronecker.coverage import complete_layers, cotangent_rows, opened
+from ihvp.kronecker.factors import with_bias
+from ihvp.kronecker.outputs import Layout, cotangents
+from ihvp.layers import Layer
+from ihvp.memory import on_host
+from ihvp.objective import Objective
+
+# Derivatives of outputs hold at most so many numbers at once (64 MiB in float32).
+_NUMBERS = 1 << 24
+# Of models with more outputs, a Gauss-Newton matrix is formed faster by its products.
+_OUTPUTS = 20
+
+
+def require_layers(objective: Objective) -> None:
+    """Refuse a backend that cannot open models."""
+    if not isinstance(objective.backend, SupportsLayers):
+        raise MissingCapability(
+            type(objective.backend).__name__,
+            "layers",
+            "The outputs of a model are pulled back by it: put the model in torch, TensorFlow or JAX.",
+        )
+
+
+def explained(objective: Objective, predict: Predict, batch: Batch) -> bool:
+    """Whether each parameter belongs to a layer that was seen whole, so that rows are outer products."""
+    layers = complete_layers(objective, predict, batch)[0].values()
+    covered = sum(part.stop - part.start for layer in layers for part in layer.slices)
+    return covered == objective.num_params and not any(layer.one_hot for layer in layers)
+
+
+def opened_pieces(
+    objective: Objective, *, formed: bool = True
+) -> Iterator[tuple[int, Batch, OpenModel, Layout]]:
+    """Some examples of a batch after the other, with its index, the model on them and their outputs' layout.
+
+    They are so few that the derivatives of their outputs stay bounded: those by the parameters where they are
+    ``formed`` or places share weights, those by what layers give elsewhere.
+    """
+    predict, _ = objective.require_predict()
+    for index, (batch, count) in enumerate(objective.batches):
+        whole = opened(objective, predict, batch)
+        layout = Layout(whole.shapes)
+        places = [(layer, inputs.shape[1]) for layer, inputs in zip(whole.layers, whole.inputs, strict=True)]
+        numbers = sum(uses * layer.groups * layer.d_out for layer, uses in places)
+        if formed or any(uses > 1 for _, uses in places):
+            numbers += objective.num_params
+        rows = max(1, _NUMBERS // (layout.width * numbers))
+        if rows >= count:
+            yield index, batch, whole, layout
+            continue
+        for start in range(0, count, rows):
+            piece = take_examples(batch, start, start + rows)
+            model = opened(objective, predict, piece)
+            yield index, piece, model, Layout(model.shapes)
+
+
+def unit_cotangents(layout: Layout, like: Vector) -> Vector:
+    """For each output of an example the cotangents that are 1 there, ``(D, F)``."""
+    xp = array_api_compat.array_namespace(like)
+    eye = xp.eye(layout.width, dtype=like.dtype, device=algebra.device(like))
+    return layout.flat(xp.broadcast_to(eye, (layout.count, *eye.shape)))
+
+
+def pulled_layers(model: OpenModel, cotangents: Vector) -> dict[str, tuple[Layer, Vector, Vector]]:
+    """Each layer with its inputs ``(B, S, groups, d_in)`` and derivatives ``(D, B, S, groups, d_out)``."""
+    triples = zip(model.layers, model.inputs, model.pull_back(cotangents), strict=True)
+    return {layer.name: (layer, with_bias(layer, inputs), gradient) for layer, inputs, gradient in triples}
+
+
+def weight_gradients(inputs: Vector, gradient: Vector) -> Vector:
+    """``Σ_s g aᵀ``, ``(D, B, groups, d_out, d_in)``."""
+    xp = array_api_compat.array_namespace(gradient)
+    return xp.permute_dims(gradient, (0, 1, 3, 4, 2)) @ xp.permute_dims(inputs, (0, 2, 1, 3))
+
+
+def jacobian(
+    objective: Objective, predict: Predict, batch: Batch, model: OpenModel, cotangents: Vector, *, whole: bool
+) -> Vector:
+    """``Jᵀ c`` of each example for the cotangents ``(V, F)``, ``(P, V B)``."""
+    xp = array_api_compat.array_namespace(cotangents)
+    if not whole:
+        return xp.concat(list(cotangent_rows(objective, predict, batch, model, cotangents)), axis=0).T
+    parts: dict[int, Vector] = {}
+    for layer, inputs, gradient in pulled_layers(model, cotangents).values():
+        matrices = weight_gradients(inputs, gradient)
+        flat = layer.parts(xp.reshape(matrices, (-1, *matrices.shape[2:])))
+        parts |= {place.start: part for place, part in zip(layer.slices, flat, strict=True)}
+    # Row by row as they are, without a transposition.
+    return xp.concat([parts[start].T for start in sorted(parts)], axis=1).T
+
+
+def gauss_newton_matrix(objective: Objective) -> Vector | None:
+    """The Gauss-Newton matrix as ``Σ_n J_nᵀ R_n R_nᵀ J_n``, where that takes less than products with units.
+
+    R_n is a root of the curvature of an example's loss in its outputs. None where a parameter belongs to no
+    layer, outputs are many, or the loss is not convex in them.
+    """
+    predict, loss = objective.require_predict()
+    if not isinstance(objective.backend, SupportsLayers) or objective.processes.count > 1:
+        return None
+    objective.require_additive()
+    total: Vector = None
+    for _, piece, model, layout in opened_pieces(objective):
+        if total is None and not (layout.width <= _OUTPUTS and explained(objective, predict, piece)):
+            return None
+        weights = objective.weighting.of(piece, layout.count)
+        if not weights.any():
+            continue
+        relative, unit = objective.relative_weights(weights)
+        try:
+            roots = list(cotangents(model, loss, relative, objective.space.product_eps, "exact"))
+        except InvalidOption:  # of a loss that has no such root
+            return None
+        for some in roots:
+            factor = jacobian(objective, predict, piece, model, some, whole=True)
+            # numpy multiplies a matrix and its own transpose in half of the operations.
+            factor = algebra.to_numpy(factor) if on_host(objective.space) else factor
+            square = (factor @ factor.T) * (unit / objective.overall_weight)
+            total = square if total is None else total + square
+    return None if total is None else objective.space.asarray(total)
