@@ -182,10 +182,6 @@ class _Task:
         )
         return lambda: index.scores(self.data.questions)
 
-    def gradients(self) -> _Scored:
-        method = ihvp.GradientDot(self.objective())
-        return lambda: method.scores(self.data.questions)
-
     def kronfluence(self) -> _Scored:
         from kronfluence.analyzer import Analyzer, prepare_model
         from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -233,7 +229,6 @@ _WAYS: dict[str, Callable[[_Task], _Scored]] = {
     "kronfluence": _Task.kronfluence,  # after EK-FAC, whose damping it takes
     "EK-FAC, bfloat16": _Task.bfloat16,
     "index of EK-FAC": _Task.index,
-    "gradients": _Task.gradients,
 }
 
 
