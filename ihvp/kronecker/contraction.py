@@ -142,8 +142,7 @@ class _Kernel:
         if self._terms is not None and isinstance(left, tuple) and isinstance(right, tuple):
             total: Vector = None
             for r in range(self._terms.left.shape[1]):
-                part = (left[0] * self._terms.left[:, r]) @ right[0].T
-                part = part * ((left[1] * self._terms.right[:, r]) @ right[1].T)
+                part = _term(self._terms.left[:, r], self._terms.right[:, r], left, right)
                 total = part if total is None else total + part
             return total
         xp = array_api_compat.array_namespace(self._values)
@@ -155,10 +154,21 @@ class _Kernel:
         return parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
 
     def own_products(self, rows: Rotated) -> Vector:
-        xp = array_api_compat.array_namespace(self._values)
         if isinstance(rows, tuple):
-            return xp.sum((rows[0] ** 2 @ self._values[0]) * rows[1] ** 2, axis=1)
+            return _own_products(self._values[0], rows)
+        xp = array_api_compat.array_namespace(self._values)
         return rows**2 @ xp.reshape(self._values, (-1,))
+
+
+@algebra.fused()
+def _term(alpha: Vector, beta: Vector, left: tuple[Vector, Vector], right: tuple[Vector, Vector]) -> Vector:
+    return ((left[0] * alpha) @ right[0].T) * ((left[1] * beta) @ right[1].T)
+
+
+@algebra.fused()
+def _own_products(values: Vector, rows: tuple[Vector, Vector]) -> Vector:
+    xp = array_api_compat.array_namespace(values)
+    return xp.sum((rows[0] ** 2 @ values) * rows[1] ** 2, axis=1)
 
 
 def _low_rank(values: Vector, tolerance: float) -> _Terms | None:
@@ -183,15 +193,22 @@ def _rotate(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: ND
         np.add.at(summed, places, algebra.to_numpy(gradient)[:, :, 0, :])
         matrices = xp.asarray(summed.transpose(0, 2, 1)[:, None], device=algebra.device(gradient))
     else:
-        # Σ_s g aᵀ, (B, groups, d_out, d_in).
-        g, a = (xp.permute_dims(z, (0, 2, 1, 3)) for z in (gradient, with_bias(layer, inputs)))
-        (places, d_out), d_in = g.shape[2:], a.shape[-1]
-        if places * (d_out**2 + d_in**2) < d_out * d_in * (d_out + d_in):
-            # The rows of the places are fewer than those of the matrix.
-            rotated = xp.matrix_transpose(g @ block.q_out) @ (a @ block.q_in)
-            return xp.reshape(rotated, (rotated.shape[0], -1))
-        matrices = xp.matrix_transpose(g) @ a
+        return _rotated_sums(gradient, with_bias(layer, inputs), block.q_out, block.q_in)
     rotated = block.rotate(matrices)
+    return xp.reshape(rotated, (rotated.shape[0], -1))
+
+
+@algebra.fused()
+def _rotated_sums(gradient: Vector, inputs: Vector, q_out: Vector, q_in: Vector) -> Vector:
+    """``Q_Bᵀ (Σ_s g aᵀ) Q_A``, ``(B, groups · d_out · d_in)``."""
+    xp = array_api_compat.array_namespace(gradient)
+    g, a = (xp.permute_dims(z, (0, 2, 1, 3)) for z in (gradient, inputs))
+    (places, d_out), d_in = g.shape[2:], a.shape[-1]
+    if places * (d_out**2 + d_in**2) < d_out * d_in * (d_out + d_in):
+        # The rows of the places are fewer than those of the matrix.
+        rotated = xp.matrix_transpose(g @ q_out) @ (a @ q_in)
+    else:
+        rotated = xp.matrix_transpose(q_out) @ (xp.matrix_transpose(g) @ a) @ q_in
     return xp.reshape(rotated, (rotated.shape[0], -1))
 
 
