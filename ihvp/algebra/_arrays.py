@@ -106,24 +106,28 @@ def as_like(values: Any, like: Vector) -> Vector:
     return xp.asarray(values, dtype=like.dtype, device=device(like))
 
 
-def fused(*overwritten: int) -> Callable[[Function], Function]:
+def fused(*overwritten: int, fixed: tuple[int, ...] = ()) -> Callable[[Function], Function]:
     """Decorates a function of arrays: where the first is JAX's, it is compiled as one.
 
     JAX charges each operation by itself; other frameworks run the function as it is written.
 
     ``overwritten`` are the arguments that the function writes to where their type allows. Those of JAX give
     their memory up to results of the same shape, unless the same array is passed for another argument too.
+    ``fixed`` are those that are no arrays, and can be hashed: it is compiled for each of their values.
     """
+    first = next(i for i in range(len(fixed) + 1) if i not in fixed)
 
     def decorate(function: Function) -> Function:
         @functools.cache
         def compiled(given_up: tuple[int, ...]) -> Callable[..., Any]:
             # The core imports no framework; the one that an array belongs to is loaded.
-            return sys.modules["jax"].jit(function, donate_argnums=given_up)  # type: ignore[no-any-return]
+            return sys.modules["jax"].jit(  # type: ignore[no-any-return]
+                function, donate_argnums=given_up, static_argnums=fixed
+            )
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
-            if not array_api_compat.is_jax_array(arguments[0]):
+            if not array_api_compat.is_jax_array(arguments[first]):
                 return function(*arguments)
             identities = [id(argument) for argument in arguments]
             return compiled(tuple(i for i in overwritten if identities.count(identities[i]) == 1))(*arguments)

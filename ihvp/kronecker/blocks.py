@@ -91,23 +91,23 @@ class KroneckerBlock(Block):
         ratio = float(xp.mean(a)) / max(float(xp.mean(b)), tiny)
         pi = max(ratio, tiny) ** 0.5
         a, b = a + pi * damping**0.5, b + damping**0.5 / pi
-        return KroneckerBlock(self.layer, self.q_in, self.q_out, b[:, :, None] * a[:, None, :], (a, b))
+        return KroneckerBlock(self.layer, self.q_in, self.q_out, kronecker_values(a, b), (a, b))
 
     def rotate(self, matrices: Vector) -> Vector:
         """``Q_Bᵀ M Q_A``."""
-        matrices = _transposed(self.q_out) @ matrices
-        return matrices if self.q_in is None else matrices @ self.q_in
+        return _rotated(matrices, self.q_out, self.q_in)
 
-    def back(self, matrices: Vector) -> Vector:
-        """``Q_B M Q_Aᵀ``."""
-        matrices = self.q_out @ matrices
-        return matrices if self.q_in is None else matrices @ _transposed(self.q_in)
+    def back(self, values: Vector, matrices: Vector) -> Vector:
+        """``Q_B M Q_Aᵀ``, the matrices M times the values."""
+        return _back(values, matrices, self.q_out, self.q_in)
 
     def function(self, v: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
-        return self.layer.parts(self.back(of(self.values) * self.rotate(self.layer.read(v))))
+        rotated = _read(v, self.q_out, self.q_in, self.layer)
+        return _parts(of(self.values), rotated, self.q_out, self.q_in, self.layer)
 
     def colour(self, white: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
-        return self.layer.parts(self.back(of(self.values) * self.layer.read(white)))
+        matrices = self.layer.read(white)
+        return _parts(of(self.values), matrices, self.q_out, self.q_in, self.layer)
 
 
 class DenseBlock(Block):
@@ -226,6 +226,38 @@ def unpack(about: Sequence[dict[str, Any]], arrays: Mapping[str, Any], space: Ve
         else:
             blocks.append(DiagonalBlock(entry["name"], slice(*entry["place"]), parts["values"]))
     return blocks
+
+
+@algebra.fused()
+def kronecker_values(of_inputs: Vector, of_outputs: Vector) -> Vector:
+    """The products of the factors' eigenvalues, ``(groups, d_out, d_in)``."""
+    return of_outputs[:, :, None] * of_inputs[:, None, :]
+
+
+@algebra.fused()
+def _rotated(matrices: Vector, q_out: Vector, q_in: Vector | None) -> Vector:
+    matrices = _transposed(q_out) @ matrices
+    return matrices if q_in is None else matrices @ q_in
+
+
+@algebra.fused(fixed=(3,))
+def _read(v: Vector, q_out: Vector, q_in: Vector | None, layer: Layer) -> Vector:
+    """``Q_Bᵀ M Q_A`` of the matrices that a layer's entries are."""
+    return _rotated(layer.read(v), q_out, q_in)
+
+
+@algebra.fused(fixed=(4,))
+def _parts(
+    values: Vector, matrices: Vector, q_out: Vector, q_in: Vector | None, layer: Layer
+) -> list[Vector]:
+    """The entries of ``Q_B M Q_Aᵀ``, the matrices M times the values."""
+    return layer.parts(_back(values, matrices, q_out, q_in))
+
+
+@algebra.fused()
+def _back(values: Vector, matrices: Vector, q_out: Vector, q_in: Vector | None) -> Vector:
+    matrices = q_out @ (values * matrices)
+    return matrices if q_in is None else matrices @ _transposed(q_in)
 
 
 def _transposed(matrices: Vector) -> Vector:

@@ -151,8 +151,7 @@ class _Kernel:
             u, v = self._rotated(right)
             total: Vector = None
             for r in range(self._terms.left.shape[1]):
-                part = (solved[0] * self._terms.left[:, r]) @ u.T
-                part = part * ((solved[1] * self._terms.right[:, r]) @ v.T)
+                part = _term(self._terms.left[:, r], self._terms.right[:, r], solved, (u, v))
                 total = part if total is None else total + part
             return total
         left = self._multiplied(formed(solved)) if isinstance(solved, tuple) else solved
@@ -167,10 +166,9 @@ class _Kernel:
         return algebra.concatenate(parts)
 
     def own_products(self, rows: Rows) -> Vector:
-        xp = array_api_compat.array_namespace(self._values)
         if isinstance(rows, tuple):
-            u, v = self._rotated(rows)
-            return xp.sum((u**2 @ self._values[0]) * v**2, axis=1)
+            return _own_products(self._values[0], *self._rotated(rows))
+        xp = array_api_compat.array_namespace(self._values)
         return xp.sum(self._values * self._block.rotate(rows) ** 2, axis=(1, 2, 3))
 
     def _rotated(self, rows: tuple[Vector, Vector]) -> tuple[Vector, Vector]:
@@ -178,7 +176,18 @@ class _Kernel:
         return rows[0] @ self._block.q_out[0], rows[1] @ self._block.q_in[0]
 
     def _multiplied(self, rotated: Vector) -> Vector:
-        return _flat(self._block.back(self._values * rotated))
+        return _flat(self._block.back(self._values, rotated))
+
+
+@algebra.fused()
+def _term(alpha: Vector, beta: Vector, left: tuple[Vector, Vector], right: tuple[Vector, Vector]) -> Vector:
+    return ((left[0] * alpha) @ right[0].T) * ((left[1] * beta) @ right[1].T)
+
+
+@algebra.fused()
+def _own_products(values: Vector, u: Vector, v: Vector) -> Vector:
+    xp = array_api_compat.array_namespace(values)
+    return xp.sum((u**2 @ values) * v**2, axis=1)
 
 
 def _low_rank(values: Vector, tolerance: float) -> _Terms | None:
@@ -202,8 +211,14 @@ def _rows(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: NDAr
         places = np.arange(len(factors))[:, None], algebra.to_numpy(inputs)
         np.add.at(summed, places, algebra.to_numpy(gradient)[:, :, 0, :])
         return xp.asarray(summed.transpose(0, 2, 1)[:, None], device=algebra.device(gradient))
-    # Σ_s g aᵀ, (B, groups, d_out, d_in).
-    g, a = (xp.permute_dims(z, (0, 2, 1, 3)) for z in (gradient, with_bias(layer, inputs)))
+    return _summed(gradient, with_bias(layer, inputs))
+
+
+@algebra.fused()
+def _summed(gradient: Vector, inputs: Vector) -> Vector:
+    """``Σ_s g aᵀ``, ``(B, groups, d_out, d_in)``."""
+    xp = array_api_compat.array_namespace(gradient)
+    g, a = (xp.permute_dims(z, (0, 2, 1, 3)) for z in (gradient, inputs))
     return xp.matrix_transpose(g) @ a
 
 

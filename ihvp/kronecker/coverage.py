@@ -106,7 +106,7 @@ def complete_layers(
         expected = backend.grad(loss, objective.params, (batch, split_outputs(model, cotangent)))
         pulled = model.pull_back(cotangent[None])
         for layer, inputs, gradient in zip(model.layers, model.inputs, pulled, strict=True):
-            found = layer.parts(weight_gradient(layer, inputs[:first], gradient[0, :first]))
+            found = weight_gradient(layer, inputs[:first], gradient[0, :first])
             size = max(float(algebra.norms(expected[part])) for part in layer.slices)
             difference = max(
                 float(algebra.norms(mine[:, 0] - expected[part]))
@@ -131,17 +131,27 @@ def _overlapping(model: OpenModel, size: int) -> dict[str, str]:
     }
 
 
-def weight_gradient(layer: Layer, inputs: Vector, gradient: Vector) -> Vector:
-    """``Σ_n Σ_s g aᵀ`` for ``gradient`` of shape ``(B, S, groups, d_out)``, ``(1, groups, d_out, d_in)``."""
+def weight_gradient(layer: Layer, inputs: Vector, gradient: Vector) -> list[Vector]:
+    """``Σ_n Σ_s g aᵀ`` for ``gradient`` of shape ``(B, S, groups, d_out)``, as :meth:`Layer.parts`."""
     xp = array_api_compat.array_namespace(gradient)
-    g = xp.reshape(xp.permute_dims(gradient, (2, 0, 1, 3)), (layer.groups, -1, layer.d_out))
     if layer.one_hot:
-        total = np.zeros((layer.d_in, layer.d_out), algebra.to_numpy(g).dtype)
-        np.add.at(total, algebra.to_numpy(inputs).ravel(), algebra.to_numpy(g)[0])
-        return xp.asarray(total.T[None, None], device=algebra.device(gradient))
-    a = with_bias(layer, inputs)
-    a = xp.reshape(xp.permute_dims(a, (2, 0, 1, 3)), (layer.groups, g.shape[1], -1))
-    return (xp.matrix_transpose(g) @ a)[None]
+        g = algebra.to_numpy(gradient).reshape(-1, layer.d_out)
+        total = np.zeros((layer.d_in, layer.d_out), g.dtype)
+        np.add.at(total, algebra.to_numpy(inputs).ravel(), g)
+        return layer.parts(xp.asarray(total.T[None, None], device=algebra.device(gradient)))
+    return _weight_gradient(gradient, inputs, layer)
+
+
+@algebra.fused(fixed=(2,))
+def _weight_gradient(gradient: Vector, inputs: Vector, layer: Layer) -> list[Vector]:
+    xp, g = array_api_compat.array_namespace(gradient), _by_group(gradient)
+    return layer.parts((xp.matrix_transpose(g) @ _by_group(with_bias(layer, inputs)))[None])
+
+
+def _by_group(rows: Vector) -> Vector:
+    """``(B, S, groups, d)`` as ``(groups, B S, d)``."""
+    xp = array_api_compat.array_namespace(rows)
+    return xp.reshape(xp.permute_dims(rows, (2, 0, 1, 3)), (rows.shape[2], -1, rows.shape[3]))
 
 
 def split_outputs(model: OpenModel, flat: Vector) -> list[Vector]:

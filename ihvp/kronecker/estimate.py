@@ -19,7 +19,14 @@ from ihvp.arguments import naming
 from ihvp.backend import Batch, OpenModel, SupportsLayers, Vector
 from ihvp.data import count_examples, take_examples
 from ihvp.errors import IhvpError, LossFailed, LossNotAdditive, MissingCapability
-from ihvp.kronecker.blocks import Block, DenseBlock, DiagonalBlock, KroneckerBlock, eigenvectors
+from ihvp.kronecker.blocks import (
+    Block,
+    DenseBlock,
+    DiagonalBlock,
+    KroneckerBlock,
+    eigenvectors,
+    kronecker_values,
+)
 from ihvp.kronecker.coverage import EXACT, Remainder, complete_layers, opened, require_used
 from ihvp.kronecker.factors import (
     Sharing,
@@ -132,7 +139,7 @@ class _Estimate:
         self.passes = 0.0
 
     def blocks(self, corrected: bool) -> tuple[list[Block], dict[str, str]]:
-        like = self._objective.space.zeros(1)
+        like = self._objective.space.asarray(np.zeros(0))
         sums = self._pass(1, self._add_moments, self._empty())
         inputs, outputs = {}, {}
         for name, layer in self._layers.items():
@@ -147,7 +154,7 @@ class _Estimate:
             )
             outputs[name] = eigenvectors(of_outputs, like)[::-1]
             del of_inputs, of_outputs
-        values = {name: outputs[name][1][:, :, None] * inputs[name][1][:, None, :] for name in self._layers}
+        values = {name: kronecker_values(inputs[name][1], outputs[name][1]) for name in self._layers}
         if corrected:
             sums["values"] = {name: self._zeros(value.shape) for name, value in values.items()}
             bases = {name: (inputs[name][0], outputs[name][0]) for name in self._layers}
@@ -196,7 +203,7 @@ class _Estimate:
         return {kind: self._reduced(terms) if kind in added else terms for kind, terms in sums.items()}
 
     def _add_moments(self, piece: Piece, sums: Sums) -> None:
-        sharing, like = self._options.sharing, self._objective.space.zeros(1)[:0]
+        sharing, like = self._options.sharing, self._objective.space.asarray(np.zeros(0))
         for layer, inputs in self._seen(piece.model):
             sums["inputs"][layer.name] += input_moment(
                 layer, inputs, piece.weights / self._weight, sharing, like
@@ -295,6 +302,8 @@ class _Estimate:
         return {name: layer for name, layer in layers.items() if name not in self._refused}
 
     def _reduced(self, sums: dict[str, Vector]) -> dict[str, Vector]:
+        if self._objective.processes.count == 1:
+            return sums
         reduced, reduce = {}, self._objective.processes.reduce
         for name, value in sums.items():
             xp = array_api_compat.array_namespace(value)

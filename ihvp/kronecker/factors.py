@@ -56,15 +56,22 @@ def input_moment(
         places = algebra.to_numpy(inputs)
         shares = np.repeat(weights / places.shape[1], places.shape[1])
         return algebra.as_like(np.bincount(places.ravel(), shares, minlength=layer.d_in), like)
+    share = weights / (1 if sharing == "reduce" else inputs.shape[1])
+    equal = share.min() == share.max()
+    return _input_moment(inputs, float(share[0]) if equal else algebra.as_like(share, inputs), layer, sharing)
+
+
+@algebra.fused(fixed=(2, 3))
+def _input_moment(inputs: Vector, share: Vector | float, layer: Layer, sharing: Sharing) -> Vector:
     xp, a = array_api_compat.array_namespace(inputs), with_bias(layer, inputs)
     if sharing == "reduce":
         a = xp.mean(a, axis=1, keepdims=True)
-    share = weights / a.shape[1]
-    if share.min() == share.max():
-        return _moment(a, a) * float(share[0])
-    return _moment(a, a * algebra.as_like(share, a)[:, None, None, None])
+    if np.ndim(share) == 0:
+        return _moment(a, a) * share
+    return _moment(a, a * share[:, None, None, None])  # type: ignore[index]
 
 
+@algebra.fused(fixed=(1,))
 def output_moment(gradients: Vector, sharing: Sharing) -> Vector:
     """``Σ g gᵀ`` over cotangents, examples and places, or of sums over places: ``(groups, d_out, d_out)``.
 
@@ -99,33 +106,47 @@ def squared_gradients(layer: Layer, inputs: Vector, gradients: Vector, q_in: Vec
     xp = array_api_compat.array_namespace(gradients)
     views, count, places = gradients.shape[:3]
     # (groups, V, B, S, d_out)
-    g = xp.permute_dims(gradients, (3, 0, 1, 2, 4))
-    g = _rotated(g, q_out)
+    g = _rotated(gradients, q_out, (3, 0, 1, 2, 4))
     if layer.one_hot:
         return _squares_of_rows(layer, algebra.to_numpy(inputs), g)
-    a = xp.permute_dims(with_bias(layer, inputs), (2, 0, 1, 3))
     # A gradient has d_out rows to be rotated; its inputs are more where many places share weights.
     afterwards = places > views * layer.d_out
-    if not afterwards:
-        a = _rotated(a, q_in)
+    a = with_bias(layer, inputs)
+    a = xp.permute_dims(a, (2, 0, 1, 3)) if afterwards else _rotated(a, q_in, (2, 0, 1, 3))
     if places == 1:
-        squares = xp.sum(g[:, :, :, 0, :] ** 2, axis=1)
-        return xp.matrix_transpose(squares) @ a[:, :, 0, :] ** 2
+        return _squares_of_places(g, a)
     total: Any = None
     rows = max(1, _NUMBERS // (views * layer.groups * layer.d_out * a.shape[-1]))
     for start in range(0, count, rows):
         part = slice(start, start + rows)
-        single = xp.matrix_transpose(g[:, :, part]) @ a[:, None, part]
-        if afterwards:
-            single = _rotated(single, q_in)
-        term = xp.sum(single**2, axis=(1, 2))
+        term = _squares(g[:, :, part], a[:, part], q_in if afterwards else None)
         total = term if total is None else total + term
     return total
 
 
-def _rotated(rows: Vector, q: Vector) -> Vector:
-    """``(groups, …, d)`` times ``(groups, d, d)``."""
+@algebra.fused()
+def _squares_of_places(g: Vector, a: Vector) -> Vector:
+    """``Σ_v Σ_n`` of the squares of ``g aᵀ`` where an example has one place."""
+    xp = array_api_compat.array_namespace(g)
+    squares = xp.sum(g[:, :, :, 0, :] ** 2, axis=1)
+    return xp.matrix_transpose(squares) @ a[:, :, 0, :] ** 2
+
+
+@algebra.fused()
+def _squares(g: Vector, a: Vector, q: Vector | None) -> Vector:
+    """The same where it has several, of ``Σ_s g aᵀ`` times q."""
+    xp = array_api_compat.array_namespace(g)
+    single = xp.matrix_transpose(g) @ a[:, None]
+    if q is not None:
+        single = _rotated(single, q, (0, 1, 2, 3, 4))
+    return xp.sum(single**2, axis=(1, 2))
+
+
+@algebra.fused(fixed=(2,))
+def _rotated(rows: Vector, q: Vector, axes: tuple[int, ...]) -> Vector:
+    """``(groups, …, d)``, after a permutation of the axes, times ``(groups, d, d)``."""
     xp = array_api_compat.array_namespace(rows)
+    rows = xp.permute_dims(rows, axes)
     return xp.reshape(xp.reshape(rows, (rows.shape[0], -1, rows.shape[-1])) @ q, rows.shape)
 
 

@@ -167,18 +167,13 @@ class _Categorical(_Root):
         self._weights, self._p = weights, probabilities
 
     def columns(self, start: int, stop: int) -> Vector:
-        xp, device = array_api_compat.array_namespace(self._p), algebra.device(self._p)
-        classes, found = self._p.shape[-1], []
-        shape = (self.layout.count, self.layout.width // classes)
+        xp, classes, found = array_api_compat.array_namespace(self._p), self._p.shape[-1], []
+        places = self.layout.width // classes
         for column in range(start, stop):
             place, label = divmod(column, classes)
-            unit = xp.eye(1, classes, k=label, dtype=self._p.dtype, device=device)[0]
-            root = xp.sqrt(self._weights * self._p[:, label])[:, None] * (unit - self._p)
-            root = xp.reshape(root, (*shape, classes))
-            if shape[1] > 1:
-                chosen = xp.eye(1, shape[1], k=place, dtype=self._p.dtype, device=device)[0]
-                root = root * chosen[None, :, None]
-            found.append(xp.reshape(root, (1, -1)))
+            unit = algebra.as_like(np.arange(classes) == label, self._p)
+            chosen = algebra.as_like(np.arange(places) == place, self._p) if places > 1 else None
+            found.append(_categorical_column(self._p, self._weights, self._p[:, label], unit, chosen))
         return xp.concat(found, axis=0)
 
     def draw(self, count: int, generator: np.random.Generator) -> Vector:
@@ -219,15 +214,7 @@ def _root(
         roots = xp.sqrt(xp.where(diagonal > 0, diagonal, xp.zeros_like(diagonal)))
         return _Diagonal(layout, layout.rows(roots[:, None])[..., 0])
     if layout.last > 1:
-        logits = xp.reshape(outputs, (-1, layout.last))
-        p = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
-        p = p / xp.sum(p, axis=-1, keepdims=True)
-        r, q = (xp.reshape(block, (*p.shape, 2)) for block in (probe, products))
-        unit = p[..., None] * (r - xp.sum(p[..., None] * r, axis=1, keepdims=True))
-        squares = xp.sum(unit**2, axis=(1, 2))
-        tiny = xp.finfo(p.dtype).smallest_normal
-        weights = xp.sum(unit * q, axis=(1, 2)) / xp.where(squares > tiny, squares, xp.ones_like(squares))
-        expected = xp.reshape(weights[:, None, None] * unit, products.shape)
+        weights, p, expected = _categorical(outputs, probe, products, layout.last)
         if agrees(expected) and float(xp.min(weights)) >= 0:
             return _Categorical(layout, weights, p)
     units = xp.zeros((layout.count, layout.width, 1), dtype=outputs.dtype) + xp.eye(
@@ -243,6 +230,35 @@ def _root(
             "outputs of different examples",
         )
     return _Dense(layout, matrices, rounding)
+
+
+@algebra.fused(fixed=(3,))
+def _categorical(
+    outputs: Vector, probe: Vector, products: Vector, classes: int
+) -> tuple[Vector, Vector, Vector]:
+    """The weights, probabilities and products with the probe of the softmax that fits best."""
+    xp = array_api_compat.array_namespace(outputs)
+    logits = xp.reshape(outputs, (-1, classes))
+    p = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    p = p / xp.sum(p, axis=-1, keepdims=True)
+    r, q = (xp.reshape(block, (*p.shape, 2)) for block in (probe, products))
+    unit = p[..., None] * (r - xp.sum(p[..., None] * r, axis=1, keepdims=True))
+    squares = xp.sum(unit**2, axis=(1, 2))
+    tiny = xp.finfo(p.dtype).smallest_normal
+    weights = xp.sum(unit * q, axis=(1, 2)) / xp.where(squares > tiny, squares, xp.ones_like(squares))
+    return weights, p, xp.reshape(weights[:, None, None] * unit, products.shape)
+
+
+@algebra.fused()
+def _categorical_column(
+    p: Vector, weights: Vector, of_label: Vector, unit: Vector, chosen: Vector | None
+) -> Vector:
+    """The root's column of one label, at the chosen place of each example, ``(1, F)``."""
+    xp = array_api_compat.array_namespace(p)
+    root = xp.sqrt(weights * of_label)[:, None] * (unit - p)
+    if chosen is not None:
+        root = xp.reshape(root, (-1, chosen.shape[0], p.shape[-1])) * chosen[None, :, None]
+    return xp.reshape(root, (1, -1))
 
 
 def _signs(x: Vector, shape: tuple[int, ...], generator: np.random.Generator) -> Vector:

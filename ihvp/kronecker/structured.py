@@ -10,6 +10,7 @@ from typing import Self
 import array_api_compat
 import numpy as np
 
+from ihvp import algebra
 from ihvp.arguments import check_choice, check_instance, check_integer, check_number, check_seed
 from ihvp.array_store import check_array_file
 from ihvp.backend import Vector
@@ -59,14 +60,7 @@ class BlockStructured(LinearOperator):
     def solve_damped(self, v: Vector, damping: float) -> Vector:
         """``(A + λI)⁻¹ v`` of a flat native vector or block; by the pseudo-inverse where that is singular."""
         zero = self._zero(damping)
-
-        def inverse(values: Vector) -> Vector:
-            xp = array_api_compat.array_namespace(values)
-            damped = values + damping
-            counts = xp.abs(damped) > zero
-            return xp.where(counts, 1.0 / xp.where(counts, damped, xp.ones_like(damped)), 0.0 * damped)
-
-        return self.function(v, inverse)
+        return self.function(v, lambda values: _inverse(values, damping, zero))
 
     def is_singular(self, damping: float) -> bool:
         """Whether an eigenvalue of ``A + λI`` is zero up to rounding."""
@@ -79,7 +73,7 @@ class BlockStructured(LinearOperator):
 
     def frobenius_norm(self) -> float:
         """``‖A‖_F``, the root of the sum of the squares of the eigenvalues."""
-        return float(np.sqrt(sum(float((block.values**2).sum()) for block in self.blocks)))
+        return float(np.sqrt(sum(float(_sum_of_squares(block.values)) for block in self.blocks)))
 
     def logdet(self, damping: float = 0.0) -> float:
         """``log det(A + λI)``, for a positive definite ``A + λI``.
@@ -97,8 +91,7 @@ class BlockStructured(LinearOperator):
         self.require_definite(damping)
         total = 0.0
         for block in self.blocks:
-            xp = array_api_compat.array_namespace(block.values)
-            total += float(xp.sum(xp.log(block.values + damping)))
+            total += float(_sum_of_logs(block.values, damping))
         return total
 
     def sample(self, n: int, seed: int = 0, *, damping: float = 0.0) -> Vector:
@@ -159,9 +152,8 @@ class BlockStructured(LinearOperator):
             for block, found in zip(self.blocks, parts, strict=True)
             for place, part in zip(block.slices, found, strict=True)
         ]
-        ordered = [part.T for _, part in sorted(placed, key=lambda pair: pair[0])]
-        joined = self.space.xp.concat(ordered, axis=1)
-        return joined[0] if v.ndim == 1 else joined.T
+        ordered = [part for _, part in sorted(placed, key=lambda pair: pair[0])]
+        return _joined(v, *ordered)
 
 
 class KFAC(BlockStructured):
@@ -364,6 +356,33 @@ class EKFAC(KFAC):
 
 def _writer(kind: type[KFAC]) -> str:
     return f"{kind.__name__}.save"
+
+
+@algebra.fused()
+def _joined(v: Vector, *parts: Vector) -> Vector:
+    """Parts ``(…, k)`` one below the other, in the form of v."""
+    joined = array_api_compat.array_namespace(v).concat([part.T for part in parts], axis=1)
+    return joined[0] if v.ndim == 1 else joined.T
+
+
+@algebra.fused()
+def _inverse(values: Vector, damping: float, zero: float) -> Vector:
+    """``1 / (values + damping)``, and 0 where that is no more than ``zero``."""
+    xp = array_api_compat.array_namespace(values)
+    damped = values + damping
+    counts = xp.abs(damped) > zero
+    return xp.where(counts, 1.0 / xp.where(counts, damped, xp.ones_like(damped)), 0.0 * damped)
+
+
+@algebra.fused()
+def _sum_of_logs(values: Vector, damping: float) -> Vector:
+    xp = array_api_compat.array_namespace(values)
+    return xp.sum(xp.log(values + damping))
+
+
+@algebra.fused()
+def _sum_of_squares(values: Vector) -> Vector:
+    return (values**2).sum()
 
 
 def _block(v: Vector) -> Vector:

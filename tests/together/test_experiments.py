@@ -22,8 +22,8 @@ def model():
 
 @pytest.mark.parametrize("name", ["scale", "damping", "hessian"])
 def test_the_claim_holds(name, backend, tmp_path):
-    if (name, backend) == ("hessian", "numdiff"):
-        pytest.skip("tests/ihvp/experiments/test_hessian.py runs it")
+    if name == "hessian" and backend != "jax":
+        pytest.skip("test_hessian.py and test_seed_network.py have its matrices and eigenpairs")
     finding = experiments.run(name, tmp_path, backend)
     assert finding.held, finding.found
     assert all(path.stat().st_size for path in finding.files)
