@@ -53,6 +53,15 @@ def test_standard_errors_are_those_of_statsmodels(model, objective):
         np.testing.assert_allclose(found, model[key], rtol=TOLERANCE, err_msg=key)
 
 
+def test_cooks_distance_and_dfbetas_are_those_of_statsmodels(model, objective):
+    if model.name == "MNLogit":  # has no one linear predictor
+        return
+    covariance = ihvp.covariance(objective, dispersion=model.dispersion)
+    cook, dfbetas = models.deletion(model, objective, covariance)
+    np.testing.assert_allclose(cook, model["cook"], rtol=TOLERANCE)
+    np.testing.assert_allclose(dfbetas, model["dfbetas"], rtol=TOLERANCE, atol=1e-11)
+
+
 def test_single_precision_is_enough_for_regressors_of_unlike_units():
     model, units = models.model("Logit"), np.array([1.0, 1.0, 1e4])
     params, x, y = (torch.from_numpy(part).float() for part in (model["params"] / units, X * units, model.y))

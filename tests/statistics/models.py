@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+import ihvp
+
 _FILE = Path(__file__).parent / "recorded.json"
 NAMES = ("OLS", "Logit", "Poisson", "MNLogit", "Gamma")
 N, CLASSES = 60, 3
@@ -92,3 +94,18 @@ def delta_gradient(w):
     g[1, 0], g[2, 0] = np.exp(w[1] / 3) * w[2] / 3, np.exp(w[1] / 3)
     g[0, 1], g[1, 1] = w[1], w[0]
     return g
+
+
+def deletion(model, objective, covariance):
+    """Cook's distances and DFBETAS by the formulas of the tutorial."""
+    inverse = ihvp.inverse(ihvp.Hessian(objective), solver=ihvp.Direct(rtol=1e-6))
+    leverage = leverage_factor(model.name, model["params"]) * np.sum(X.T * (inverse @ X.T), axis=0) / N
+    rows = np.asarray(objective.per_example_gradients())
+    removed = -(inverse @ rows.T.copy()) / N / (1 - leverage)
+    cook = np.sum(removed * np.linalg.solve(np.asarray(covariance.to_dense()), removed), axis=0) / 3
+    errors = np.asarray(ihvp.standard_errors(covariance))[:, None]
+    if model.name == "OLS":  # with the variance of the errors without the example
+        residuals = model.y - X @ model["params"]
+        rest = (model.dispersion * (N - 3) - residuals**2 / (1 - leverage)) / (N - 4)
+        errors = errors * np.sqrt(rest / model.dispersion)
+    return cook, (removed / errors).T
