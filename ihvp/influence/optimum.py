@@ -18,7 +18,11 @@ _EXAMPLES, _ENOUGH, _RATIO = 256, 16, 0.1
 
 
 class NotAtOptimum(UserWarning):
-    """The gradient of the objective is not small beside the gradients of its examples.
+    """The parameters are not at the optimum that an answer is about.
+
+    For influence the gradient of the objective is not small beside those of its examples; for a covariance
+    the optimum is more than a tenth of a standard error away; for a hypergradient the inner gradient is not
+    small beside that at parameters nearby.
 
     Examples
     --------
