@@ -63,7 +63,7 @@ def problem(rng, size, count, damping=0.0):
 def test_error_bound_holds_and_is_near_the_error():
     rng = np.random.default_rng(0)
     ratios = []
-    for number in range(500):
+    for number in range(150):  # 500 take 20 seconds, with the same outcome
         damping = 0.01 * (number % 2)
         sizes = int(rng.integers(6, 20)), int(rng.integers(1, 6))
         inner, outer, w, h, exact = problem(rng, *sizes, damping)
@@ -77,7 +77,7 @@ def test_error_bound_holds_and_is_near_the_error():
         assert error <= found.error + rounding
         if error > 100 * rounding:
             ratios.append(found.error / error)
-    assert len(ratios) > 300
+    assert len(ratios) > 90
     assert max(ratios) < 10
 
 
