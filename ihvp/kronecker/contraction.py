@@ -15,7 +15,7 @@ from ihvp.backend import Batch, Vector
 from ihvp.errors import NonFinite
 from ihvp.kronecker.blocks import KroneckerBlock
 from ihvp.kronecker.coverage import opened, require_used
-from ihvp.kronecker.factors import with_bias
+from ihvp.kronecker.factors import weight_gradients, with_bias
 from ihvp.kronecker.structured import KFAC
 from ihvp.objective import Objective
 
@@ -211,15 +211,7 @@ def _rows(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: NDAr
         places = np.arange(len(factors))[:, None], algebra.to_numpy(inputs)
         np.add.at(summed, places, algebra.to_numpy(gradient)[:, :, 0, :])
         return xp.asarray(summed.transpose(0, 2, 1)[:, None], device=algebra.device(gradient))
-    return _summed(gradient, with_bias(layer, inputs))
-
-
-@algebra.fused()
-def _summed(gradient: Vector, inputs: Vector) -> Vector:
-    """``Σ_s g aᵀ``, ``(B, groups, d_out, d_in)``."""
-    xp = array_api_compat.array_namespace(gradient)
-    g, a = (xp.permute_dims(z, (0, 2, 1, 3)) for z in (gradient, inputs))
-    return xp.matrix_transpose(g) @ a
+    return weight_gradients(gradient, with_bias(layer, inputs))
 
 
 def _flat(matrices: Vector) -> Vector:

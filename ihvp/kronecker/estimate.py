@@ -95,10 +95,18 @@ def estimate(
         return *estimate.blocks(corrected), estimate.passes
 
 
+_ELSEWHERE = (
+    "Put the model in a framework whose backend has it (torch, tf, jax), or use ihvp.OPG or an "
+    "ihvp.LowRank of eigenpairs."
+)
+
+
 def require_layers(
-    objective: Objective,
+    objective: Objective, advice: str = _ELSEWHERE
 ) -> tuple[SupportsLayers, Callable[..., Any], Callable[..., Any]]:
     """The backend that opens models, what predicts, and the loss of the outputs.
+
+    ``advice`` is what to do where a backend cannot.
 
     Raises
     ------
@@ -109,12 +117,7 @@ def require_layers(
     """
     predict, loss = objective.require_predict()
     if not isinstance(objective.backend, SupportsLayers):
-        raise MissingCapability(
-            type(objective.backend).__name__,
-            "layers",
-            "Put the model in a framework whose backend has it (torch, tf, jax), or use ihvp.OPG or an "
-            "ihvp.LowRank of eigenpairs.",
-        )
+        raise MissingCapability(type(objective.backend).__name__, "layers", advice)
     return objective.backend, predict, loss
 
 

@@ -27,6 +27,19 @@ def with_bias(layer: Layer, inputs: Vector) -> Vector:
     return xp.concat([inputs, ones], axis=-1)
 
 
+@algebra.fused()
+def weight_gradients(gradient: Vector, inputs: Vector) -> Vector:
+    """``Σ_s g aᵀ`` of each example, ``(…, B, groups, d_out, d_in)``.
+
+    Of ``gradient``, ``(…, B, S, groups, d_out)``, and the ``inputs`` with their bias.
+    """
+    xp = array_api_compat.array_namespace(gradient)
+    *before, places, groups, outputs = range(gradient.ndim)
+    return xp.permute_dims(gradient, (*before, groups, outputs, places)) @ xp.permute_dims(
+        inputs, (0, 2, 1, 3)
+    )
+
+
 def moment_shapes(layer: Layer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of a layer's moments of inputs and of outputs."""
     d_in = layer.d_in + (layer.bias is not None)

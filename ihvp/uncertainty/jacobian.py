@@ -9,9 +9,10 @@ import array_api_compat
 from ihvp import algebra
 from ihvp.backend import Batch, OpenModel, Predict, SupportsLayers, Vector
 from ihvp.data import take_examples
-from ihvp.errors import InvalidOption, MissingCapability
+from ihvp.errors import InvalidOption
+from ihvp.kronecker import estimate
 from ihvp.kronecker.coverage import complete_layers, cotangent_rows, opened
-from ihvp.kronecker.factors import with_bias
+from ihvp.kronecker.factors import weight_gradients, with_bias
 from ihvp.kronecker.outputs import Layout, cotangents
 from ihvp.layers import Layer
 from ihvp.memory import on_host
@@ -25,12 +26,8 @@ _OUTPUTS = 20
 
 def require_layers(objective: Objective) -> None:
     """Refuse a backend that cannot open models."""
-    if not isinstance(objective.backend, SupportsLayers):
-        raise MissingCapability(
-            type(objective.backend).__name__,
-            "layers",
-            "The outputs of a model are pulled back by it: put the model in torch, TensorFlow or JAX.",
-        )
+    advice = "The outputs of a model are pulled back by it: put the model in torch, TensorFlow or JAX."
+    estimate.require_layers(objective, advice)
 
 
 def explained(objective: Objective, predict: Predict, batch: Batch) -> bool:
@@ -79,12 +76,6 @@ def pulled_layers(model: OpenModel, cotangents: Vector) -> dict[str, tuple[Layer
     return {layer.name: (layer, with_bias(layer, inputs), gradient) for layer, inputs, gradient in triples}
 
 
-def weight_gradients(inputs: Vector, gradient: Vector) -> Vector:
-    """``Σ_s g aᵀ``, ``(D, B, groups, d_out, d_in)``."""
-    xp = array_api_compat.array_namespace(gradient)
-    return xp.permute_dims(gradient, (0, 1, 3, 4, 2)) @ xp.permute_dims(inputs, (0, 2, 1, 3))
-
-
 def jacobian(
     objective: Objective, predict: Predict, batch: Batch, model: OpenModel, cotangents: Vector, *, whole: bool
 ) -> Vector:
@@ -94,7 +85,7 @@ def jacobian(
         return xp.concat(list(cotangent_rows(objective, predict, batch, model, cotangents)), axis=0).T
     parts: dict[int, Vector] = {}
     for layer, inputs, gradient in pulled_layers(model, cotangents).values():
-        matrices = weight_gradients(inputs, gradient)
+        matrices = weight_gradients(gradient, inputs)
         flat = layer.parts(xp.reshape(matrices, (-1, *matrices.shape[2:])))
         parts |= {place.start: part for place, part in zip(layer.slices, flat, strict=True)}
     # Row by row as they are, without a transposition.

@@ -15,6 +15,7 @@ from ihvp.errors import InvalidOption, NonFinite
 from ihvp.estimators.probes import host
 from ihvp.kronecker.blocks import KroneckerBlock
 from ihvp.kronecker.coverage import opened, require_used
+from ihvp.kronecker.factors import weight_gradients
 from ihvp.kronecker.outputs import Layout
 from ihvp.layers import Layer
 from ihvp.objective import Objective
@@ -26,7 +27,6 @@ from ihvp.uncertainty.jacobian import (
     pulled_layers,
     require_layers,
     unit_cotangents,
-    weight_gradients,
 )
 from ihvp.uncertainty.posterior import KnownPosterior
 
@@ -194,6 +194,6 @@ def _by_factors(
         u = xp.permute_dims(gradient[:, :, 0, 0, :] @ block.q_out[0], (1, 0, 2))
         squares = (inputs[:, 0, 0, :] @ block.q_in[0]) ** 2
         return (u * (squares @ weights[0].T)[:, None, :]) @ xp.matrix_transpose(u)
-    matrices = xp.permute_dims(block.rotate(weight_gradients(inputs, gradient)), (1, 0, 2, 3, 4))
+    matrices = xp.permute_dims(block.rotate(weight_gradients(gradient, inputs)), (1, 0, 2, 3, 4))
     rows = xp.reshape(matrices, (*matrices.shape[:2], -1))
     return (rows * xp.reshape(weights, (-1,))) @ xp.matrix_transpose(rows)
