@@ -165,10 +165,14 @@ class LinearOperator(ABC):
         array([[2., 0.],
                [0., 2.]])
         """
+        return self._dense_by(self.apply)
+
+    def _dense_by(self, product: Callable[[Vector], Vector]) -> Vector:
+        """The matrix of products with blocks."""
         self._announce_dense()
         size = self.space.size
         blocks = [
-            self.apply(self.space.identity_columns(start, min(start + _DENSE_COLUMNS, size)))
+            product(self.space.identity_columns(start, min(start + _DENSE_COLUMNS, size)))
             for start in range(0, size, _DENSE_COLUMNS)
         ]
         return self.space.xp.concat(blocks, axis=1)

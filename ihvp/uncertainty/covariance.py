@@ -190,8 +190,7 @@ class Covariance(LinearOperator):
         return algebra.scale(x, self.factor)
 
     def to_dense(self) -> Vector:
-        self._announce_dense()
-        columns = self._inverse_matrix()
+        columns = self._dense_by(self._solve)
         if self.scores is not None:
             columns = columns.mT @ (self.scores.to_dense() @ columns)
         return self.factor * columns
@@ -214,8 +213,7 @@ class Covariance(LinearOperator):
         """
         if num_samples is not None or not isinstance(self.inverse.operator, UnitDiagonal):
             return diagonal(self, num_samples=num_samples, seed=seed)
-        self._announce_dense()
-        columns = self._inverse_matrix()
+        columns = self._dense_by(self._solve)
         if self.scores is None:
             values = self.space.xp.linalg.diagonal(columns)
         else:
@@ -262,13 +260,6 @@ class Covariance(LinearOperator):
                 NotAtOptimum,
                 stacklevel=level_outside(),
             )
-
-    def _inverse_matrix(self) -> Vector:
-        space, step = self.space, 64
-        starts = range(0, space.size, step)
-        return algebra.concatenate(
-            [self._solve(space.identity_columns(i, min(i + step, space.size))) for i in starts]
-        )
 
     def _solve(self, v: Vector) -> Vector:
         operator = self.inverse.operator
