@@ -122,7 +122,7 @@ def test_columns_below_the_rounding_of_a_given_scale_are_no_directions(rng):
     assert orthonormal(block.copy(), scale=1e6).vectors.shape == (100, 1)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=st.integers(1, 40),

@@ -56,7 +56,7 @@ def test_step_that_is_lost_in_rounding_is_found(make_network, step):
     assert true / 10 < estimate < 10 * true
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 10**6),
     size=st.integers(5, 30),

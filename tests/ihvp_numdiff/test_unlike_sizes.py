@@ -82,7 +82,7 @@ def direction(rng, kind, w):
     }[kind]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(["like the data", "zeros", "all zero", "longer", "offset"]),

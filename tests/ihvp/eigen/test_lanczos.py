@@ -160,7 +160,7 @@ SPECTRA = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(SPECTRA, st.integers(1, 12), st.sampled_from(sorted(KEYS)), st.integers(0, 99), st.integers(-8, 8))
 def test_random_spectra_with_multiples_and_clusters_are_found_complete(values, k, which, seed, exponent):
     values = np.asarray(values) * 10.0**exponent

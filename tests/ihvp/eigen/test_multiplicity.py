@@ -77,7 +77,7 @@ def spectra(draw):
 
 
 @pytest.mark.parametrize("decomposed", [True, False], ids=["small", "iterated"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     spectra(),
     st.integers(1, 12),

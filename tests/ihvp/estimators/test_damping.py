@@ -19,7 +19,7 @@ def test_the_damped_matrix_has_the_condition_number_asked_for(make_rotated, cond
     assert (3 + damping) / (-1 + damping) == pytest.approx(condition, rel=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), size=st.integers(1, 80), definite=st.booleans())
 def test_cg_solves_with_the_suggestion(seed, size, definite):
     rng = np.random.default_rng(seed)

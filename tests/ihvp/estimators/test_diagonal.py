@@ -35,7 +35,7 @@ def test_as_many_samples_as_parameters_give_the_exact_diagonal(make_rotated):
     assert not np.any(estimate.standard_error)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), size=st.integers(13, 60), rank=st.integers(0, 4))
 def test_a_matrix_of_low_rank_is_exact(seed, size, rank):
     factor = np.random.default_rng(seed).normal(size=(size, rank))

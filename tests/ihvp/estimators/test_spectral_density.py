@@ -27,7 +27,7 @@ def test_expectations_are_unbiased(spectrum, make_rotated):
     assert 0.8 < claimed / scatter < 1.25
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10_000), size=st.integers(1, 40), steps=st.integers(1, 8), degree=st.integers(0, 15)
 )

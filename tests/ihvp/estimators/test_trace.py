@@ -55,7 +55,7 @@ def test_as_many_samples_as_parameters_give_the_exact_trace(make_rotated, method
     assert estimate.matvecs == 70
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), size=st.integers(13, 60), rank=st.integers(0, 5))
 def test_a_matrix_of_low_rank_is_exact(seed, size, rank):
     factor = np.random.default_rng(seed).normal(size=(size, rank))
@@ -68,7 +68,7 @@ def test_a_matrix_of_low_rank_is_exact(seed, size, rank):
         assert estimate.standard_error <= 1e-10 * max(np.trace(matrix), 1e-300)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), count=st.integers(6, 29), method=st.sampled_from(METHODS))
 def test_the_products_are_counted_and_within_what_was_allowed(seed, count, method):
     class Counting(ihvp.Dense):

@@ -95,7 +95,7 @@ def test_fewer_bits(objective, tmp_path, dtype, bound):
     assert relative(index.scores(TEST), np.asarray(exact)) <= bound
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(arrays(np.float64, (3, 5), elements=st.floats(-(2.0**100), 2.0**100, width=32)))
 def test_records_keep_eleven_bits_of_the_largest_entry(values):
     for dtype, part in (("float16", 2.0**-11), ("bfloat16", 2.0**-8)):

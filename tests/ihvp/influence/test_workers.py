@@ -16,6 +16,9 @@ from ihvp.errors import DataError, WorkerFailed
 from ihvp.influence import blocks
 from ihvp.influence.store import Store
 
+# On a busy machine loky looks up again the work that it has given up.
+_GIVEN_UP = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 
 @contextmanager
 def dask():
@@ -89,6 +92,7 @@ def test_removals_take_the_workers_of_joblib(small):
     assert threading.current_thread().name not in names
 
 
+@_GIVEN_UP
 def test_a_training_that_cannot_be_sent_is_named(small):
     lock = threading.Lock()
 
@@ -113,6 +117,7 @@ def test_a_module_that_the_workers_cannot_import_is_named(tmp_path, monkeypatch)
     del sys.modules["only_here"]
 
 
+@_GIVEN_UP
 def test_what_cannot_be_sent_is_named():
     lock, x = threading.Lock(), np.arange(6.0).reshape(3, 2)
 

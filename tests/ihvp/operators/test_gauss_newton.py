@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
@@ -61,7 +61,6 @@ def test_it_is_the_gauss_newton_matrix():
     assert_allclose(GaussNewton(network()).to_dense(), NETWORK.gauss_newton(), rtol=1e-12, atol=1e-15)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(batch_size=st.integers(1, 10))
 def test_ragged_batches_are_weighted_by_their_examples(batch_size):
     v = np.random.default_rng(0).standard_normal((NETWORK.size, 2))
@@ -69,7 +68,6 @@ def test_ragged_batches_are_weighted_by_their_examples(batch_size):
     assert_allclose(N @ v, NETWORK.gauss_newton() @ v, rtol=1e-11, atol=1e-14)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(batch_size=st.integers(1, 10))
 def test_a_summed_loss_has_the_same_matrix(batch_size):
     v = np.random.default_rng(1).standard_normal(NETWORK.size)

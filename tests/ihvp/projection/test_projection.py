@@ -44,7 +44,7 @@ def test_inner_products_are_kept_on_average(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(size=st.integers(1, 60), dim=st.integers(1, 60), seed=st.integers(0, 5), rows=st.integers(0, 70))
 def test_pulling_back_is_the_transpose(kind, size, dim, seed, rows):
     dim = min(dim, size)

@@ -333,7 +333,7 @@ def test_columns_are_given_up_as_lost_where_rounding_hides_the_sign_of_the_curva
 # Random systems
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=st.integers(1, 40),

@@ -14,7 +14,7 @@ from ihvp.errors import (
     NotConverged,
 )
 
-RANDOM_SYSTEMS = settings(max_examples=200, deadline=None, derandomize=True)
+RANDOM_SYSTEMS = settings(max_examples=200, derandomize=True)
 
 
 def true_residual(matrix, v, x):

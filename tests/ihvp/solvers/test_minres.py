@@ -23,7 +23,7 @@ def spectrum(size, condition, negative):
     return values
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1), size=st.integers(1, 40), decades=st.floats(0, 5), share=st.floats(0, 1)
 )

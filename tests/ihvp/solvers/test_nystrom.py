@@ -209,7 +209,7 @@ def test_the_sketch_is_the_nystrom_approximation_of_the_paper(rng, make_definite
     np.testing.assert_allclose(sketch(np.eye(30)), inverse, atol=1e-10)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000), widths=st.lists(st.integers(1, 5), min_size=1, max_size=6))
 def test_directions_stay_conjugate_as_a_sketch_grows(seed, widths):
     rng = np.random.default_rng(seed)
@@ -337,7 +337,7 @@ def test_a_damped_indefinite_matrix_is_solved(rng, test_matrix):
     np.testing.assert_allclose(solution.x, np.linalg.solve(matrix + 0.6 * np.eye(60), v), rtol=1e-7)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32 - 1),
     size=st.sampled_from([1, 2, 3, 12, 30]),

@@ -149,7 +149,7 @@ def test_a_wrong_product_is_found(what, dtype):
 
 
 @given(seed=st.integers(0, 10_000), factor=st.floats(-3, 3), size=st.integers(10, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_factor_passes_where_it_is_within_one_percent(seed, factor, size):
     def times(w, batch, v):
         return factor * product(w, batch, v)
@@ -258,7 +258,7 @@ def test_parameters_of_two_precisions_are_judged_by_the_coarser(right):
 
 
 @given(seed=st.integers(0, 10_000), spread=st.floats(0, 8), dtype=st.sampled_from(DTYPES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_parameters_of_unlike_sizes_are_told_apart(seed, spread, dtype):
     units = (10 ** np.random.default_rng(seed).uniform(-spread, spread, 6)).astype(dtype)
     w, (x, y) = problem(dtype, seed=seed)
@@ -412,7 +412,7 @@ def test_a_saturated_model_is_not_called_wrong(margin, dtype):
 
 
 @given(seed=st.integers(0, 100_000), dtype=st.sampled_from(DTYPES), rows=st.sampled_from([1, 30, 3000]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_layer_of_relus_is_never_called_wrong(seed, dtype, rows):
     random = np.random.default_rng(seed)
     zeros = random.random() < 0.3

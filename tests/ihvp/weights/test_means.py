@@ -219,7 +219,7 @@ def test_weights_of_one_are_no_weights(problem, form, backend):
     cuts=st.sets(st.integers(1, 22)),
     batch_size=st.one_of(st.none(), st.integers(1, 23)),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_partition_of_the_data_changes_the_gradient(weights, cuts, batch_size):
     rng = np.random.default_rng(3)
     x, y, w = rng.normal(size=(23, 3)), rng.normal(size=23), np.array(weights)
