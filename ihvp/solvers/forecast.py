@@ -91,6 +91,20 @@ class Watch:
         total = self._since + done + left
         return Forecast(total, int(np.count_nonzero(pending)), total * each)
 
+    def products_left(self, rows: Sequence[NDArray[np.float64]]) -> float:
+        """The products until all columns are there, at the pace of the later half of the iterations.
+
+        Infinite while the residual of a column does not fall.
+        """
+        done = len(rows) - 1 - self._since
+        pending = rows[-1] > self._targets
+        before, now = (np.log(np.maximum(rows[at][pending], _TINY)) for at in (-1 - (done + 1) // 2, -1))
+        pace = (now - before) / ((done + 1) // 2)
+        if np.any(pace >= 0):
+            return math.inf
+        left = (np.log(np.maximum(self._targets[pending], _TINY)) - now) / pace
+        return float(left.max(initial=0.0)) * int(np.count_nonzero(pending))
+
     def _by_condition(self, targets: NDArray[np.float64]) -> float:
         return _UNSEEN * iterations_of_cg(self._ritz, float(targets.min()))
 

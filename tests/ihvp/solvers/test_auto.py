@@ -1,4 +1,4 @@
-"""solver="auto": the cheaper method, at most about twice its price, and what was chosen."""
+"""solver="auto": about as cheap as the cheaper method, and what was chosen."""
 
 import numpy as np
 import pytest
@@ -34,9 +34,11 @@ def products(matrix, v, solver):
         return np.inf
 
 
-@pytest.mark.parametrize("columns", [1, 4])
+@pytest.mark.parametrize("columns", [1, 4, 160])
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_costs_at_most_about_twice_the_best_choice(rng, make_symmetric, spectrum, columns):
+def test_costs_about_as_much_as_the_best_choice_and_twice_as_much_where_indefinite(
+    rng, make_symmetric, spectrum, columns
+):
     matrix, _ = make_symmetric(rng, SPECTRA[spectrum])
     v = rng.normal(size=(300, columns)) if columns > 1 else rng.normal(size=300)
     solution = ihvp.solve(ihvp.Dense(matrix), v, solver="auto")
@@ -47,7 +49,8 @@ def test_costs_at_most_about_twice_the_best_choice(rng, make_symmetric, spectrum
         products(matrix, v, ihvp.MINRES(rtol=1e-5)),
         products(matrix, v, ihvp.Direct(rtol=1e-5, on_indefinite="solve")),
     )
-    assert solution.matvecs <= 2 * best + 4 * columns
+    allowed = 2.0 if "indefinite" in spectrum else 1.4
+    assert solution.matvecs <= allowed * best + 4 * (columns if columns < 100 else 1)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,13 @@ def test_says_what_it_chose(rng, make_symmetric, spectrum, method):
     solution = ihvp.solve(ihvp.Dense(matrix), rng.normal(size=300), solver="auto")
     assert solution.method.startswith(f"{method}: ")
     assert ("indefinite" in solution.method) == ("indefinite" in spectrum)
+
+
+def test_a_block_of_half_as_many_columns_as_parameters_takes_the_matrix_at_once(rng, make_symmetric):
+    matrix, _ = make_symmetric(rng, SPECTRA["easy"])
+    solution = ihvp.solve(ihvp.Dense(matrix), rng.normal(size=(300, 160)), solver="auto")
+    assert solution.matvecs == 300 + 160
+    assert solution.method == "Direct: the 300 products that the matrix costs are fewer than CG would take"
 
 
 def test_a_tiny_matrix_is_formed_at_once(toy_hessian):
