@@ -49,8 +49,6 @@ def check_integer(
 
     ``expected`` is what the error says in place of "an integer ≥ …".
 
-    Examples
-    --------
     >>> check_integer("seed", 1.5, 0)
     Traceback (most recent call last):
     ihvp.errors.InvalidOption: seed is 1.5; expected an integer ≥ 0.
@@ -70,8 +68,6 @@ def check_seed(seed: Any) -> None:
 def check_number(option: str, value: Any, within: Callable[[Any], bool], expected: str) -> None:
     """Refuse what is no finite number for which ``within`` holds.
 
-    Examples
-    --------
     >>> check_number("tol", -1.0, lambda tol: 0 < tol < 1, "a number between 0 and 1")
     Traceback (most recent call last):
     ihvp.errors.InvalidOption: tol is -1.0; expected a number between 0 and 1.
@@ -89,8 +85,6 @@ def check_damping(damping: Any) -> None:
 def check_choice(option: str, value: Any, choices: Iterable[str]) -> None:
     """Refuse what is none of the names.
 
-    Examples
-    --------
     >>> check_choice("which", "LI", ("LA", "SA", "LM"))
     Traceback (most recent call last):
     ihvp.errors.InvalidOption: which is 'LI'; expected 'LA', 'SA' or 'LM'.
@@ -150,8 +144,6 @@ def as_array(
 ) -> NDArray[Any]:
     """An array of one of the ``kinds`` of numpy's dtypes, of integers and floating numbers by default.
 
-    Examples
-    --------
     >>> as_array("values", [3, 2.5])
     array([3. , 2.5])
     >>> as_array("values", [1.0, [2.0]])

@@ -15,16 +15,8 @@ from ihvp.packages import required
 def read_arrays(path: Path, others: Collection[str] = ()) -> dict[str, Any]:
     """The arrays of a file, ``.npz`` or ``.safetensors``, by name; none of them is unpickled.
 
-    Parameters
-    ----------
-    path : Path
-    others : collection of str
-        Endings that the caller reads itself, for the error.
-
-    Raises
-    ------
-    DataError
-        It is another kind of file, or damaged.
+    A DataError says that it is another kind of file, or damaged; ``others`` are endings that the caller
+    reads.
     """
     if path.suffix not in (".npz", ".safetensors"):
         endings = ", ".join(sorted({".npz", ".safetensors", *others}))
@@ -55,17 +47,7 @@ def unreadable(path: Path, error: Exception) -> DataError:
 def require_same_arrays(
     found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Refuse a checkpoint whose arrays have other names or shapes than the parameters.
-
-    Parameters
-    ----------
-    found, expected : mapping of str to tuple of int
-        Shapes by name.
-
-    Raises
-    ------
-    ParameterError
-    """
+    """Refuse, as ParameterError, a checkpoint whose arrays have other names or shapes than the parameters."""
     names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
     if names:
         told = [

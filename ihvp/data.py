@@ -47,8 +47,6 @@ class Batches:
 
     An iterator is refused with NotReiterable, what cannot be iterated with DataError.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> batches = Batches((np.zeros((5, 2)), np.zeros(5)), batch_size=2)
     >>> [count for _, count in batches]
@@ -155,8 +153,6 @@ class Batches:
 class Examples:
     """All the examples of some batches in memory, to be drawn by their row numbers.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> examples = Examples.of(Batches([np.array([0.0, 1.0]), np.array([2.0])]))
     >>> examples.rows(np.array([2, 0, 2]))

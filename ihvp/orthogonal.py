@@ -48,24 +48,12 @@ def orthonormal(
     triangular factor so that the rank shows (Stathopoulos and Wu, SIAM Journal on Scientific Computing 23,
     2002). It costs two matrix products a pass, against Householder's column by column.
 
-    Parameters
-    ----------
-    block : Vector
-        ``(P, k)``; overwritten where its type allows. Columns of any scale.
-    scale : float, optional
-        The size of the numbers that the block was computed from: what is below their rounding is not a
-        direction. By default each column counts by its own norm.
-    deviation : float, optional
-        The largest entry of ``vectorsᵀ vectors − I`` to allow; by default that of rounding.
-    gram : ndarray (k, k), optional
-        ``blockᵀ block``, where it is known and ``scale`` is given.
+    The block is ``(P, k)``, of columns of any scale, and overwritten where its type allows. ``scale`` is the
+    size of the numbers that it was computed from: what is below their rounding is not a direction; by default
+    each column counts by its own norm. ``deviation`` is the largest entry of ``vectorsᵀ vectors − I`` to
+    allow,
+    by default that of rounding. ``gram`` is ``blockᵀ block``, where it is known and ``scale`` is given.
 
-    Returns
-    -------
-    Basis
-
-    Examples
-    --------
     >>> import numpy as np
     >>> basis = orthonormal(np.array([[3.0, 6.0], [4.0, 8.0], [0.0, 0.0]]))
     >>> basis.vectors.shape, np.round(basis.vectors @ basis.coefficients, 12)

@@ -31,25 +31,14 @@ class Processes:
     Numbers of examples follow the ranks. Each method is to be called by all processes at once, and returns
     the same in all of them.
 
-    Attributes
-    ----------
-    rank, count : int
-        The number of this process, from 0 on, and how many there are.
-    backend : SupportsReduce, optional
-        What sums over them.
-    like : Vector, optional
-        An empty vector of the backend, for its device.
-
-    Examples
-    --------
     >>> Processes().each(3)
     array([3])
     """
 
-    rank: int = 0
+    rank: int = 0  # the number of this process, from 0 on
     count: int = 1
-    backend: SupportsReduce | None = None
-    like: Vector = None
+    backend: SupportsReduce | None = None  # what sums over them
+    like: Vector = None  # an empty vector of the backend, for its device
 
     @classmethod
     def of(cls, backend: object, like: Vector) -> Processes:

@@ -15,8 +15,6 @@ class SharedContext:
 
     ``make()`` gives one that restores what it found when it was entered.
 
-    Examples
-    --------
     >>> from contextlib import redirect_stdout
     >>> import io
     >>> text = io.StringIO()

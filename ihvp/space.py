@@ -36,18 +36,11 @@ Leave = Callable[[Vector], Any]
 class VectorSpace:
     """Vectors of length ``size`` in float32 or float64 on one device, or all on each device of JAX's mesh.
 
-    Attributes
-    ----------
-    size : int
-        P, the number of parameters.
-    dtype, device
-        As the array library spells them.
-    xp
-        The library's Array API namespace.
-    backend, params : optional
-        Where vectors may also be written in the structure of the parameters.
-    processes : Processes
-        Those that have the same vectors, and parts of the data that matrices on them are means over.
+    Dtype and device are as the array library spells them, and ``xp`` is its Array API namespace. With a
+    backend
+    and parameters, vectors may also be written in the structure of these. ``processes`` have the same
+    vectors,
+    and parts of the data that matrices on them are means over.
     """
 
     size: int
@@ -121,23 +114,12 @@ class VectorSpace:
         return self.xp.eye(self.size, stop - start, k=-start, dtype=self.dtype, device=self.device)
 
     def enter(self, v: Any) -> tuple[Vector, Leave]:
-        """``v`` as a flat array of this space, and the way back.
+        """``v`` as a flat array of this space, which is never a changed ``v``, and the way back.
 
-        Parameters
-        ----------
-        v
-            ``(P,)`` or ``(P, k)`` in this space's array type or numpy's, or the parameters' own structure.
-
-        Returns
-        -------
-        flat : Vector
-            The same values, never a changed ``v``.
-        leave : callable
-            Turns a flat result into the form of ``v``: numpy for numpy, structure for structure.
-
-        Raises
-        ------
-        WrongShape, WrongDtype, WrongDevice, MixedFrameworks, VectorError
+        ``v`` is ``(P,)`` or ``(P, k)`` in this space's array type or numpy's, or has the parameters'
+        own structure.
+        The way back turns a flat result into its form: numpy for numpy, structure for structure. WrongShape,
+        WrongDtype, WrongDevice, MixedFrameworks or a VectorError say what is wrong with it.
         """
         if is_traced(v):
             raise TracedValue("v")

@@ -22,8 +22,6 @@ Weights = Callable[[Batch], Any]
 class Weighting:
     """The weights of examples; each weighs 1 where there is no function.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> weighting = Weighting(lambda batch: batch["mask"].sum(axis=1))
     >>> batch = {"mask": np.array([[1, 1, 0], [0, 0, 0]])}

@@ -13,22 +13,10 @@ from ihvp.objective import Objective
 
 
 def at_checkpoints(objective: Objective, checkpoints: Sequence[Any]) -> list[Objective]:
-    """The objective at the parameters of each of some checkpoints.
+    """The objective at each of some checkpoints: parameters in its own form, or what its backend restores.
 
-    Parameters
-    ----------
-    objective : Objective
-    checkpoints : sequence
-        Parameters in the form of the objective's, or what its backend restores: state dictionaries, files.
-
-    Raises
-    ------
-    InvalidOption
-        There is none, or it is no sequence.
-    ParameterError
-        One is that of another architecture.
-    MissingFile, DataError
-        A file is not there; or it holds no parameters, or pickled code.
+    InvalidOption says that there is none; ParameterError, that one is of another architecture; MissingFile or
+    DataError, that a file is not there, or holds no parameters, or pickled code.
     """
     if not isinstance(checkpoints, (list, tuple)) or not checkpoints:
         expected = "a list of parameters, state dictionaries or files, at least one"

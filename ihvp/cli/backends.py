@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ihvp._registry import BackendInfo, backends, usable_plugin
+import ihvp
+from ihvp._registry import BackendInfo, usable_plugin
 from ihvp.errors import BackendNotInstalled
 
 _WIDTHS = {"Framework": 17, "Capabilities": 17, "State": 12}
 
 
-def show(console: Console, *, load: bool) -> None:
-    """Print the table.
+def backends(
+    load: Annotated[
+        bool,
+        typer.Option(help="Import each framework to see that it works and on which device (some seconds)."),
+    ] = True,
+) -> None:
+    """List the backends: which are installed, on what device they work, and how to install the others.
 
-    Without ``load`` no framework is imported, and neither the device nor a defect shows.
+    A backend connects ihvp to one framework. "numdiff" needs none: it differentiates a gradient numerically.
     """
-    table = Table(title="Backends of ihvp")
+    console, table = Console(), Table(title="Backends of ihvp")
     for column in ("Name", "Framework", "Device", "Capabilities", "State"):
         # 80 columns hold the longest name of a capability and of a framework whole.
         table.add_column(column, overflow="fold", min_width=_WIDTHS.get(column))
-    for info in backends():
+    for info in ihvp.backends():
         with console.status(f"Loading {info.name} …"):
             device, remark = _try(info) if load else ("–", _unloaded(info))
         table.add_row(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from ihvp._registry import usable_plugin
 from ihvp.cli import picture
 from ihvp.cli.attribution import Attribution, Proof, Setting, attribute, prove, train, worst_mistake
+from ihvp.cli.config import Config
 from ihvp.experiments import digits
 from ihvp.packages import required
 
@@ -22,12 +24,26 @@ REMOVED = 10
 """How many training digits the proof retrains without."""
 
 
-def run(console: Console, backend: str, out: Path) -> None:
-    """Run the demo on a backend and leave its picture in the folder ``out``."""
+def demo(
+    backend: Annotated[
+        str, typer.Option(help="Who differentiates: a name that `ihvp backends` lists.")
+    ] = "numdiff",
+    out: Annotated[
+        Path, typer.Option(help="The folder for the picture; made if need be.", file_okay=False)
+    ] = Path("demo"),
+    config: Config = None,
+) -> None:
+    """Ask which training examples are behind a wrong prediction, and prove the answer by retraining.
+
+    Trains a softmax regression on scikit-learn's handwritten digits, takes the test digit that it gets most
+    wrong, and finds the training digits that helped and harmed that prediction most. Then it retrains without
+    the ten most harmful, and compares the predicted change of the loss with the actual one. Takes well under
+    a minute; needs `pip install 'ihvp[demo]'`.
+    """
     plugin = usable_plugin(backend)
     required("matplotlib.figure", "ihvp demo", "pip install 'ihvp[demo]'")  # at once, not after the work
     training, test = digits.load()
-    told = _Story(console)
+    told = _Story(Console())
 
     setting = told.step("Train", lambda: train(plugin, training, test))
     _report_model(told, setting, backend)

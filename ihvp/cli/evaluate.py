@@ -2,135 +2,141 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from ihvp import evaluate
-from ihvp.cli.influence import find, find_data, find_objective, warnings_as_lines
+from ihvp import evaluate as evaluation
+from ihvp.cli.config import Config
+from ihvp.cli.influence import warnings_as_lines
+from ihvp.cli.named import (
+    ObjectiveName,
+    SolverName,
+    TestLoss,
+    Tolerance,
+    TrainLoss,
+    find,
+    find_data,
+    find_objective,
+    named,
+    solver_of,
+)
 from ihvp.errors import InvalidOption
 from ihvp.influence import Influence
 from ihvp.kronecker import EKFAC, KFAC
-from ihvp.objective import Objective
-from ihvp.operators import GaussNewton, Hessian, LinearOperator
+from ihvp.operators import GaussNewton, Hessian
 from ihvp.packages import required
-from ihvp.solvers import Solver
+
+Metric = Literal["lds", "loo", "brittleness", "detection"]
+CurvatureName = Literal["auto", "hessian", "gauss-newton", "kfac", "ekfac"]
+_CURVATURES: dict[str, Any] = {"hessian": Hessian, "gauss-newton": GaussNewton, "kfac": KFAC, "ekfac": EKFAC}
+
+Row = tuple[str, str, float, float]
+"""A setting, what was measured, its value and its standard error."""
 
 
-class Metric(StrEnum):
-    """How scores are judged."""
-
-    lds = "lds"
-    loo = "loo"
-    brittleness = "brittleness"
-    detection = "detection"
-
-
-class CurvatureName(StrEnum):
-    """The matrix that is inverted."""
-
-    auto = "auto"
-    hessian = "hessian"
-    gauss_newton = "gauss-newton"
-    kfac = "kfac"
-    ekfac = "ekfac"
-
-    def made(self, objective: Objective) -> LinearOperator | None:
-        """The matrix of an objective; None where the library chooses."""
-        kinds: dict[str, Any] = {
-            "hessian": Hessian,
-            "gauss-newton": GaussNewton,
-            "kfac": KFAC,
-            "ekfac": EKFAC,
-        }
-        return None if self is CurvatureName.auto else kinds[self.value](objective)
-
-
-@dataclass(frozen=True)
-class Places:
-    """The names of a user's objects, as ``module:name``; None of what was not given."""
-
-    objective: str
-    test: str | None
-    train_fn: str | None
-    test_loss: str | None
-    train_loss: str | None
-    wrong: str | None
-    mislabelled: str | None
-
-
-def run(
-    console: Console,
-    places: Places,
-    metric: Metric,
-    *,
-    dampings: str,
-    curvature: CurvatureName,
-    solver: Solver | None,
-    subsets: int,
-    seeds: int,
-    jobs: int,
-    out: Path | None,
-    plot: Path | None,
+def evaluate(
+    objective: ObjectiveName,
+    test: Annotated[str | None, named("DATA", "The test points, as for `influence`.")] = None,
+    train_fn: Annotated[
+        str | None,
+        named(
+            "FUNCTION",
+            "`train_fn(kept, seed)`: the parameters after training on the examples with these numbers.",
+        ),
+    ] = None,
+    metric: Annotated[
+        Metric,
+        typer.Option(
+            help="lds: losses after training on subsets; loo: without single examples; brittleness: without "
+            "the most helpful ones; detection: mislabelled examples by self-influence."
+        ),
+    ] = "lds",
+    dampings: Annotated[str, typer.Option(help="λ; for lds several, with commas: 1e-3,1e-2,0.1.")] = "0",
+    curvature: Annotated[
+        CurvatureName, typer.Option(help="auto: the Hessian, or Gauss–Newton where that is indefinite.")
+    ] = "auto",
+    solver: Annotated[
+        SolverName | None,
+        typer.Option(help="As for `influence`; by default cg, or the closed form of kfac and ekfac."),
+    ] = None,
+    rtol: Tolerance = 1e-5,
+    subsets: Annotated[
+        int, typer.Option(help="How many subsets, or single examples for loo, to train with.", min=1)
+    ] = 100,
+    seeds: Annotated[int, typer.Option(help="With how many seeds each time.", min=1)] = 1,
+    jobs: Annotated[int, typer.Option(help="How many processes train at a time; −1 for all processors.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for what came of the trainings: the same command goes on where it stopped, and "
+            "other dampings take no training.",
+            file_okay=False,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="A file for a picture: .png, .pdf, .svg.", dir_okay=False)
+    ] = None,
+    test_loss: TestLoss = None,
+    train_loss: TrainLoss = None,
+    wrong: Annotated[
+        str | None, named("FUNCTION", "For brittleness, the fraction of a batch that is predicted wrong.")
+    ] = None,
+    mislabelled: Annotated[
+        str | None, named("ARRAY", "For detection, one boolean for each training example.")
+    ] = None,
+    config: Config = None,
 ) -> None:
-    """Show how good the scores of influence functions are, and draw it to the file ``plot``.
+    """Ask how good the scores of `ihvp influence` are on your model, by training it again.
 
-    Outcomes of trainings are kept in a folder of the metric's name in ``out``.
+    Beside the objective and the test points, `training.py` defines `train_fn(kept, seed)`, which trains a new
+    model on some of the examples. `ihvp evaluate training:objective --test training:test_data --train-fn
+    training:train_fn --dampings 1e-3,1e-2,1e-1 --out outcomes` prints the linear datamodelling score for each
+    damping with its standard error (Park et al., "TRAK", 2023).
     """
-    values = _numbers(dampings, several=metric is Metric.lds)
+    console, values = Console(), _numbers(dampings, several=metric == "lds")
     figure = None if plot is None else _figure(plot)
-    objective = find_objective(places.objective)
-    test_loss, train_loss, wrong = (
-        None if place is None else find(place)
-        for place in (places.test_loss, places.train_loss, places.wrong)
-    )
-    folder = None if out is None else out / metric.value
+    whole, chosen = find_objective(objective), None if solver is None else solver_of(solver, rtol)
+    question, removed = find(test_loss), find(train_loss)
+    options: dict[str, Any] = {
+        "seeds": seeds,
+        "out": None if out is None else out / metric,
+        "n_jobs": jobs,
+    }
+    if metric == "detection":
+        labels = find_data(_needed("--mislabelled", mislabelled, metric))
+    else:
+        data = find_data(_needed("--test", test, metric))
+        train = find(_needed("--train-fn", train_fn, metric))
+    found: Any
+    rows: list[Row]
     with warnings_as_lines(True):
-        matrix = curvature.made(objective)
-        influence = Influence(objective, values[0], solver, train_loss=train_loss, curvature=matrix)
-        found: Any
-        if metric is Metric.detection:
-            mislabelled = find_data(_needed("--mislabelled", places.mislabelled, metric))
-            found = evaluate.detection(influence.self_influence(), mislabelled)
-            rows = [(metric.value, "AUC", found.value, found.standard_error)]
+        matrix = None if curvature == "auto" else _CURVATURES[curvature](whole)
+        influence = Influence(whole, values[0], chosen, train_loss=removed, curvature=matrix)
+        if metric == "detection":
+            found = evaluation.detection(influence.self_influence(), labels)
+            rows = [(metric, "AUC", found.value, found.standard_error)]
+        elif metric == "brittleness":
+            options["wrong"] = find(wrong)
+            found = evaluation.brittleness(influence, whole, train, data, test_loss=question, **options)
+            rows = _rises(found)
+        elif metric == "loo":
+            numbers = np.random.default_rng(0).permutation(whole.total_examples)[:subsets]
+            masks = evaluation.all_but(whole.total_examples, numbers.tolist())
+            outcomes = evaluation.retrain(whole, train, data, masks, question, **options)
+            found = evaluation.leave_one_out(influence, outcomes, data, question)
+            rows = [_row(values[0], found)]
         else:
-            test = find_data(_needed("--test", places.test, metric))
-            train = find(_needed("--train-fn", places.train_fn, metric))
-            retraining: dict[str, Any] = {"seeds": seeds, "out": folder, "n_jobs": jobs}
-            if metric is Metric.brittleness:
-                found = evaluate.brittleness(
-                    influence, objective, train, test, None, test_loss, wrong=wrong, **retraining
-                )
-                rows = _rises(found)
-            else:
-                masks: Any = subsets
-                if metric is Metric.loo:
-                    numbers = np.random.default_rng(0).permutation(objective.total_examples)
-                    masks = evaluate.all_but(objective.total_examples, numbers[:subsets].tolist())
-                outcomes = evaluate.retrain(objective, train, test, masks, test_loss, **retraining)
-                if metric is Metric.loo:
-                    found = evaluate.leave_one_out(influence, outcomes, test, test_loss)
-                    each = [(values[0], found)]
-                else:
-                    found = evaluate.dampings(
-                        objective,
-                        outcomes,
-                        test,
-                        values,
-                        matrix,
-                        test_loss,
-                        solver=solver,
-                        train_loss=train_loss,
-                    )
-                    each = list(zip(found.dampings, found.agreements, strict=True))
-                rows = [(f"damping {value:g}", of.what, of.value, of.standard_error) for value, of in each]
+            outcomes = evaluation.retrain(whole, train, data, subsets, question, **options)
+            options = {"solver": chosen, "train_loss": removed}
+            found = evaluation.dampings(whole, outcomes, data, values, matrix, question, **options)
+            rows = list(map(_row, found.dampings, found.agreements))
     _show(console, rows)
-    if metric is Metric.lds and len(values) > 1:
+    if metric == "lds" and len(values) > 1:
         console.print(
             f"Take a damping of {found.damping:g}, the largest within one standard error of the difference "
             f"from the best, {found.best:g}.",
@@ -155,7 +161,7 @@ def _numbers(text: str, *, several: bool) -> list[float]:
 
 def _needed(option: str, place: str | None, metric: Metric) -> str:
     if place is None:
-        raise InvalidOption(option, None, f"module:name, which --metric {metric.value} needs")
+        raise InvalidOption(option, None, f"module:name, which --metric {metric} needs")
     return place
 
 
@@ -164,14 +170,17 @@ def _figure(path: Path) -> Any:
     figure = required("matplotlib.figure", "--plot", "pip install 'ihvp[plot]'").Figure(layout="constrained")
     kinds = figure.canvas.get_supported_filetypes()
     if path.suffix.lower().lstrip(".") not in kinds:
-        raise InvalidOption(
-            "--plot", str(path), f"a file name that ends in one of .{', .'.join(sorted(kinds))}"
-        )
+        expected = f"a file name that ends in one of .{', .'.join(sorted(kinds))}"
+        raise InvalidOption("--plot", str(path), expected)
     return figure
 
 
-def _rises(found: evaluate.Brittleness) -> list[tuple[str, str, float, float]]:
-    rows: list[tuple[str, str, float, float]] = []
+def _row(damping: float, found: evaluation.Agreement) -> Row:
+    return f"damping {damping:g}", found.what, found.value, found.standard_error
+
+
+def _rises(found: evaluation.Brittleness) -> list[Row]:
+    rows: list[Row] = []
     for k, rise, error, random, random_error, *flips in zip(*found.table.values(), strict=True):
         rows += [
             (f"{k} most helpful removed", "rise of the loss", rise, error),
@@ -182,7 +191,7 @@ def _rises(found: evaluate.Brittleness) -> list[tuple[str, str, float, float]]:
     return rows
 
 
-def _show(console: Console, rows: list[tuple[str, str, float, float]]) -> None:
+def _show(console: Console, rows: list[Row]) -> None:
     table = Table("", "", "value", "standard error")
     for column in table.columns[2:]:
         column.justify = "right"

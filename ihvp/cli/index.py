@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,60 +10,30 @@ from rich.console import Console
 from rich.table import Table
 
 from ihvp.cli.config import Config
-from ihvp.cli.influence import Ranking, find, find_data, find_objective, show_top, write_top
+from ihvp.cli.influence import show_top, write_top
 from ihvp.cli.launched import shared
+from ihvp.cli.named import ObjectiveName, TestLoss, TrainLoss, find, find_data, find_objective, named
 from ihvp.errors import gigabytes
 from ihvp.index import GradientIndex, build_index, forecast
-from ihvp.projection import Projection
+from ihvp.index.records import IndexDtype
+from ihvp.influence.top_k import Which
+from ihvp.projection import Projection, ProjectionKind
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
-
-_Objective = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODULE:OBJECTIVE",
-        help="An `ihvp.Objective` of your trained model, or a function that makes one.",
-    ),
-]
-
-
-class Kind(StrEnum):
-    """Random projections."""
-
-    sparse = "sparse"
-    rademacher = "rademacher"
-    gaussian = "gaussian"
-    factored = "factored"
-
-
-class Numbers(StrEnum):
-    """Of the numbers in the file."""
-
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-    float32 = "float32"
-    float64 = "float64"
-
-
-def _loss(place: str | None) -> Any:
-    return None if place is None else find(place)
 
 
 @app.command()
 def build(
-    objective: _Objective,
+    objective: ObjectiveName,
     out: Annotated[Path, typer.Option(help="The folder of the index.", file_okay=False)],
     dim: Annotated[int, typer.Option(help="How many numbers are kept of a gradient.", min=1)] = 1024,
     kind: Annotated[
-        Kind,
+        ProjectionKind,
         typer.Option(help="The projection; factored is by far the quickest where layers are seen."),
-    ] = Kind.sparse,
+    ] = "sparse",
     seed: Annotated[int, typer.Option(help="Of the projection.", min=0)] = 0,
-    dtype: Annotated[Numbers, typer.Option(help="Of the numbers in the file.")] = Numbers.float16,
-    train_loss: Annotated[
-        str | None,
-        typer.Option(metavar="MODULE:LOSS", help="What goes away with an example, if not all of the loss."),
-    ] = None,
+    dtype: Annotated[IndexDtype, typer.Option(help="Of the numbers in the file.")] = "float16",
+    train_loss: TrainLoss = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell bytes and minutes, and stop.")] = False,
     config: Config = None,
 ) -> None:
@@ -73,13 +42,13 @@ def build(
     After an interruption the same command goes on where it stopped. `torchrun … -m ihvp index build …`
     shares the work among processes.
     """
-    projection, loss = Projection(dim, kind.value, seed), _loss(train_loss)
+    projection, loss = Projection(dim, kind, seed), find(train_loss)
     with shared(find_objective(objective)) as part:
         console = Console(quiet=part.processes.rank > 0)
-        foretold = forecast(part, projection, dtype.value, train_loss=loss)
+        foretold = forecast(part, projection, dtype, train_loss=loss)
         console.print(f"{foretold}.", highlight=False)
         if not dry_run:
-            index = build_index(part, out, projection, dtype.value, train_loss=loss)
+            index = build_index(part, out, projection, dtype, train_loss=loss)
             console.print(
                 f"{len(index):,} examples are in {out}, {gigabytes(index.nbytes)}.", highlight=False
             )
@@ -88,10 +57,10 @@ def build(
 @app.command()
 def query(
     folder: Annotated[Path, typer.Argument(help="The folder of the index.", file_okay=False)],
-    objective: _Objective,
-    test: Annotated[str, typer.Option(metavar="MODULE:DATA", help="The test points to ask about.")],
+    objective: ObjectiveName,
+    test: Annotated[str, named("DATA", "The test points to ask about.")],
     top: Annotated[int, typer.Option(help="How many training examples to show for each.", min=1)] = 10,
-    which: Annotated[Ranking, typer.Option(help="As for `ihvp influence`.")] = Ranking.both,
+    which: Annotated[Which, typer.Option(help="As for `ihvp influence`.")] = "both",
     gram_damping: Annotated[
         float | None,
         typer.Option(
@@ -99,9 +68,7 @@ def query(
             min=0.0,
         ),
     ] = None,
-    test_loss: Annotated[
-        str | None, typer.Option(metavar="MODULE:LOSS", help="What to ask about, if not the loss.")
-    ] = None,
+    test_loss: TestLoss = None,
     query_rank: Annotated[
         int | None, typer.Option(help="Read the index with so many combinations of the questions.", min=1)
     ] = None,
@@ -112,8 +79,8 @@ def query(
     curvature: Any = None if gram_damping is None else "gram"
     with shared(find_objective(objective)) as part:
         index = GradientIndex(folder, part, curvature=curvature, damping=gram_damping or 0.0)
-        options: dict[str, Any] = {"which": which.value, "query_rank": query_rank}
-        found = index.top_k(find_data(test), top, test_loss=_loss(test_loss), **options)
+        options: dict[str, Any] = {"which": which, "query_rank": query_rank}
+        found = index.top_k(find_data(test), top, test_loss=find(test_loss), **options)
         first = part.processes.rank == 0
         show_top(Console(quiet=not first), found)
         if out is not None and first:

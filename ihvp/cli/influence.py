@@ -2,173 +2,159 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from ihvp.arguments import check_function
+from ihvp.cli.config import Config
+from ihvp.cli.launched import shared
+from ihvp.cli.named import (
+    ObjectiveName,
+    SolverName,
+    TestLoss,
+    Tolerance,
+    TrainLoss,
+    find,
+    find_data,
+    find_objective,
+    named,
+    solver_of,
+)
 from ihvp.cli.report import Report
-from ihvp.errors import ImportedObject, InvalidOption, describe
+from ihvp.errors import InvalidOption
 from ihvp.influence import Influence, NotAtOptimum
-from ihvp.influence.top_k import TopK
+from ihvp.influence.top_k import TopK, Which
 from ihvp.objective import Objective
 from ihvp.report import check_place
-from ihvp.solvers import CG, MINRES, Auto, Direct, LiSSA, Solver
 
 # More test points than these would bury the first ones; files hold all.
 _SHOWN = 5
 
 
-class Ranking(StrEnum):
-    """Which examples are listed."""
+def influence(
+    objective: ObjectiveName,
+    test: Annotated[
+        str,
+        named(
+            "DATA",
+            "The test points to ask about, in the form of the training data, or a function that makes them.",
+        ),
+    ],
+    top: Annotated[
+        int, typer.Option(help="How many training examples to show for each test point.", min=1)
+    ] = 10,
+    which: Annotated[
+        Which,
+        typer.Option(help="Rank by the size of the score, or list the helpful or the harmful examples only."),
+    ] = "both",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for all scores (scores.npy; a zarr store if the name ends in .zarr) and top.csv. "
+            "After an interruption the same command goes on where it stopped.",
+            file_okay=False,
+        ),
+    ] = None,
+    damping: Annotated[float, typer.Option(help="λ, added to the curvature's diagonal.", min=0.0)] = 0.0,
+    solver: Annotated[
+        SolverName,
+        typer.Option(help="How the systems are solved: direct up to some thousand parameters, else cg."),
+    ] = "cg",
+    rtol: Tolerance = 1e-5,
+    test_loss: TestLoss = None,
+    train_loss: TrainLoss = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PAGE.html",
+            help="A page to look at, in one file: each test point with the examples that helped and harmed "
+            "it most, as images, texts or rows of a table.",
+            dir_okay=False,
+        ),
+    ] = None,
+    inputs: Annotated[
+        str | None,
+        named(
+            "FUNCTION",
+            "What the page shows of a batch, if not its first array: `inputs(batch)`, one image, text or row "
+            "for each example.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        named("FUNCTION", "The labels on the page, if not the first vector of integers: `labels(batch)`."),
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Ask which of your training examples are behind a prediction.
 
-    both = "both"
-    helpful = "helpful"
-    harmful = "harmful"
+    Write a file that defines the trained model's objective and some test points, such as `training.py`:
+
+        objective = ihvp.Objective(loss, model, (x_train, y_train))
+
+        test_data = x_test[:5], y_test[:5]
+
+    Then `ihvp influence training:objective --test training:test_data` lists the training examples whose
+    removal would change the loss at these points most, by influence functions (Koh and Liang, 2017).
+    Put the training's regulariser into the loss, and where the curvature is indefinite add `--damping`.
+
+    `torchrun --nproc-per-node 4 -m ihvp influence …` shares the work among processes, for a model of torch.
+    """
+    whole, test_data = find_objective(objective), find_data(test)
+    page = _report(report, whole, test_data, inputs, labels)
+    with shared(whole) as part:
+        first = part.processes.rank == 0
+        console = Console(quiet=not first)
+        if top > part.total_examples:
+            expected = f"an integer from 1 to {part.total_examples:,}, the number of training examples"
+            raise InvalidOption("--top", top, expected)
+        if page is not None:
+            page.check()
+        method = Influence(part, damping, solver_of(solver, rtol), train_loss=find(train_loss))
+        question = find(test_loss)
+        with warnings_as_lines(first):
+            if out is None and page is None:
+                found = method.top_k(test_data, top, test_loss=question, which=which)
+            else:
+                scores = method.scores(test_data, test_loss=question, out=out)
+                found = scores.top_k(top, which)
+        if out is not None and first:
+            write_top(found, out / "top.csv")
+        show_top(console, found)
+        if out is not None:
+            console.print(f"All scores are in {out}, these in {out / 'top.csv'}.", highlight=False)
+        if page is not None and first:
+            both = which == "both"
+            page.write([scores.top_k(top, "helpful"), scores.top_k(top, "harmful")] if both else [found])
+            console.print(f"The page is {page.path}.", highlight=False)
 
 
-class SolverName(StrEnum):
-    """How the systems are solved."""
-
-    cg = "cg"
-    minres = "minres"
-    direct = "direct"
-    lissa = "lissa"
-    auto = "auto"
-
-    def made(self, rtol: float) -> Solver:
-        """The solver with a tolerance."""
-        kinds: dict[str, Any] = {"cg": CG, "minres": MINRES, "direct": Direct, "lissa": LiSSA, "auto": Auto}
-        solver: Solver = kinds[self.value](rtol=rtol)
-        return solver
-
-
-def find_objective(place: str) -> Objective:
-    """The objective that ``module:name`` names, or that the function of this name makes."""
-    found = find(place)
-    made = _made(found)
-    if not isinstance(made, Objective):
-        verb = "it is" if made is found else "it returned"
-        raise ImportedObject(
-            place, f"{verb} {describe(made)}, not an ihvp.Objective or a function that makes one"
-        )
-    return made
-
-
-def find_data(place: str) -> Any:
-    """The data that ``module:name`` names, or that the function of this name makes."""
-    return _made(find(place))
-
-
-def make_report(
+def _report(
     path: Path | None, objective: Objective, test_data: Any, inputs: str | None, labels: str | None
 ) -> Report | None:
     """The page of an objective that has all of the data, with the functions that are named."""
-    found = {"--inputs": inputs, "--labels": labels}
+    places = {"--inputs": inputs, "--labels": labels}
     if path is None:
-        for option, place in found.items():
+        for option, place in places.items():
             if place is not None:
                 raise InvalidOption(option, place, "--report beside it, the page that it is for")
         return None
     check_place("--report", path)
     if objective.processes.count > 1:
-        raise InvalidOption(
-            "--report",
-            str(path),
-            "data that each process has all of; this module has given each its own part",
-        )
-    functions = {option: None if place is None else find(place) for option, place in found.items()}
+        expected = "data that each process has all of; this module has given each its own part"
+        raise InvalidOption("--report", str(path), expected)
+    functions = {option: find(place) for option, place in places.items()}
     for option, function in functions.items():
         check_function(option, function, "a function of a batch")
     return Report(path, objective.batches, test_data, *functions.values())
-
-
-def _made(found: Any) -> Any:
-    return found() if inspect.isfunction(found) else found
-
-
-def find(place: str) -> Any:
-    """What ``module:name`` names; modules of the current folder are found too.
-
-    Raises ImportedObject where there is no such module or name.
-    """
-    module, separator, name = place.partition(":")
-    if not (module and separator and name):
-        raise ImportedObject(place, "it has no colon between a module and a name")
-    if module.endswith(".py") or "/" in module:
-        raise ImportedObject(place, "a module is named without folder and without .py")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.split(".")[0] and error.name != module:
-            raise
-        raise ImportedObject(place, f"there is no module {module!r} here or installed") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise ImportedObject(place, f"{module!r} has no {name!r}")
-        found = getattr(found, part)
-    return found
-
-
-def run(
-    console: Console,
-    objective: Objective,
-    test_data: Any,
-    *,
-    damping: float,
-    solver: Solver,
-    test_loss: Any,
-    train_loss: Any,
-    top: int,
-    which: Ranking,
-    out: Path | None,
-    report: Report | None = None,
-) -> None:
-    """Show the most influential examples of the first test points, and leave files in the folder ``out``.
-
-    There are ``top`` examples for each point; in the folder, ``scores.npy`` or ``scores.zarr``, and
-    ``top.csv``; on the page of the ``report``, ``top`` that helped and ``top`` that harmed. Of several
-    processes the first alone tells.
-    """
-    first = objective.processes.rank == 0
-    console.quiet = not first
-    if top > objective.total_examples:
-        raise InvalidOption(
-            "--top",
-            top,
-            f"an integer from 1 to {objective.total_examples:,}, the number of training examples",
-        )
-    if report is not None:
-        report.check()
-    influence = Influence(objective, damping, solver, train_loss=train_loss)
-    with warnings_as_lines(first):
-        if out is None and report is None:
-            found = influence.top_k(test_data, top, test_loss=test_loss, which=which.value)
-        else:
-            scores = influence.scores(test_data, test_loss=test_loss, out=out)
-            found = scores.top_k(top, which.value)
-    if out is not None and first:
-        write_top(found, out / "top.csv")
-    show_top(console, found)
-    if out is not None:
-        console.print(f"All scores are in {out}, these in {out / 'top.csv'}.", highlight=False)
-    if report is not None and first:
-        both = which is Ranking.both
-        report.write([scores.top_k(top, each) for each in ("helpful", "harmful")] if both else [found])
-        console.print(f"The page is {report.path}.", highlight=False)
 
 
 @contextmanager
@@ -210,18 +196,6 @@ def show_top(console: Console, found: TopK) -> None:
 
 def write_top(found: TopK, path: Path) -> None:
     """All of them as a file, a line for each."""
-    tests, k = found.indices.shape
-    columns = (
-        np.repeat(np.arange(tests), k),
-        np.tile(np.arange(1, k + 1), tests),
-        found.indices.ravel(),
-        found.scores.ravel(),
-    )
-    np.savetxt(
-        path,
-        np.column_stack(columns),
-        fmt=["%d", "%d", "%d", "%.9g"],
-        delimiter=",",
-        header="test,rank,train,score",
-        comments="",
-    )
+    columns = found.table
+    rows, header = np.column_stack(list(columns.values())), ",".join(columns)
+    np.savetxt(path, rows, fmt=["%d", "%d", "%d", "%.9g"], delimiter=",", header=header, comments="")

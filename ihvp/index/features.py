@@ -25,20 +25,11 @@ _EXAMPLES = 128
 
 
 class Features:
-    r"""``R (K + λI)^{-1/2} ∇C_i``: what is kept of a gradient.
+    r"""``R (K + λI)^{-1/2} ∇C_i``: what is kept of a gradient; without a curvature K, ``R ∇C_i``.
 
     The products of two of them estimate those of the gradients with :math:`(K + \lambda I)^{-1}`. Half of the
     inverse stands on either side because the error of a random projection is a part of the lengths of both
     vectors, which that makes as alike as can be.
-
-    Parameters
-    ----------
-    projection : Projection
-    objective : Objective
-    curvature : KFAC, optional
-        K; without one, the gradients themselves are projected.
-    damping : float
-        λ.
     """
 
     def __init__(

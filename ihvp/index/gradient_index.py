@@ -142,13 +142,7 @@ class GradientIndex(Streamed):
         return int(self._records.nbytes)
 
     def rows(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """The projected gradients of some examples, ``(b, dim)``, in float32 or float64.
-
-        Parameters
-        ----------
-        start, stop : int
-            The first example, and the one after the last; by default all.
-        """
+        """Projected gradients, by default of all examples, ``(b, dim)``, in float32 or float64."""
         return decode(self._read(start, len(self) if stop is None else stop), self.dtype)
 
     def stream(
@@ -270,13 +264,7 @@ class GradientIndex(Streamed):
     def questions(
         self, test_data: Any, test_loss: Callable[..., Any] | None, progress: bool | None
     ) -> tuple[NDArray[Any], float]:
-        """``1/N (G + λI)⁻¹ R ∇L(z_j)`` as rows ``(n_test, dim)``, and the residual of the inverse.
-
-        Parameters
-        ----------
-        test_data, test_loss, progress
-            As for :meth:`ihvp.GradientIndex.scores`.
-        """
+        """``1/N (G + λI)⁻¹ R ∇L(z_j)`` as rows ``(n_test, dim)``, and the residual of the inverse."""
         question = self._required().question(test_data, test_loss)
         with track("Questions", question.num_examples, progress, self.processes.rank) as advance:
             parts = []
@@ -289,15 +277,7 @@ class GradientIndex(Streamed):
     def tiles(
         self, questions: NDArray[Any], training: Objective | None, progress: bool | None
     ) -> Iterator[tuple[int, NDArray[Any]]]:
-        """The first example, and the products of the questions with the examples from it on.
-
-        Parameters
-        ----------
-        questions : ndarray (m, dim)
-        training : Objective, optional
-            That of other examples than the indexed ones.
-        progress : bool, optional
-        """
+        """The first example, and the products of the questions with the examples from it on."""
         for column, rows, scale in self._blocks(training, progress):
             yield column, questions @ rows.T * scale
 
@@ -317,14 +297,7 @@ class GradientIndex(Streamed):
     def training(self, data: Any) -> Objective | None:
         """What other examples than the indexed ones are scored by; None without any.
 
-        Parameters
-        ----------
-        data
-
-        Raises
-        ------
-        StoreMismatch
-            The loss of examples is not that of the index.
+        A StoreMismatch says that their loss is not that of the index.
         """
         if data is None:
             return None

@@ -14,16 +14,7 @@ from ihvp.processes import Processes
 
 
 class Gram:
-    r"""``G = 1/N Σ r rᵀ``, and products with ``(G + λI)⁻¹`` for any λ.
-
-    Parameters
-    ----------
-    rows : iterable of ndarray (b, dim)
-        Those of this process.
-    dim, total : int
-        The length of a row, and N.
-    processes : Processes
-    """
+    """``G = 1/N Σ r rᵀ`` of the rows of all processes, and products with ``(G + λI)⁻¹`` for any λ."""
 
     def __init__(self, rows: Iterable[NDArray[Any]], dim: int, total: int, processes: Processes) -> None:
         matrix, self._eps = np.zeros((dim, dim)), float(np.finfo(np.float64).eps)
@@ -42,16 +33,7 @@ class Gram:
     def solve(self, rows: NDArray[Any], damping: float) -> tuple[NDArray[np.float64], float]:
         """``(G + λI)⁻¹ y`` of each row y, and the largest residual, relative to y.
 
-        Parameters
-        ----------
-        rows : ndarray (m, dim)
-        damping : float
-            λ.
-
-        Raises
-        ------
-        InvalidOption
-            ``G + λI`` is singular up to rounding.
+        An InvalidOption says that ``G + λI`` is singular up to rounding.
         """
         values, vectors = self._eigen
         # Its products were rounded as the rows are.

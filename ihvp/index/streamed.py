@@ -129,12 +129,7 @@ class Streamed(ABC):
         return running.among(processes, np.array(widths)).result(stream.residual)
 
     def among(self, training: Objective | None) -> Processes:
-        """The processes that share the examples to be scored: of others than the indexed ones all have all.
-
-        Parameters
-        ----------
-        training : Objective, optional
-        """
+        """The processes that share the examples to be scored; other examples than the indexed all have."""
         return self.processes if training is None else Processes()
 
     def _count(self, training: Objective | None) -> int:
@@ -149,11 +144,7 @@ class Streamed(ABC):
 def compressed(rows: NDArray[Any], rank: int | None) -> tuple[NDArray[Any], NDArray[Any] | None, float]:
     """Rows as combinations of fewer ones: these, the factors, and the largest part of a row that is lost.
 
-    Parameters
-    ----------
-    rows : ndarray (m, dim)
-    rank : int, optional
-        How many; the rows themselves, without factors, for None.
+    For a rank of None the rows themselves, without factors.
     """
     if rank is None or rank >= min(rows.shape):
         return rows, None, 0.0

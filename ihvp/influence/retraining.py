@@ -25,27 +25,13 @@ _MOST_JOBS = 1 << 15
 
 @dataclass(frozen=True, eq=False)
 class Retraining(Generic[Answer]):
-    """Trains models and asks each of them the same.
+    """Trains models and asks each of them the same."""
 
-    Attributes
-    ----------
-    train : callable
-        The caller's function, which returns parameters.
-    form : str
-        How its calls are written, for errors.
-    question : Objective
-        In whose form the parameters are.
-    measure : callable
-        What is asked of the question at the trained parameters; for other processes, of a module.
-    with_start : bool
-        Whether the last argument of ``train`` is a copy of the question's parameters.
-    """
-
-    train: Callable[..., Params]
-    form: str
-    question: Objective
-    measure: Callable[[Objective], Answer]
-    with_start: bool = False
+    train: Callable[..., Params]  # the caller's function
+    form: str  # how its calls are written, for errors
+    question: Objective  # in whose form the parameters are
+    measure: Callable[[Objective], Answer]  # asked of the question at them; for other processes, of a module
+    with_start: bool = False  # whether the last argument of train is a copy of the question's parameters
 
     def each(self, jobs: Sequence[Job], n_jobs: int | None, progress: bool | None) -> Iterator[Answer]:
         """The answers in the order of the jobs; ``n_jobs`` as for :func:`ihvp.leave_one_out`."""

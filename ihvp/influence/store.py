@@ -313,12 +313,7 @@ class Store:
 def read_store(folder: Path, name: str) -> tuple[dict[str, Any], np.memmap[Any, Any]]:
     """What a finished store depends on, and its array, read-only; checksums of numbers are not looked at.
 
-    Raises
-    ------
-    MissingFile
-        There is no such store.
-    StoreError
-        It is damaged, or not finished.
+    MissingFile says that there is no such store; StoreError, that it is damaged, or not finished.
     """
     if not (folder / _MANIFEST).exists():
         raise MissingFile(f"{folder} holds no store of {name}; expected the folder of an earlier run.")

@@ -55,18 +55,21 @@ class TopK:
         """The scores, ``(n_test, k)``, by the name that they have in :class:`~ihvp.influence.Scores`."""
         return self.scores
 
+    @property
+    def table(self) -> dict[str, NDArray[Any]]:
+        """Test point, rank, training example and score of each entry, by name."""
+        tests, ranks = np.indices(self.indices.shape).reshape(2, -1)
+        return {
+            "test": tests,
+            "rank": ranks + 1,
+            "train": self.indices.ravel(),
+            "score": self.scores.ravel(),
+        }
+
     def to_pandas(self) -> pandas.DataFrame:
         """A ``DataFrame`` with the columns test, rank, train and score; needs pandas."""
         pandas = required("pandas", "TopK.to_pandas", "pip install pandas")
-        tests, k = self.indices.shape
-        return pandas.DataFrame(
-            {
-                "test": np.repeat(np.arange(tests), k),
-                "rank": np.tile(np.arange(1, k + 1), tests),
-                "train": self.indices.ravel(),
-                "score": self.scores.ravel(),
-            }
-        )
+        return pandas.DataFrame(self.table)
 
     def plot(self, ax: Any = None, test: int = 0) -> Any:
         """Draw those of one test point, and return the matplotlib ``Axes``; see :func:`ihvp.plot.top_k`."""

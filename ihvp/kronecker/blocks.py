@@ -19,21 +19,11 @@ from ihvp.space import VectorSpace
 
 
 class Block(ABC):
-    """A symmetric positive semi-definite matrix on some entries of the flat vector, by its eigenvectors.
+    """A symmetric positive semi-definite matrix on some entries of the flat vector, by its eigenvectors."""
 
-    Attributes
-    ----------
-    name : str
-        Of the layer or the parameter.
-    slices : list of slice
-        The entries.
-    values : Vector
-        The eigenvalues, in an array of any shape.
-    """
-
-    name: str
-    slices: list[slice]
-    values: Vector
+    name: str  # of the layer or the parameter
+    slices: list[slice]  # the entries
+    values: Vector  # the eigenvalues, in an array of any shape
     kind = "exact block, without a layer"
 
     @property
@@ -55,19 +45,11 @@ class Block(ABC):
 
 
 class KroneckerBlock(Block):
-    r"""``(Q_B ⊗ Q_A) Λ (Q_B ⊗ Q_A)ᵀ`` for the weights of a layer, its bias among the inputs.
+    """``(Q_B ⊗ Q_A) Λ (Q_B ⊗ Q_A)ᵀ`` for the weights of a layer, its bias among the inputs.
 
-    Parameters
-    ----------
-    layer : Layer
-    q_in : Vector or None
-        ``(groups, d_in, d_in)``; None for the identity.
-    q_out : Vector
-        ``(groups, d_out, d_out)``.
-    values : Vector
-        Λ, ``(groups, d_out, d_in)``.
-    factors : tuple of Vector, optional
-        The eigenvalues of both factors, ``(groups, d_in)`` and ``(groups, d_out)``, where Λ is their product.
+    ``q_in`` is ``(groups, d_in, d_in)``, or None for the identity, ``q_out`` ``(groups, d_out, d_out)``, and
+    ``values``, Λ, ``(groups, d_out, d_in)``. Where these are products of the eigenvalues of both factors,
+    ``factors`` has them, ``(groups, d_in)`` and ``(groups, d_out)``.
     """
 
     def __init__(
@@ -111,15 +93,7 @@ class KroneckerBlock(Block):
 
 
 class DenseBlock(Block):
-    """A matrix of its own for the entries of one parameter.
-
-    Parameters
-    ----------
-    name : str
-    place : slice
-    values, vectors : Vector
-        ``(n,)`` and ``(n, n)``.
-    """
+    """A matrix of its own for the entries of one parameter, by its eigenvalues and eigenvectors."""
 
     def __init__(self, name: str, place: slice, values: Vector, vectors: Vector) -> None:
         self.name, self.slices, self.values, self.vectors = name, [place], values, vectors
@@ -135,15 +109,7 @@ class DenseBlock(Block):
 
 
 class DiagonalBlock(Block):
-    """The diagonal alone, for the entries of one parameter.
-
-    Parameters
-    ----------
-    name : str
-    place : slice
-    values : Vector
-        ``(n,)``.
-    """
+    """The diagonal alone, ``(n,)``, for the entries of one parameter."""
 
     kind = "diagonal, without a layer"
 

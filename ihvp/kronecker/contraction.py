@@ -41,14 +41,8 @@ class Contraction:
     that an inverse product is right to √ε ‖∇L‖ / λ, as by a solve with that residual. Where places share the
     weights, the inverse is applied to one side, and the gradients of the other are not even rotated.
 
-    Parameters
-    ----------
-    operator : KFAC
-        Without parameters outside its layers.
-    damping : float
-        λ.
-    pairs : int
-        How many products will be asked for: terms pay from some number on.
+    K has no parameters outside its layers, and ``pairs`` is how many products will be asked for: terms pay
+    from some number on.
     """
 
     def __init__(self, operator: KFAC, damping: float, pairs: int) -> None:
@@ -62,13 +56,7 @@ class Contraction:
     def rows(self, objective: Objective, batch: Batch, power: float) -> list[Rows]:
         """The gradients of a batch's examples, weighed as :class:`~ihvp.Objective` rows are.
 
-        Parameters
-        ----------
-        objective : Objective
-            With ``predict``: the loss.
-        batch : Batch
-        power : float
-            Of the weights, as for :meth:`ihvp.Objective.batch_gradient_chunks`.
+        ``power`` is that of :meth:`ihvp.Objective.batch_gradient_chunks`, here and in all of this package.
         """
         names = [block.name for block in self._blocks]
         found, factors = example_gradients(objective, batch, power, names)
@@ -98,15 +86,7 @@ def example_gradients(
 ) -> tuple[dict[str, tuple[Vector, Vector]], NDArray[np.float64]]:
     """What goes into each layer, the gradients by what comes out, and the factors of the examples, ``(B,)``.
 
-    Parameters
-    ----------
-    objective : Objective
-        With ``predict``: the loss.
-    batch : Batch
-    power : float
-        Of the weights, as for :meth:`ihvp.Objective.batch_gradient_chunks`.
-    names : sequence of str
-        Of the layers that must be among them.
+    The layers of these ``names`` must be among them.
     """
     predict, loss = objective.require_predict()
     objective.require_additive(batch, any_weights=power == 0)

@@ -40,13 +40,7 @@ _NUMBERS = 1 << 22
 
 
 def opened(objective: Objective, predict: Callable[..., Any], batch: Batch) -> OpenModel:
-    """The model on a batch.
-
-    Raises
-    ------
-    InvalidOption
-        An array of the outputs does not have the examples along its first axis.
-    """
+    """The model on a batch; an InvalidOption where an array of the outputs has no first axis of examples."""
     backend, count = objective.backend, count_examples(batch)
     assert isinstance(backend, SupportsLayers)
     model = backend.open(predict, objective.params, batch)
@@ -61,12 +55,7 @@ def opened(objective: Objective, predict: Callable[..., Any], batch: Batch) -> O
 
 
 def require_used(names: Iterable[str], found: Container[str], predict: Callable[..., Any]) -> None:
-    """Refuse a batch on which the model did not use some of its layers.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse a batch on which the model did not use some of its layers."""
     if missing := sorted(name for name in names if name not in found):
         raise InvalidOption(
             "predict",
@@ -164,14 +153,7 @@ def split_outputs(model: OpenModel, flat: Vector) -> list[Vector]:
 
 
 class Remainder:
-    """The parameters that no layer covers, and their part of the curvature, summed batch by batch.
-
-    Parameters
-    ----------
-    objective : Objective
-    predict : callable
-    covered : sequence of Layer
-    """
+    """The parameters that no layer covers, and their part of the curvature, summed batch by batch."""
 
     def __init__(self, objective: Objective, predict: Callable[..., Any], covered: Sequence[Layer]) -> None:
         self._objective, self._predict = objective, predict

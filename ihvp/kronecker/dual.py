@@ -46,21 +46,11 @@ _PROBES, _RISK = 32, 1e-3
 
 @dataclass
 class _Rows:
-    """Rows of J, whose outer products share what goes into a layer with others of their example.
-
-    Attributes
-    ----------
-    layers : list of Layer
-    factors : Factors
-        For each layer the derivatives by what comes out of it, ``(R, d_out)``, and what goes into it, of
-        each example, ``(N, d_in)``.
-    example : ndarray (R,)
-        Which example's they are.
-    """
+    """Rows of J, whose outer products share what goes into a layer with others of their example."""
 
     layers: list[Layer]
-    factors: Factors
-    example: NDArray[np.intp]
+    factors: Factors  # derivatives by what comes out, (R, d_out), and what goes in, of examples, (N, d_in)
+    example: NDArray[np.intp]  # which example's they are, (R,)
 
     def take(self, numbers: NDArray[np.intp]) -> _Rows:
         """The rows of these numbers."""
@@ -83,7 +73,7 @@ class _Rows:
 
 
 class DualInverse:
-    r"""``(JᵀJ + λI)⁻¹`` by Woodbury's identity, J the rows of a Gauss–Newton matrix.
+    r"""``(JᵀJ + λI)⁻¹`` by Woodbury's identity, J the rows of a Gauss–Newton matrix and λ > 0.
 
     .. math:: (J^\top J + \lambda I)^{-1} b
         = \frac1\lambda \left(b - J^\top (J J^\top + \lambda I)^{-1} J b\right)
@@ -92,20 +82,12 @@ class DualInverse:
     its outputs: for a layer whose weights no places share an outer product :math:`g\,a^\top`. So
     :math:`J J^\top = \sum_\ell (G_\ell G_\ell^\top) \circ (A_\ell A_\ell^\top)` takes
     :math:`R^2 \sum_\ell (d_{in} + d_{out})` operations in place of :math:`R^2 P`, and so do products of rows
-    with gradients. Of a fitted classifier most rows are tiny. The largest R are kept, as many as residuals
-    ask for.
+    with gradients. Of a fitted classifier most rows are tiny. The largest R are kept, as many as the relative
+    residuals, which are to reach ``rtol``, ask for.
 
     Residuals are those of the operator's own products: with random vectors s,
     :math:`s^\top r = s^\top b - \lambda s^\top x - (H s)^\top x`, whose squares add up to
     :math:`\lVert r \rVert^2` times a χ² variable. What is said of them holds with the probability 0.999.
-
-    Parameters
-    ----------
-    operator : GaussNewton
-    damping : float
-        λ > 0.
-    rtol : float
-        The relative residual to reach.
     """
 
     def __init__(self, operator: GaussNewton, damping: float, rtol: float) -> None:

@@ -47,15 +47,7 @@ _HOST_NUMBERS, _DEVICE_NUMBERS = 1 << 23, 1 << 27
 
 @dataclass(frozen=True)
 class Options:
-    """How the curvature is estimated.
-
-    Attributes
-    ----------
-    fisher : {"exact", "mc", "empirical"}
-    sharing : {"expand", "reduce"}
-    num_samples, seed : int
-        Of ``"mc"``.
-    """
+    """How the curvature is estimated, as :class:`ihvp.KFAC` is told."""
 
     fisher: FisherKind
     sharing: Sharing
@@ -79,16 +71,9 @@ def estimate(
 ) -> tuple[list[Block], dict[str, str], float]:
     """The blocks, one for each layer and each parameter without one, and why layers were left out.
 
-    The last is how many passes backwards over the data they took.
-
-    Parameters
-    ----------
-    objective : Objective
-    options : Options
-    corrected : bool
-        Whether the eigenvalues are those of the curvature itself in the factors' basis (EK-FAC).
-    file : FactorFile, optional
-        Where sums are kept, for a run that goes on after an interruption.
+    The last is how many passes backwards over the data they took. Where they are ``corrected``, eigenvalues
+    are those of the curvature itself in the factors' basis (EK-FAC). A ``file`` keeps the sums for a run that
+    goes on after an interruption.
     """
     with naming(LossFailed, "The model"), objective.processes.together():
         estimate = _Estimate(objective, options, file)
@@ -106,14 +91,8 @@ def require_layers(
 ) -> tuple[SupportsLayers, Callable[..., Any], Callable[..., Any]]:
     """The backend that opens models, what predicts, and the loss of the outputs.
 
-    ``advice`` is what to do where a backend cannot.
-
-    Raises
-    ------
-    InvalidOption
-        The objective has no ``predict``.
-    MissingCapability
-        The backend cannot open models.
+    An InvalidOption says that there is no ``predict``; MissingCapability, with the ``advice``, that the
+    backend cannot open models.
     """
     predict, loss = objective.require_predict()
     if not isinstance(objective.backend, SupportsLayers):

@@ -50,20 +50,12 @@ def moment_shapes(layer: Layer) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def input_moment(
     layer: Layer, inputs: Vector, weights: NDArray[np.float64], sharing: Sharing, like: Vector
 ) -> Vector:
-    r"""``Σ_n w_n (1/S) Σ_s a aᵀ``, or ``Σ_n w_n ā āᵀ`` with the mean ā over s: ``(groups, d_in, d_in)``.
+    """``Σ_n w_n (1/S) Σ_s a aᵀ``, or ``Σ_n w_n ā āᵀ`` with the mean ā over s: ``(groups, d_in, d_in)``.
 
-    Of indices the first one, which is diagonal: ``(d_in,)``.
-
-    Parameters
-    ----------
-    layer : Layer
-    inputs : Vector
-        As :class:`~ihvp.backend.OpenModel` gives them.
-    weights : ndarray (B,)
-    sharing : {"expand", "reduce"}
-        Martens and Grosse's sum over places, or their mean first (Eschenhagen et al., NeurIPS 2023).
-    like : Vector
-        Of the dtype and device of the parameters.
+    Of indices the first one, which is diagonal: ``(d_in,)``. ``sharing`` is Martens and Grosse's sum over
+    places, or their mean first (Eschenhagen et al., NeurIPS 2023). Inputs, and pulled-back gradients in
+    all of
+    this module, are as :class:`~ihvp.backend.OpenModel` gives them; ``like`` has the parameters' dtype.
     """
     if layer.one_hot:
         places = algebra.to_numpy(inputs)
@@ -86,14 +78,7 @@ def _input_moment(inputs: Vector, share: Vector | float, layer: Layer, sharing: 
 
 @algebra.fused(fixed=(1,))
 def output_moment(gradients: Vector, sharing: Sharing) -> Vector:
-    """``Σ g gᵀ`` over cotangents, examples and places, or of sums over places: ``(groups, d_out, d_out)``.
-
-    Parameters
-    ----------
-    gradients : Vector
-        ``(V, B, S, groups, d_out)``.
-    sharing : {"expand", "reduce"}
-    """
+    """``Σ g gᵀ`` over cotangents, examples and places, or of sums over places: ``(groups, d_out, d_out)``."""
     xp = array_api_compat.array_namespace(gradients)
     g = xp.sum(gradients, axis=2) if sharing == "reduce" else gradients
     g = xp.reshape(g, (-1, *gradients.shape[-2:]))
@@ -101,20 +86,10 @@ def output_moment(gradients: Vector, sharing: Sharing) -> Vector:
 
 
 def squared_gradients(layer: Layer, inputs: Vector, gradients: Vector, q_in: Vector, q_out: Vector) -> Vector:
-    r"""``Σ_v Σ_n (Q_Bᵀ (Σ_s g aᵀ) Q_A)²``, entry by entry, ``(groups, d_out, d_in)``.
+    """``Σ_v Σ_n (Q_Bᵀ (Σ_s g aᵀ) Q_A)²``, entry by entry, ``(groups, d_out, d_in)``.
 
     The diagonal of a Fisher matrix in the basis of Kronecker factors (George et al., "Fast approximate
     natural gradient descent in a Kronecker-factored eigenbasis", NeurIPS 2018, equation 11).
-
-    Parameters
-    ----------
-    layer : Layer
-    inputs, gradients : Vector
-        As :class:`~ihvp.backend.OpenModel` gives them.
-    q_in : Vector
-        ``(groups, d_in, d_in)``; not asked for of indices.
-    q_out : Vector
-        ``(groups, d_out, d_out)``.
     """
     xp = array_api_compat.array_namespace(gradients)
     views, count, places = gradients.shape[:3]

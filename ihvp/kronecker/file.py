@@ -25,24 +25,10 @@ _PART = 0.1
 class FactorFile:
     """Where factors are kept; what is written is whole or not there.
 
-    Parameters
-    ----------
-    path : str or Path
-    writer : str
-        What writes such files, for the error text.
-    depends_on : mapping of str to str
-        Names and fingerprints of what the factors depend on.
-
-    Raises
-    ------
-    StoreMismatch
-        By every method that reads: the file is that of something else.
-    DataError
-        It holds something else, or not what was written.
-    MissingFile, StoreError
-        It is not there, or cannot be read or written.
-    InvalidOption, PackageNotInstalled
-        As :func:`~ihvp.array_store.save_arrays`.
+    ``depends_on`` has names and fingerprints of what they depend on, and ``writer`` is what writes such
+    files,
+    for errors. By each method that reads, StoreMismatch says that the file is that of something else. Other
+    errors are those of :mod:`ihvp.array_store`.
     """
 
     def __init__(self, path: str | Path, writer: str, depends_on: Mapping[str, str]) -> None:

@@ -36,30 +36,15 @@ def cotangents(
 
     That sum is meant for each example: products of different examples' entries do not count. ``"exact"`` has
     one vector for each output of an example, ``"mc"`` draws ``num_samples`` of which the sum is the
-    expectation, ``"empirical"`` takes the gradients of the examples' losses.
+    expectation, and which depend on the seed and the outputs alone, ``"empirical"`` takes the gradients
+    of the
+    examples' losses.
 
-    Parameters
-    ----------
-    model : OpenModel
-    loss : callable
-        ``loss(outputs, batch)``.
-    relative : ndarray (B,)
-        The factor with which each example's own loss enters that of the batch.
-    eps : float
-        The machine epsilon that the model computes with.
-    fisher : {"exact", "mc", "empirical"}
-    num_samples, seed : int
-        What is drawn depends on the seed and the outputs, not on what was drawn before.
-
-    Yields
-    ------
-    Vector
-        ``(V, F)``, as many at once as keep memory bounded.
-
-    Raises
-    ------
-    InvalidOption
-        The loss is not convex in the outputs, or mixes those of different examples.
+    ``relative`` is the factor with which each example's own loss enters that of the batch, ``(B,)``, and
+    ``eps`` the machine epsilon that the model computes with. Yields ``(V, F)``, as many at once as keep
+    memory
+    bounded. An InvalidOption says that the loss is not convex in the outputs, or mixes those of different
+    examples.
     """
     outputs = model.outputs()
     layout = Layout(model.shapes)

@@ -32,11 +32,7 @@ _ZERO = 10
 class BlockStructured(LinearOperator):
     """A block-diagonal symmetric matrix whose blocks are known by their eigenvectors.
 
-    Parameters
-    ----------
-    space : VectorSpace
-    blocks : list of Block
-        Together they cover each entry of the flat vector once.
+    Together they cover each entry of the flat vector once.
     """
 
     def __init__(self, space: VectorSpace, blocks: list[Block]) -> None:
@@ -47,14 +43,7 @@ class BlockStructured(LinearOperator):
         return self.function(v, lambda values: values)
 
     def function(self, v: Vector, of: Callable[[Vector], Vector]) -> Vector:
-        """``f(A) v`` of a flat native vector or block, with f applied to the eigenvalues.
-
-        Parameters
-        ----------
-        v : Vector
-        of : callable
-            f, of arrays of eigenvalues.
-        """
+        """``f(A) v`` of a flat native vector or block, with f, ``of``, applied to the eigenvalues."""
         return self._join(v, [block.function(_block(v), of) for block in self.blocks])
 
     def solve_damped(self, v: Vector, damping: float) -> Vector:
@@ -117,17 +106,7 @@ class BlockStructured(LinearOperator):
         return self._join(white, draws)
 
     def require_definite(self, damping: float) -> None:
-        """Refuse a damping with which ``A + λI`` is not positive definite.
-
-        Parameters
-        ----------
-        damping : float
-            λ.
-
-        Raises
-        ------
-        InvalidOption
-        """
+        """Refuse, as InvalidOption, a damping with which ``A + λI`` is not positive definite."""
         check_number("damping", damping, lambda _: True, "a finite number")
         lowest, zero = self._extreme("min"), self._zero(damping)
         if lowest + damping <= zero:

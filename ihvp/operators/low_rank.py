@@ -22,23 +22,12 @@ _ZERO = 10
 
 
 class Spectral(LinearOperator):
-    r"""The operator with K known eigenpairs and one eigenvalue on all that is orthogonal to them.
+    r"""The operator with K known eigenpairs and one eigenvalue λ̃ on all that is orthogonal to them.
 
     .. math:: A = Q \Lambda Q^\top + \tilde\lambda\, (I - Q Q^\top)
 
-    Products, forms and solves take O(KP), the trace and the determinant O(K).
-
-    Parameters
-    ----------
-    eigenpairs : Eigenpairs
-        Λ and Q, in any order.
-    tail : float
-        λ̃.
-
-    Raises
-    ------
-    VectorError
-        The shapes do not fit, a number is not finite, or the vectors are not orthonormal.
+    Products, forms and solves take O(KP), the trace and the determinant O(K). A VectorError says that the
+    shapes do not fit, a number is not finite, or the vectors are not orthonormal.
     """
 
     def __init__(self, eigenpairs: Eigenpairs, tail: float) -> None:
@@ -52,14 +41,7 @@ class Spectral(LinearOperator):
         return self.function(v, lambda values: values)
 
     def function(self, v: Vector, of: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Vector:
-        """``f(A) v`` of a flat native vector or block, with f applied to the eigenvalues.
-
-        Parameters
-        ----------
-        v : Vector
-        of : callable
-            f, of arrays of eigenvalues.
-        """
+        """``f(A) v`` of a flat native vector or block, with f, ``of``, applied to the eigenvalues."""
         values = of(self.values)
         rest = float(of(np.asarray(self.tail))) if self._codimension else 0.0
         block = v[:, None] if v.ndim == 1 else v

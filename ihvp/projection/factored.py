@@ -41,13 +41,8 @@ class FactoredMap:
     r"""``R_out ⊗ R_in`` for the weights of each layer; what is in no layer is left out.
 
     The rows of both factors are orthonormal in random directions, times :math:`\sqrt{d/k}`, so that
-    :math:`E[R^T R] = I` on the layers; a factor with as many rows as columns is the identity.
-
-    Parameters
-    ----------
-    projection : Projection
-    objective : Objective
-        Made with ``predict``, whose layers are seen on the first batch of its data.
+    :math:`E[R^T R] = I` on the layers; a factor with as many rows as columns is the identity. The layers are
+    those that are seen on the first batch of an objective made with ``predict``.
     """
 
     def __init__(self, projection: Projection, objective: Objective) -> None:
@@ -90,13 +85,8 @@ class FactoredMap:
     def project_examples(self, objective: Objective, batch: Batch, power: float) -> Vector:
         """``R`` times the gradients of a batch's examples, ``(B, dim)``, none of which is formed.
 
-        Parameters
-        ----------
-        objective : Objective
-            With this map's ``predict``: the loss.
-        batch : Batch
-        power : float
-            Of the weights, as for :meth:`ihvp.Objective.batch_gradient_chunks`.
+        The objective is a loss with this map's ``predict``; ``power`` is that of
+        :meth:`ihvp.Objective.batch_gradient_chunks`.
         """
         names = [sides.layer.name for sides in self._layers]
         found, factors = example_gradients(objective, batch, power, names)

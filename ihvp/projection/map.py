@@ -21,15 +21,9 @@ _ROWS = 64
 
 
 class RandomMap(Protocol):
-    """R of a projection, ``(dim, P)``.
+    """R of a projection, ``(dim, P)``."""
 
-    Attributes
-    ----------
-    dim : int
-        How many numbers it gives.
-    """
-
-    dim: int
+    dim: int  # how many numbers it gives
 
     def project(self, rows: Vector) -> Vector:
         """``R x`` of each row x, ``(b, P)``, as rows ``(b, dim)``."""
@@ -39,12 +33,7 @@ class RandomMap(Protocol):
 
 
 def check_dim(projection: Projection, size: int) -> None:
-    """Refuse more numbers than a gradient has.
-
-    Raises
-    ------
-    InvalidOption
-    """
+    """Refuse more numbers than a gradient has."""
     if projection.dim > size:
         raise InvalidOption(
             "dim", projection.dim, f"at most {size:,}, the number of parameters: fewer numbers are the point"
@@ -52,14 +41,7 @@ def check_dim(projection: Projection, size: int) -> None:
 
 
 class DenseMap:
-    """Independent entries ±1/√dim, or normal ones with that deviation.
-
-    Parameters
-    ----------
-    projection : Projection
-    size : int
-        P.
-    """
+    """Independent entries ±1/√dim, or normal ones with that deviation."""
 
     def __init__(self, projection: Projection, size: int) -> None:
         check_dim(projection, size)
@@ -97,12 +79,6 @@ class SparseMap:
     Each run of ``dim`` parameters is signed, shifted around by a random number of places, and added up: two
     parameters of one run never fall together, and two of different runs do with probability 1/dim. That is
     all that the variance asks for, and only neighbours in memory are read and written together.
-
-    Parameters
-    ----------
-    projection : Projection
-    size : int
-        P.
     """
 
     def __init__(self, projection: Projection, size: int) -> None:

@@ -22,8 +22,6 @@ def probes(batches: Batches) -> Iterator[Batch]:
     Data that is one batch without a ``batch_size`` is the only one. Where each batch holds one example there
     is none: the loss never sees two.
 
-    Examples
-    --------
     >>> x = np.arange(100)
     >>> [len(batch) for batch in probes(Batches(x, 3))], [len(batch) for batch in probes(Batches(x))]
     ([3, 3, 3, 3], [100])

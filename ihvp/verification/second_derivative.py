@@ -95,8 +95,6 @@ def compare_with_gradients(
     with. An error passes up to 1 % of the product in float64, 10 % in float32; half precision is too coarse
     to tell. What the loss or the backend raises on the whole batch is not caught.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> class Sines:
     ...     device = "cpu"

@@ -7,7 +7,6 @@ from typer.testing import CliRunner
 
 from ihvp._registry import _Registered, registered
 from ihvp.cli import app
-from ihvp.cli import backends as command
 
 WIDE = {"COLUMNS": "200"}
 
@@ -36,7 +35,7 @@ def test_the_table_says_what_is_missing_and_what_is_broken(missing_framework):
 
 
 def test_without_loading_no_factory_is_called(missing_framework, monkeypatch):
-    monkeypatch.setattr(command, "usable_plugin", pytest.fail)
+    monkeypatch.setattr("ihvp.cli.backends.usable_plugin", pytest.fail)
     result = run("backends", "--no-load")
     assert result.exit_code == 0
     assert "installed, not loaded" in result.output

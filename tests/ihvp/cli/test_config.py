@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from ihvp.cli import app
-from ihvp.cli import demo as demo_command
-from ihvp.cli import experiment as experiment_command
-from ihvp.cli import influence as influence_command
 
 
 @pytest.fixture
@@ -18,29 +17,17 @@ def asked(monkeypatch, tmp_path):
     """What reaches the commands."""
     found = {}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(influence_command, "find_objective", lambda place: found.update(objective=place))
-    monkeypatch.setattr(influence_command, "find", lambda place: place)
-    monkeypatch.setattr(influence_command, "find_data", lambda place: found.update(test=place))
-    monkeypatch.setattr(
-        influence_command, "run", lambda console, objective, data, **options: found.update(options)
-    )
-    monkeypatch.setattr("ihvp.cli.main.shared", _Nothing)
-    monkeypatch.setattr(demo_command, "run", lambda console, backend, out: found.update(backend=backend))
-    monkeypatch.setattr(
-        experiment_command, "run_one", lambda console, name, *rest, full: found.update(name=name, full=full)
-    )
+    for command in app.registered_commands:
+        monkeypatch.setattr(command, "callback", _recording(command.callback, found))
     return found
 
 
-class _Nothing:
-    def __init__(self, objective):
-        pass
+def _recording(callback, found):
+    @functools.wraps(callback)
+    def record(config=None, **options):
+        found.update(options)
 
-    def __enter__(self):
-        return None
-
-    def __exit__(self, *error):
-        pass
+    return record
 
 
 def run(text, *typed, command="influence", name="run.toml"):
@@ -75,7 +62,7 @@ def test_a_file_holds_what_would_be_typed(asked, text, name):
     )
     assert CliRunner().invoke(app, typed.split()).exit_code == 0
     assert from_file == asked
-    assert (asked["top"], asked["damping"], asked["train_loss"]) == (3, 0.01, "training:margin")
+    assert (asked["top"], asked["damping"], asked["out"]) == (3, 0.01, Path("scores"))
 
 
 def test_what_is_typed_comes_before_the_file_and_the_file_before_the_default(asked):
