@@ -16,6 +16,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # read when JAX is imported
 
 import ihvp
+from ihvp.experiments.finding import save
 from ihvp.experiments.loo import REMOVALS, Model, draw, measure
 
 PICTURE = Path(__file__).parents[1] / "images" / "leave_one_out.png"
@@ -41,7 +42,8 @@ def main() -> None:
         for name, found in results.items():
             print(f"{backend}, {name}: r {found.pearson}, Spearman {found.spearman}, slope {found.slope:.4f}")
     if options.picture:
-        draw({"first order": results["CG"], "second order": results["CG, second order"]}, PICTURE)
+        canvas = draw({"first order": results["CG"], "second order": results["CG, second order"]})
+        save(canvas, PICTURE)
 
 
 if __name__ == "__main__":

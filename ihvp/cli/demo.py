@@ -43,7 +43,7 @@ def demo(
     plugin = usable_plugin(backend)
     required("matplotlib.figure", "ihvp demo", "pip install 'ihvp[demo]'")  # at once, not after the work
     training, test = digits.load()
-    told = _Story(Console())
+    told = _Story()
 
     setting = told.step("Train", lambda: train(plugin, training, test))
     _report_model(told, setting, backend)
@@ -62,25 +62,21 @@ def demo(
 class _Story:
     """Prints what was found, with the seconds that each step took."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self) -> None:
+        self.console = Console()
 
     def step(self, name: str, work: Callable[[], T]) -> T:
         """Do the work under a spinner."""
         start = time.perf_counter()
-        with self._console.status(f"{name} …"):
+        with self.console.status(f"{name} …"):
             result = work()
         seconds = f"{time.perf_counter() - start:.1f} s"
-        self._console.print(f"[bold]{name}[/bold] [dim]({seconds})[/dim]", highlight=False)
+        self.console.print(f"[bold]{name}[/bold] [dim]({seconds})[/dim]", highlight=False)
         return result
 
     def say(self, text: str) -> None:
         """Print a line as it is."""
-        self._console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
-
-    def show(self, table: Table) -> None:
-        """Print a table."""
-        self._console.print(table)
+        self.console.print(f"  {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _report_model(told: _Story, setting: Setting, backend: str) -> None:
@@ -117,7 +113,7 @@ def _report_answer(told: _Story, setting: Setting, attribution: Attribution) -> 
         for i in pair:
             cells += [f"digit {i}", str(setting.train.labels[i]), f"{attribution.scores[i]:+.4f}"]
         table.add_row(*cells)
-    told.show(table)
+    told.console.print(table)
 
 
 def _report_proof(told: _Story, attribution: Attribution, proof: Proof) -> None:

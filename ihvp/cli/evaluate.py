@@ -102,11 +102,7 @@ def evaluate(
     figure = None if plot is None else _figure(plot)
     whole, chosen = find_objective(objective), None if solver is None else solver_of(solver, rtol)
     question, removed = find(test_loss), find(train_loss)
-    options: dict[str, Any] = {
-        "seeds": seeds,
-        "out": None if out is None else out / metric,
-        "n_jobs": jobs,
-    }
+    options: dict[str, Any] = {"seeds": seeds, "out": None if out is None else out / metric, "n_jobs": jobs}
     if metric == "detection":
         labels = find_data(_needed("--mislabelled", mislabelled, metric))
     else:

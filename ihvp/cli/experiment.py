@@ -57,11 +57,7 @@ def _list(console: Console) -> None:
 
 
 def _run_all(console: Console, backend: str | None, out: Path, *, full: bool) -> bool:
-    """Run all experiments, print each finding when it is there, and a table of them at the end.
-
-    Those with a long form run it if ``full``, and those about one backend run on it. One that fails does not
-    stop the others; then the answer is False.
-    """
+    """Run all experiments, print each finding when it is there, and a table; whether none has failed."""
     table = Table("experiment", "finding", "claim", "seconds", box=None, header_style="bold", pad_edge=False)
     table.columns[-1].justify = "right"
     complete = True

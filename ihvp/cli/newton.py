@@ -33,10 +33,9 @@ class Optimum:
 def minimise(
     objective_at: Callable[[NDArray[Any]], Objective], start: NDArray[Any], tolerance: float
 ) -> Optimum:
-    """Minimise a strictly convex function until its gradient is no longer than ``tolerance``.
+    """Minimise a strictly convex function of weights ``(P,)`` until its gradient is no longer than that.
 
-    ``objective_at`` gives it at weights ``(P,)``. An IhvpError says that the gradient stopped falling above
-    the tolerance.
+    An IhvpError says that the gradient stopped falling above the tolerance.
     """
     weights, objective = start, objective_at(start)
     gradient = to_numpy(objective.gradient())

@@ -34,7 +34,9 @@ class Report:
 
     def check(self) -> None:
         """Make a page of the first example, so that what cannot be shown is told before any work."""
-        tests = 1 if isinstance(self.test_data, InverseProducts) else _count(Batches(self.test_data))
+        tests = 1
+        if not isinstance(self.test_data, InverseProducts):
+            tests = sum(piece.count for piece in Batches(self.test_data).pieces())
         self._page([TopK(np.zeros((tests, 1), np.int64), np.ones((tests, 1)), "helpful", 0.0)])
 
     def write(self, rankings: Sequence[TopK]) -> None:
@@ -49,12 +51,7 @@ class Report:
         if not isinstance(self.test_data, InverseProducts):
             queries, query_labels = self._shown(Batches(self.test_data), np.arange(len(rankings[0].indices)))
         return page(
-            rankings,
-            inputs,
-            queries=queries,
-            labels=labels,
-            query_labels=query_labels,
-            numbers=numbers,
+            rankings, inputs, queries=queries, labels=labels, query_labels=query_labels, numbers=numbers
         )
 
     def _shown(self, batches: Batches, numbers: NDArray[np.int64]) -> tuple[Any, Any]:
@@ -68,10 +65,6 @@ class Report:
                 labels.append(_found("--labels", self.labels or _integers, rows, len(own)))
             first += piece.count
         return _joined(inputs), None if any(each is None for each in labels) else _joined(labels)
-
-
-def _count(batches: Batches) -> int:
-    return sum(piece.count for piece in batches.pieces())
 
 
 def _found(option: str, function: Callable[[Batch], Any], rows: Batch, expected: int) -> Any:

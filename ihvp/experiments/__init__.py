@@ -49,10 +49,9 @@ EXPERIMENTS = {
 
 
 def run(name: str, out: Path, backend: str | None = None, *, full: bool = False) -> Finding:
-    """Run one experiment and write its table and figure.
+    """Run one experiment, and write ``NAME.csv`` and ``NAME.png`` into the folder ``out``.
 
-    ``out`` is the folder for ``NAME.csv`` and ``NAME.png``, made if need be. Without ``backend`` the
-    experiment chooses one. That matplotlib is missing is found before any work.
+    Without ``backend`` the experiment chooses one. That matplotlib is missing is found before any work.
     """
     if name not in EXPERIMENTS:
         raise UnknownExperiment(name, EXPERIMENTS)

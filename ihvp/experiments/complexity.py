@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ihvp.backend import BackendPlugin, GradientFunction
-from ihvp.experiments import choice, figure, table
-from ihvp.experiments.finding import Finding
-from ihvp.experiments.timing import medians
+from ihvp.experiments import choice, figure
+from ihvp.experiments.cost import medians
+from ihvp.experiments.finding import Finding, write
 from ihvp.progress import track
 
 CLAIM = "The time of a Hessian-vector product grows linearly in the number of parameters p, not as p²."
@@ -52,15 +52,14 @@ def run(out: Path, backend: str | None = None, *, full: bool = False) -> Finding
     exponents = {name: exponent(curve[:, 0], curve[:, 1]) for name, curve in curves.items()}
     units = {name: _in_gradients(curve) for name, curve in curves.items()}
 
-    csv = table.write(out / "complexity.csv", ("backend", "p", "product_seconds", "gradient_seconds"), rows)
-    png = _draw(curves, exponents, units, out / "complexity.png")
+    columns = "backend", "p", "product_seconds", "gradient_seconds"
     listed = "; ".join(f"{name}: p^{exponents[name]:.2f}, {units[name]:.1f} gradients" for name in names)
     return Finding(
         CLAIM,
         f"For p ≥ {FITTED_FROM:,}, the time of a product (p¹ is linear) and its median cost: {listed}.",
         ", ".join(f"p^{exponents[name]:.2f} {name}" for name in names),
         all(value < _LINEAR for value in exponents.values()),
-        (csv, png),
+        write(out, "complexity", columns, rows, _draw(curves, exponents, units)),
     )
 
 
@@ -91,9 +90,7 @@ def _in_gradients(curve: np.ndarray) -> float:
     return float(np.median(curve[large, 1] / curve[large, 2]))
 
 
-def _draw(
-    curves: dict[str, np.ndarray], exponents: dict[str, float], units: dict[str, float], path: Path
-) -> Path:
+def _draw(curves: dict[str, np.ndarray], exponents: dict[str, float], units: dict[str, float]) -> Any:
     canvas, (left, right) = figure.panels(2)
     for (name, curve), style in zip(curves.items(), figure.styles(), strict=False):
         p, product, gradient = curve.T
@@ -109,4 +106,4 @@ def _draw(
     # Room above the curves for the legend.
     right.set_ylim(0, 1.5 * max((curve[:, 1] / curve[:, 2]).max() for curve in curves.values()))
     right.legend(loc="upper center", ncols=2, frameon=False, title="median for p ≥ 10$^5$")
-    return figure.save(canvas, path)
+    return canvas

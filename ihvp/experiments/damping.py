@@ -46,8 +46,5 @@ def run(out: Path, backend: str | None = None) -> Finding:
         f"r = 10⁻², within {off_printed:.0e} of the printed numbers.",
         f"end points as printed to {off_printed:.0e}",
         max(off_exact, off_printed) < lissa_path.AGREEMENT,
-        (
-            lissa_path.write(paths, out / "damping.csv"),
-            lissa_path.draw(paths, [f"damping {path.damping:g}" for path in paths], out / "damping.png"),
-        ),
+        lissa_path.write(out, "damping", paths),
     )

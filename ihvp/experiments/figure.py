@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ihvp.plot.style import HARMS, HELPS, NEUTRAL, curves
 
-__all__ = ["HARMS", "HELPS", "NEUTRAL", "panels", "save", "styles"]
+__all__ = ["HARMS", "HELPS", "NEUTRAL", "panels", "styles"]
 
 
 def panels(columns: int, rows: int = 1, height: float = 3.8, **options: Any) -> tuple[Any, Any]:
@@ -34,9 +33,3 @@ def styles() -> Iterator[dict[str, Any]]:
     """What ``Axes.plot`` takes to tell one curve from the next, without end."""
     for color, dashes, marker in curves():
         yield {"color": color, "marker": marker, "linestyle": dashes, "markersize": 4, "linewidth": 1.5}
-
-
-def save(figure: Any, path: Path) -> Path:
-    """Write ``figure`` as PNG, the same bytes for the same picture."""
-    figure.savefig(path, metadata={"Software": None})
-    return path

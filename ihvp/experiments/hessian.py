@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 import ihvp
 from ihvp._problems import SeedNetwork
 from ihvp.algebra import to_numpy
-from ihvp.experiments import choice, figure, table
-from ihvp.experiments.finding import Finding
+from ihvp.experiments import choice, figure
+from ihvp.experiments.finding import Finding, write
 
 CLAIM = (
     "H and the outer product of gradients G of an 8-4-4-2 network are means over examples, so that "
@@ -96,7 +96,7 @@ def run(out: Path, backend: str | None = None) -> Finding:
         f"low-rank and the full-rank approximation with K = {K} are off by: {listed}.",
         f"both ways the same to {max(wrong.values()):.0e}; {K} eigenpairs leave {errors['G'][0]:.0e} of G",
         max(wrong.values()) < (_AGREEMENT if objective.space.eps < 1e-12 else _AGREEMENT_FLOAT32),
-        (table.write(out / "hessian.csv", COLUMNS, errors_by_k), _draw(errors_by_k, out / "hessian.png")),
+        write(out, "hessian", COLUMNS, errors_by_k, _draw(errors_by_k)),
     )
 
 
@@ -112,7 +112,7 @@ def _distance(found: Any, expected: Array) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def _draw(rows: list[tuple[str, str, int, float, float, float]], path: Path) -> Path:
+def _draw(rows: list[tuple[str, str, int, float, float, float]]) -> Any:
     canvas, axes = figure.panels(len(MATRICES), sharey=True, height=4.2)
     for ax, name in zip(axes, MATRICES, strict=True):
         for part, style in zip(PARTS, figure.styles(), strict=False):
@@ -125,4 +125,4 @@ def _draw(rows: list[tuple[str, str, int, float, float, float]], path: Path) -> 
     axes[0].set_ylabel("relative error of the matrix")
     handles, labels = axes[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    return figure.save(canvas, path)
+    return canvas

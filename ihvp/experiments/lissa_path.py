@@ -15,7 +15,7 @@ from ihvp import plot
 from ihvp._problems import SeedToy
 from ihvp.algebra import to_numpy
 from ihvp.errors import Diverged
-from ihvp.experiments import choice, figure, table
+from ihvp.experiments import choice, figure, finding
 
 COLUMNS = ("scale", "damping", "step", "x1", "x2")
 DEPTH = 100
@@ -50,15 +50,11 @@ class Path2D:
 def toy(backend: str | None = None, step: float | None = None) -> ihvp.Hessian:
     """The Hessian of the toy, by differences of the given ``step`` or as the backend differentiates best."""
     problem: Any = SeedToy()
-    if step is not None:
-        factory: Any = choice.plugins("numdiff")[0].factory
-        by_differences = factory(step=step)
-        return ihvp.Hessian(
-            ihvp.Objective(
-                params=problem.params, data=problem.batch, backend=by_differences, grad=problem.gradient
-            )
-        )
-    return ihvp.Hessian(choice.objective(problem, backend or "numdiff"))
+    if step is None:
+        return ihvp.Hessian(choice.objective(problem, backend or "numdiff"))
+    factory: Any = choice.plugins("numdiff")[0].factory
+    given = {"params": problem.params, "data": problem.batch, "grad": problem.gradient}
+    return ihvp.Hessian(ihvp.Objective(**given, backend=factory(step=step)))
 
 
 def follow(H: ihvp.Hessian, scale: float, damping: float = 0.0) -> Path2D:
@@ -97,12 +93,14 @@ def deviation(
     return max(float(np.abs(ends[setting] - expected[setting]).max()) for setting in expected), ends
 
 
-def write(paths: Sequence[Path2D], path: Path) -> Path:
-    """All points of all paths."""
-    return table.write(path, COLUMNS, [row for each in paths for row in each.rows()])
+def write(out: Path, name: str, paths: Sequence[Path2D]) -> tuple[Path, Path]:
+    """All points of all paths, and a picture of each, titled by what the experiment is named for."""
+    rows = [row for each in paths for row in each.rows()]
+    titles = [f"{name} {getattr(each, name):g}" for each in paths]
+    return finding.write(out, name, COLUMNS, rows, _draw(paths, titles))
 
 
-def draw(paths: Sequence[Path2D], titles: Sequence[str], path: Path) -> Path:
+def _draw(paths: Sequence[Path2D], titles: Sequence[str]) -> Any:
     """A panel for each path, in the same window, but for a path that diverges."""
     canvas, axes = figure.panels(2, 2, height=3.4)
     for ax, each, title in zip(axes.flat, paths, titles, strict=True):
@@ -110,4 +108,4 @@ def draw(paths: Sequence[Path2D], titles: Sequence[str], path: Path) -> Path:
         ax.set_title(f"{title}, {ax.get_title()}".removesuffix(", "), fontsize=12)
         if ax is not axes.flat[0]:
             ax.get_legend().remove()
-    return figure.save(canvas, path)
+    return canvas

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 import ihvp
 from ihvp import plot
 from ihvp.backend import GradientFunction
-from ihvp.experiments import choice, digits, figure, table
-from ihvp.experiments.finding import Finding
+from ihvp.experiments import choice, digits, figure
+from ihvp.experiments.finding import Finding, write
 from ihvp.influence import LeaveOneOut
 
 CLAIM = (
@@ -99,13 +99,13 @@ def measure(model: Model, backend: str, removed: NDArray[np.intp], setting: dict
     )
 
 
-def draw(removals: dict[str, LeaveOneOut], path: Path) -> Path:
+def draw(removals: dict[str, LeaveOneOut]) -> Any:
     """A scatter for each title."""
     canvas, axes = figure.panels(len(removals), height=4.4)
     for ax, (title, each) in zip(axes, removals.items(), strict=True):
         plot.leave_one_out(each, ax)
         ax.set_title(f"{title}\n{ax.get_title()}", fontsize=11)
-    return figure.save(canvas, path)
+    return canvas
 
 
 def run(out: Path, backend: str | None = None) -> Finding:
@@ -117,13 +117,8 @@ def run(out: Path, backend: str | None = None) -> Finding:
         measure(model, name, removed, {"solver": solver, "second_order": second_order})
         for second_order in (False, True)
     )
-    rows = zip(
-        removed.tolist(),
-        first.predicted.tolist(),
-        second.predicted.tolist(),
-        first.actual.tolist(),
-        strict=True,
-    )
+    columns = removed, first.predicted, second.predicted, first.actual
+    rows = zip(*(column.tolist() for column in columns), strict=True)
     return Finding(
         CLAIM,
         f"Over {len(removed)} removals and the test digit that is read worst, r = {first.pearson}, slope of "
@@ -131,8 +126,5 @@ def run(out: Path, backend: str | None = None) -> Finding:
         f"{second.slope:.3f}.",
         f"r = {first.pearson.value:.4f}, slope {first.slope:.3f}; second order {second.slope:.3f}",
         first.pearson.value > _CLOSE,
-        (
-            table.write(out / "loo.csv", COLUMNS, rows),
-            draw({"first order": first, "second order": second}, out / "loo.png"),
-        ),
+        write(out, "loo", COLUMNS, rows, draw({"first order": first, "second order": second})),
     )

@@ -17,11 +17,10 @@ import numpy as np
 
 from ihvp._registry import usable_plugin
 from ihvp.backend import BackendPlugin, CurvatureBackend, GradientFunction, SupportsLinearize, Vector
-from ihvp.experiments import choice, figure, network, table
+from ihvp.experiments import choice, figure, network
 from ihvp.experiments.bare import BARE, Bare
-from ihvp.experiments.finding import Finding
-from ihvp.experiments.peak import rise
-from ihvp.experiments.timing import finish, medians
+from ihvp.experiments.cost import finish, medians, rise
+from ihvp.experiments.finding import Finding, write
 
 CLAIM = (
     "Automatic differentiation evaluates the product itself, in either mode for a few gradients, where "
@@ -48,8 +47,6 @@ def run(out: Path, backend: str | None = None) -> Finding:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes:
         rows = [row for plugin in plugins for row in _measure(plugin, processes)]
-    csv = table.write(out / "modes.csv", COLUMNS, rows)
-    png = _draw(rows, out / "modes.png")
     exact = [row for row in rows if row[1] != DIFFERENCES]
     approximate = [row for row in rows if row[1] == DIFFERENCES]
     worst, best = max((row[5] for row in exact), default=0.0), min(row[5] for row in approximate)
@@ -60,7 +57,7 @@ def run(out: Path, backend: str | None = None) -> Finding:
         f"{best:.0e} at least. One product in gradients: {costs}.",
         f"automatic off by {worst:.0e} at most, differences by {best:.0e} at least",
         worst < min(_ROUNDING, best),
-        (csv, png),
+        write(out, "modes", COLUMNS, rows, _draw(rows)),
     )
 
 
@@ -154,7 +151,7 @@ def _flat(product: Any) -> np.ndarray:
     return np.concatenate([np.asarray(part, dtype=float).reshape(-1) for part in parts])
 
 
-def _draw(rows: list[Row], path: Path) -> Path:
+def _draw(rows: list[Row]) -> Any:
     names = list(dict.fromkeys(row[0] for row in rows))
     canvas, axes = figure.panels(3, sharey=True, height=1.6 + 0.28 * (len(rows) + len(names)))
     places, ticks, place = [], [], 0.0
@@ -174,4 +171,4 @@ def _draw(rows: list[Row], path: Path) -> Path:
     axes[2].set_xscale("log")
     axes[0].set_yticks(places, ticks)
     axes[0].invert_yaxis()
-    return figure.save(canvas, path)
+    return canvas

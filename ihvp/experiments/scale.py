@@ -45,8 +45,5 @@ def run(out: Path, backend: str | None = None) -> Finding:
         f"{off_printed:.0e} of the printed numbers. Scale 1 is {refusal}.",
         f"end points as printed to {off_printed:.0e}; scale 1 {'refused' if error else 'not refused'}",
         error is not None and max(off_exact, off_printed) < lissa_path.AGREEMENT,
-        (
-            lissa_path.write(paths, out / "scale.csv"),
-            lissa_path.draw(paths, [f"scale {path.scale:g}" for path in paths], out / "scale.png"),
-        ),
+        lissa_path.write(out, "scale", paths),
     )

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ihvp._registry import usable_plugin
 from ihvp.backend import GradientFunction
-from ihvp.experiments import figure, network, table
-from ihvp.experiments.finding import Finding
+from ihvp.experiments import figure, network
+from ihvp.experiments.finding import Finding, write
 
 CLAIM = (
     "The central difference with the fixed step r = 10⁻² gives (0.99999905, 0.99999905) for the product "
@@ -95,8 +95,6 @@ def run(out: Path, backend: str | None = None) -> Finding:
     known = problems()
     kinds = [(name, order) for name in known for order in _ORDERS]
     rows = [row for name, order in kinds for row in _errors(name, known[name], order, (None, *_STEPS))]
-    csv = table.write(out / "step.csv", COLUMNS, rows)
-    png = _draw(rows, out / "step.png")
     chain, _ = known["chain"].product("float32", 2, SEED_STEP)
     # The notebook's own rounding is 2e-6 here; in float64 the comparison does not add another's.
     toy, _ = known["toy"].product("float64", 2, SEED_STEP)
@@ -114,7 +112,7 @@ def run(out: Path, backend: str | None = None) -> Finding:
         f"automatic step is: {chosen}.",
         f"r = 10⁻² is off by {fixed['float32']:.0e} on a network, as printed on the toys",
         bool(held),
-        (csv, png),
+        write(out, "step", COLUMNS, rows, _draw(rows)),
     )
 
 
@@ -133,7 +131,7 @@ def _flat(tree: Any) -> NDArray[Any]:
     return np.concatenate([array.reshape(-1) for array in tree.values()])
 
 
-def _draw(rows: list[tuple[str, str, int, float, bool, float]], path: Path) -> Path:
+def _draw(rows: list[tuple[str, str, int, float, bool, float]]) -> Any:
     known = problems()
     canvas, axes = figure.panels(len(known), sharey=True)
     # A difference that is right to the last digit has no logarithm; it is drawn on the floor.
@@ -162,4 +160,4 @@ def _draw(rows: list[tuple[str, str, int, float, bool, float]], path: Path) -> P
     axes[0].set_ylabel("relative error of Hv")
     handles, labels = axes[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=12)
-    return figure.save(canvas, path)
+    return canvas

@@ -7,13 +7,11 @@ curves apart in print.
 """
 
 from ihvp.plot.eigenvalues import spectrum
-from ihvp.plot.evaluation import agreement, brittleness, dampings
+from ihvp.plot.evaluation import agreement, brittleness, dampings, detection, leave_one_out
 from ihvp.plot.images import influence_panels
 from ihvp.plot.iterates import lissa_path
-from ihvp.plot.mislabelled import detection
 from ihvp.plot.ranking import scores, top_k
 from ihvp.plot.reliability import calibration
-from ihvp.plot.removals import leave_one_out
 from ihvp.plot.residuals import convergence
 
 __all__ = [

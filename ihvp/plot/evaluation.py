@@ -1,13 +1,13 @@
-"""How good scores are: at each test point, over dampings, and by what their removal does."""
+"""How good scores are: at each test point, over dampings, and by what removals do and checking finds."""
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from ihvp.plot.style import NEUTRAL, axes, curves
+from ihvp.errors import NothingToDraw
+from ihvp.plot.style import HELPS, NEUTRAL, Style, axes, curve
 
 
 def agreement(found: Any, ax: Any = None, label: str | None = None) -> Any:
@@ -106,15 +106,80 @@ def brittleness(found: Any, ax: Any = None, label: str | None = None) -> Any:
     return ax
 
 
-def _with_errors(
-    ax: Any, x: Any, y: Any, errors: Any, style: tuple[str, Any, str], label: str | None
-) -> None:
+def detection(curve: Any, ax: Any = None, label: str | None = None) -> Any:
+    """The fraction of mislabelled examples found against the fraction checked, beside random checking.
+
+    Parameters
+    ----------
+    curve : ihvp.influence.DetectionCurve
+    ax : matplotlib.axes.Axes, optional
+        Several curves may share it.
+    label : str, optional
+        What the examples are ranked by.
+
+    Examples
+    --------
+    >>> from ihvp import plot
+    >>> from ihvp.influence import detection_curve
+    >>> ax = plot.detection(detection_curve([0.2, 0.9], [False, True]), label="by self-influence")
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['random order', 'by self-influence']
+    """
+    ax = axes(ax)
+    if not ax.lines:
+        ax.plot([0, 1], [0, 1], color=NEUTRAL, linewidth=1, linestyle=":", label="random order")
+    color, dashes, _ = _next_style(ax)
+    ax.plot(curve.checked, curve.found, linewidth=2, label=label, color=color, linestyle=dashes)
+    ax.set(xlabel="fraction of the training data checked", ylabel="fraction of the mislabelled found")
+    ax.legend(loc="lower right", frameon=False)
+    return ax
+
+
+def leave_one_out(removals: Any, ax: Any = None) -> Any:
+    """Actual over predicted changes of the loss, with the line where they agree.
+
+    Parameters
+    ----------
+    removals : ihvp.influence.LeaveOneOut
+    ax : matplotlib.axes.Axes, optional
+
+    Raises
+    ------
+    NothingToDraw
+        Nothing was removed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ihvp import plot
+    >>> from ihvp.influence import LeaveOneOut
+    >>> predicted = np.array([0.1, -0.2, 0.3, 0.4])
+    >>> removals = LeaveOneOut([np.array([i]) for i in range(4)], predicted, 1.1 * predicted)
+    >>> plot.leave_one_out(removals).get_title()
+    'r = 1.0000, slope 1.100, n = 4'
+    """
+    if not len(removals.actual):
+        raise NothingToDraw("leave_one_out", "no removals", "one or more")
+    ax = axes(ax)
+    low = min(removals.predicted.min(), removals.actual.min())
+    high = max(removals.predicted.max(), removals.actual.max())
+    ax.plot([low, high], [low, high], color=NEUTRAL, linewidth=1, label="actual = predicted")
+    ax.plot(removals.predicted, removals.actual, ".", color=HELPS, markersize=5, alpha=0.7)
+    ax.set(xlabel="predicted change of the test loss", ylabel="actual change, by training again")
+    ax.set_title(
+        f"r = {removals.pearson.value:.4f}, slope {removals.slope:.3f}, n = {len(removals.actual):,}"
+    )
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.legend(loc="upper left", frameon=False)
+    return ax
+
+
+def _with_errors(ax: Any, x: Any, y: Any, errors: Any, style: Style, label: str | None) -> None:
     color, dashes, marker = style
     ax.plot(x, y, color=color, linestyle=dashes, marker=marker, linewidth=2, label=label)
     ax.fill_between(x, y - errors, y + errors, color=color, alpha=0.2, linewidth=0)
 
 
-def _next_style(ax: Any) -> tuple[str, Any, str]:
+def _next_style(ax: Any) -> Style:
     """Of one curve more than the axes have; lines of reference are thin."""
-    drawn = sum(line.get_linewidth() > 1 for line in ax.lines)
-    return next(islice(curves(), drawn, None))
+    return curve(sum(line.get_linewidth() > 1 for line in ax.lines))

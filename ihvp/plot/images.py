@@ -82,14 +82,8 @@ def influence_panels(
         raise NothingToDraw("influence_panels", f"no score but 0 for test point {test}", "some influence")
     shown = {i: picture(images, i) for i, _ in (*helpful, *harmful)}
     asked = None if question is None else picture(as_numpy(question)[None], 0)
-    rows = [
-        row
-        for row in (
-            ("Training examples that helped most", HELPS, helpful),
-            ("Training examples that harmed most", HARMED, harmful),
-        )
-        if row[2]
-    ]
+    both = ("helped", HELPS, helpful), ("harmed", HARMED, harmful)
+    rows = [(f"Training examples that {what} most", color, most) for what, color, most in both if most]
     columns = max(len(row[2]) for row in rows)
     if figure is None:
         size = (1.1 * columns + (0 if asked is None else 2.6), 1.9 * len(rows))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from ihvp.errors import NothingToDraw
-from ihvp.plot.style import NEUTRAL, axes, curves
+from ihvp.plot.style import NEUTRAL, axes, curve
 
 
 def calibration(found: Any, ax: Any = None, *, label: str | None = None) -> Any:
@@ -41,17 +40,15 @@ def calibration(found: Any, ax: Any = None, *, label: str | None = None) -> Any:
         names, shares = ("confidence", "accuracy"), found.counts / found.counts.sum()
         x, y, errors = found.confidences, found.accuracies, found.standard_errors
     elif hasattr(found, "levels"):
-        names, shares = (
-            ("level of the interval", "part of the targets within"),
-            np.ones(len(found.levels)) / 4,
-        )
+        names = "level of the interval", "part of the targets within"
+        shares = np.full(len(found.levels), 1 / 4)
         x, y, errors = found.levels, found.observed, found.standard_errors
     else:
         raise NothingToDraw("calibration", type(found).__name__, "what ihvp.calibration or coverage returns")
     ax = axes(ax)
     if not ax.lines:
         ax.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1)
-    color, _, marker = next(islice(curves(), len(ax.containers), None))
+    color, _, marker = curve(len(ax.containers))
     used = shares > 0
     ax.errorbar(x[used], y[used], 2 * errors[used], fmt="none", color=color, linewidth=1)
     ax.scatter(x[used], y[used], 20 + 200 * shares[used], color=color, marker=marker, alpha=0.7, label=label)

@@ -8,10 +8,13 @@ from typing import Any
 
 from ihvp.packages import required
 
+Style = tuple[str, Any, str]
+"""Colour, dashes and marker of a curve."""
+
 # Blue, vermilion and grey of Okabe and Ito's palette, which every kind of colour vision tells apart.
 HELPS, HARMS, NEUTRAL = "#0072B2", "#D55E00", "#555555"
 # Of several curves; dashes and markers tell them apart where they run together, or in print.
-_CURVES = (
+_CURVES: tuple[Style, ...] = (
     (HELPS, "-", "o"),
     (HARMS, "--", "s"),
     ("#009E73", "-.", "^"),
@@ -21,9 +24,14 @@ _CURVES = (
 )
 
 
-def curves() -> Iterator[tuple[str, Any, str]]:
-    """Colour, dashes and marker of one curve after the other, without end."""
+def curves() -> Iterator[Style]:
+    """The style of one curve after the other, without end."""
     return cycle(_CURVES)
+
+
+def curve(number: int) -> Style:
+    """The style of the curve of this number, from 0 on."""
+    return _CURVES[number % len(_CURVES)]
 
 
 def axes(ax: Any = None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,17 +13,8 @@ from ihvp.report.images import Images
 from ihvp.report.rows import Rows, is_frame
 from ihvp.report.texts import Texts, is_text
 
-
-class Form(Protocol):
-    """How inputs are shown."""
-
-    below: bool  # whether an example's takes a line of its own
-
-    def examples(self, query: int, rows: Sequence[int], names: Sequence[str]) -> list[str]:
-        """Rows of the training inputs beside a query, as HTML."""
-
-    def query(self, query: int, name: str) -> str:
-        """The input of a query, as HTML."""
+Form: TypeAlias = Images | Rows | Texts
+"""What gives ``examples`` and ``query`` as HTML; where ``below``, an example takes a line of its own."""
 
 
 def form_of(

@@ -38,11 +38,9 @@ class Images:
         self._low, self._high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
     def examples(self, query: int, rows: Sequence[int], names: Sequence[str]) -> list[str]:
-        """The images of a query's examples."""
         return [self._image(self._examples[row], name) for row, name in zip(rows, names, strict=True)]
 
     def query(self, query: int, name: str) -> str:
-        """The image of a query."""
         return self._image(self._queries[query], name)
 
     def _image(self, pixels: NDArray[Any], name: str) -> str:

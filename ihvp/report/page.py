@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from ihvp.report.form import count, form_of
 from ihvp.report.markup import attribute, escaped
 from ihvp.report.section import Example, section
 
+if TYPE_CHECKING:
+    from ihvp.influence.top_k import TopK
+
 _MAGNITUDES = (
     "<p>Listed are the examples whose scores are the largest in magnitude: one of two lists may be short.</p>"
 )
@@ -30,28 +33,8 @@ _SHADES = (
 )
 
 
-class Ranking(Protocol):
-    """What the page reads of an :class:`ihvp.influence.TopK`."""
-
-    @property
-    def indices(self) -> NDArray[np.int64]:
-        """Numbers of training examples, (n_test, k)."""
-
-    @property
-    def scores(self) -> NDArray[Any]:
-        """Their scores."""
-
-    @property
-    def which(self) -> str:
-        """By what they are ranked."""
-
-    @property
-    def residual(self) -> float:
-        """The largest of the solves behind them."""
-
-
 def page(
-    rankings: Sequence[Ranking],
+    rankings: Sequence[TopK],
     inputs: Any,
     *,
     queries: Any = None,
@@ -131,7 +114,7 @@ def check_place(option: str, path: Any) -> Path:
     return place
 
 
-def _lists(rankings: Sequence[Ranking], test: int) -> dict[str, list[tuple[int, float]]]:
+def _lists(rankings: Sequence[TopK], test: int) -> dict[str, list[tuple[int, float]]]:
     """Numbers and scores of those that helped and of those that harmed, the most first.
 
     A ranking of the helpful may end with harmful ones, but these are not the most harmful.

@@ -28,11 +28,9 @@ class Rows:
                 )
 
     def examples(self, query: int, rows: Sequence[int], names: Sequence[str]) -> list[str]:
-        """The rows of a query's examples."""
         return [self._list(self._row(row), name) for row, name in zip(rows, names, strict=True)]
 
     def query(self, query: int, name: str) -> str:
-        """The row of a query."""
         return self._list(self._query(query), name)
 
     def _list(self, values: Iterable[Any], name: str) -> str:

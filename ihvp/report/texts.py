@@ -41,7 +41,6 @@ class Texts:
                 )
 
     def examples(self, query: int, rows: Sequence[int], names: Sequence[str]) -> list[str]:
-        """The texts of a query's examples."""
         if self._scores is None:
             return [_text(self._inputs[row], name) for row, name in zip(rows, names, strict=True)]
         scores = [self._of_tokens(self._scores(query, row), row) for row in rows]
@@ -52,7 +51,6 @@ class Texts:
         ]
 
     def query(self, query: int, name: str) -> str:
-        """The text of a query."""
         return _text(self._queries[query], name)
 
     def _of_tokens(self, values: Any, row: int) -> NDArray[Any]:

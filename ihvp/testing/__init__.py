@@ -17,7 +17,7 @@ import pytest
 pytest.register_assert_rewrite(
     *(
         f"ihvp.testing.{part}"
-        for part in ("case", "capabilities", "derivatives", "every_method", "failures", "layers", "operators")
+        for part in ("case", "capabilities", "derivatives", "every_method", "layers", "operators")
     )
 )
 

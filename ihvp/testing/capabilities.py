@@ -169,8 +169,7 @@ class CapabilityContract(Contract):
         self.require("input_derivatives")
         case = self.case(TOY)
         batch = (np.zeros(1, dtype=np.int64),)
-        assert self.plugin.dialect is not None
-        loss = functools.partial(_of_parameters, self.plugin.dialect().xp)
+        loss = functools.partial(_of_parameters, self.dialect.xp)
         found = case.optional.input_derivatives(loss, case.params, batch, case.native(np.ones(2)))
         assert tuple(found) == (None,)
 
@@ -199,8 +198,7 @@ class CapabilityContract(Contract):
         block = np.random.default_rng(25).standard_normal((problem.size, 3))
         outputs, pushed = problem.predict(np, problem.params, problem.batch), problem.jacobian() @ block
         expected = pushed, 2 * np.sum(outputs[..., None] * pushed, axis=1)
-        assert self.plugin.dialect is not None
-        predict = functools.partial(_with_squares, self.plugin.dialect().xp, case.functions.predict)
+        predict = functools.partial(_with_squares, self.dialect.xp, case.functions.predict)
         before = case.bits()
         duty = "push_forward must be the product with the Jacobian of each output, in their order"
         for v in (block, block[:, 0]):

@@ -18,7 +18,7 @@ import ihvp
 from ihvp._problems import PROBLEMS, PredictingProblem, Problem, SeedToy, SoftmaxRegression, TanhMLP
 from ihvp._registry import usable_plugin
 from ihvp.algebra import to_numpy
-from ihvp.backend import BackendPlugin, CurvatureBackend, GradientFunction, SupportsProductError
+from ihvp.backend import BackendPlugin, CurvatureBackend, Dialect, GradientFunction, SupportsProductError
 from ihvp.space import VectorSpace
 
 TOY = next(problem for problem in PROBLEMS if isinstance(problem, SeedToy))
@@ -110,6 +110,11 @@ class Contract:
         """The record."""
         return usable_plugin(self.name)
 
+    @property
+    def dialect(self) -> Dialect:
+        """What this suite writes its losses in."""
+        return dialect_of(self.name)
+
     def case(self, problem: Problem, dtype: str = "float64") -> Case:
         """``problem`` in the backend's framework."""
         params = self.parameters(problem.params, dtype)
@@ -121,9 +126,7 @@ class Contract:
 
     def parameters(self, arrays: Mapping[str, NDArray[Any]], dtype: str) -> Any:
         """Trainable parameters of a dtype; skips a dtype that the framework does not keep."""
-        assert self.plugin.dialect is not None, "the record's dialect is what this suite writes its losses in"
-        cast = {key: value.astype(dtype) for key, value in arrays.items()}
-        params = self.plugin.dialect().parameters(cast)
+        params = self.dialect.parameters({key: value.astype(dtype) for key, value in arrays.items()})
         kept = self.plugin.factory(params).flatten(params).dtype
         # Vectors of parameters in half precision have to be in single precision.
         if not any(name in str(kept) for name in (dtype, np.promote_types(dtype, np.float32).name)):
@@ -151,8 +154,7 @@ class Contract:
         """An ad-hoc loss ``function(xp, params, batch)``, or its gradient where that is what counts."""
         if self.plugin.differentiates == "gradient":
             return GradientFunction(gradient)
-        assert self.plugin.dialect is not None
-        return functools.partial(function, self.plugin.dialect().xp)
+        return functools.partial(function, self.dialect.xp)
 
     def objective(self, case: Case, data: Any = None, loss: Any = None, **options: Any) -> ihvp.Objective:
         """An objective of the case, on other data and with another loss if given."""
@@ -214,14 +216,20 @@ def raises(error: type[Exception], duty: str) -> Iterator[None]:
     pytest.fail(f"{duty}; it raised nothing")
 
 
+def dialect_of(name: str) -> Dialect:
+    """The dialect of a backend's record."""
+    dialect = usable_plugin(name).dialect
+    assert dialect is not None, "the record's dialect is what this suite writes its losses in"
+    return dialect()
+
+
 @functools.cache
 def _functions(name: str, problem: Problem) -> Functions:
     # Cached so that frameworks that compile a loss find it again in the next test.
-    plugin = usable_plugin(name)
-    assert plugin.dialect is not None, "the record's dialect is what this suite writes its losses in"
-    xp = plugin.dialect().xp
+    xp = dialect_of(name).xp
     value = functools.partial(problem.loss, xp)
-    loss = GradientFunction(problem.gradient) if plugin.differentiates == "gradient" else value
+    gradient = usable_plugin(name).differentiates == "gradient"
+    loss = GradientFunction(problem.gradient) if gradient else value
     if not isinstance(problem, PredictingProblem):
         return Functions(loss, value)
     return Functions(

@@ -1,11 +1,8 @@
 """BackendContract: the tests that every backend passes."""
 
-from __future__ import annotations
-
 from ihvp.testing.capabilities import CapabilityContract
-from ihvp.testing.derivatives import DerivativeContract
+from ihvp.testing.derivatives import DerivativeContract, FailureContract
 from ihvp.testing.every_method import MethodContract
-from ihvp.testing.failures import FailureContract
 from ihvp.testing.layers import LayerContract
 from ihvp.testing.operators import OperatorContract
 

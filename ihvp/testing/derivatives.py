@@ -1,6 +1,8 @@
-"""Parameters as vectors, gradients, and products with the Hessian."""
+"""Parameters as vectors, gradients, products with the Hessian, and losses that have none."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from numpy.testing import assert_array_equal
 
 from ihvp._problems import Problem
 from ihvp.algebra import to_numpy
-from ihvp.errors import ParameterError
+from ihvp.errors import LossIndependentOfParameters, LossNotScalar, NonFinite, ParameterError
 from ihvp.space import VectorSpace
 from ihvp.testing.case import NETWORK, SOFTMAX, TOY, Contract, each_dtype, each_problem, raises
 
@@ -46,16 +48,14 @@ class DerivativeContract(Contract):
 
     @pytest.mark.parametrize("dtype", ["int64", "bool", "complex64"])
     def test_parameters_that_are_no_real_floating_numbers_are_refused(self, dtype: str) -> None:
-        assert self.plugin.dialect is not None
-        params = self.plugin.dialect().parameters({"w": np.ones(3, dtype)})
+        params = self.dialect.parameters({"w": np.ones(3, dtype)})
         with raises(ParameterError, f"flatten must refuse parameters of dtype {dtype} with ParameterError"):
             self.plugin.factory().flatten(params)
 
     def test_parameters_of_two_dtypes_are_one_vector_of_the_wider(self) -> None:
-        assert self.plugin.dialect is not None
         self.parameters(TOY.params, "float64")
         arrays = {"w1": np.ones(2, np.float32), "w2": np.full(3, 1 / 3)}
-        params = self.plugin.dialect().parameters(arrays)
+        params = self.dialect.parameters(arrays)
         backend = self.plugin.factory(params)
         flat = backend.flatten(params)
         assert "float64" in str(flat.dtype), f"flatten must promote to float64; it gave {flat.dtype}"
@@ -146,3 +146,37 @@ class DerivativeContract(Contract):
         self.close(case, case.grad(), SOFTMAX.flat_gradient(), product=False)
         v = np.random.default_rng(9).standard_normal(SOFTMAX.size)
         self.close(case, case.hvp(v), SOFTMAX.hessian() @ v)
+
+
+class FailureContract(Contract):
+    """No loss that cannot be differentiated passes."""
+
+    def test_a_loss_that_returns_nothing_is_refused(self) -> None:
+        if self.plugin.differentiates == "gradient":
+            pytest.skip("takes a gradient, which is no scalar")
+        case = self.case(SOFTMAX)
+        with raises(LossNotScalar, "grad must refuse a loss that returns None with LossNotScalar"):
+            case.backend.grad(lambda params, batch: None, case.params, case.batch)
+
+    def test_a_loss_that_is_nan_is_refused_with_its_batch(self) -> None:
+        case = self.case(SOFTMAX)
+        x, y = case.batch
+        poisoned = x.copy()
+        poisoned[0, 0] = np.nan
+        objective = self.objective(case, [(x, y), (poisoned, y)])
+        with pytest.raises(NonFinite) as caught:
+            objective.gradient()
+        assert caught.value.batch == 1
+
+    def test_a_loss_that_ignores_the_parameters_is_refused(self) -> None:
+        case = self.case(SOFTMAX)
+
+        def loss(xp: Any, params: Any, batch: Any) -> Any:
+            return xp.mean(batch[0] * batch[0])
+
+        def gradient(params: Any, batch: Any) -> Any:
+            return {key: np.zeros_like(value) for key, value in params.items()}
+
+        objective = self.objective(case, loss=self.scalar(loss, gradient))
+        with pytest.raises(LossIndependentOfParameters):
+            objective.gradient()

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 
-from ihvp._registry import usable_plugin
 from ihvp.algebra import to_numpy
 from ihvp.backend import OpenModel
 from ihvp.layers import Layer
-from ihvp.testing.case import NETWORK, Case, Contract, at, each_dtype
+from ihvp.testing.case import NETWORK, Case, Contract, at, dialect_of, each_dtype
 
 COTANGENTS = np.random.default_rng(24).standard_normal((3, NETWORK.rows, NETWORK.batch[1].shape[1]))
 
@@ -137,9 +136,7 @@ class LayerContract(Contract):
 @functools.cache
 def _model(name: str) -> Callable[..., Any]:
     # Cached so that frameworks that compile a model find it again in the next test.
-    dialect = usable_plugin(name).dialect
-    assert dialect is not None
-    return functools.partial(_network, dialect().xp)
+    return functools.partial(_network, dialect_of(name).xp)
 
 
 def _network(xp: Any, params: Any, batch: Any) -> Any:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ihvp.experiments import modes
-from ihvp.experiments.peak import rise
+from ihvp.experiments.cost import rise
 
 
 def test_numdiff_alone_is_timed_measured_and_drawn(tmp_path, monkeypatch):
