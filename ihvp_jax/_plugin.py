@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ihvp.backend import BackendPlugin, Dialect, Params
+from ihvp.backend import CAPABILITIES, BackendPlugin, CurvatureBackend, Dialect, Params
 from ihvp.hookspecs import hookimpl
 
-if TYPE_CHECKING:
-    from ihvp_jax._backend import JaxBackend
 
-
-def _factory(params: Params = None, **options: Any) -> JaxBackend:
+def _factory(params: Params = None, **options: Any) -> CurvatureBackend:
     from ihvp_jax._backend import JaxBackend
 
     return JaxBackend(params, **options)
@@ -35,22 +32,7 @@ def ihvp_backend() -> BackendPlugin:
         install="pip install 'ihvp[jax]'",
         factory=_factory,
         types=("jax", "jaxlib", "flax"),
-        capabilities=frozenset(
-            {
-                "linearize",
-                "uniform_batches",
-                "per_example_grads",
-                "gauss_newton",
-                "value",
-                "example_products",
-                "input_derivatives",
-                "layers",
-                "blocks",
-                "checkpoints",
-                "push_forward",
-                "implicit",
-            }
-        ),
+        capabilities=frozenset(CAPABILITIES) - {"reduce", "product_error"},
         dialect=_dialect,
         environment={"JAX_ENABLE_X64": "1"},
     )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ihvp.backend import BackendPlugin, Dialect, Params
+from ihvp.backend import CAPABILITIES, BackendPlugin, CurvatureBackend, Dialect, Params
 from ihvp.hookspecs import hookimpl
 
-if TYPE_CHECKING:
-    from ihvp_tf._backend import TensorFlowBackend
 
-
-def _factory(params: Params = None, **options: Any) -> TensorFlowBackend:
+def _factory(params: Params = None, **options: Any) -> CurvatureBackend:
     from ihvp_tf._backend import TensorFlowBackend
 
     return TensorFlowBackend(params, **options)
@@ -35,20 +32,6 @@ def ihvp_backend() -> BackendPlugin:
         install="pip install 'ihvp[tf]'",
         factory=_factory,
         types=("tensorflow", "keras"),
-        capabilities=frozenset(
-            {
-                "uniform_batches",
-                "per_example_grads",
-                "gauss_newton",
-                "value",
-                "example_products",
-                "input_derivatives",
-                "layers",
-                "blocks",
-                "checkpoints",
-                "push_forward",
-                "implicit",
-            }
-        ),
+        capabilities=frozenset(CAPABILITIES) - {"linearize", "reduce", "product_error"},
         dialect=_dialect,
     )

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ihvp.backend import BackendPlugin, Dialect
+from ihvp.backend import CAPABILITIES, BackendPlugin, CurvatureBackend, Dialect
 from ihvp.hookspecs import hookimpl
 
-if TYPE_CHECKING:
-    import numpy as np
 
-    from ihvp_torch._backend import TorchBackend
-
-
-def factory(params: Any = None, **options: Any) -> TorchBackend:
+def factory(params: Any = None, **options: Any) -> CurvatureBackend:
     """The backend on the device of ``params``."""
     from ihvp_torch._backend import TorchBackend
 
@@ -27,10 +22,9 @@ def dialect() -> Dialect:
     import array_api_compat.torch as xp
     import torch
 
-    def parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        return {name: torch.tensor(array) for name, array in arrays.items()}
-
-    return Dialect(xp=xp, parameters=parameters)
+    return Dialect(
+        xp=xp, parameters=lambda arrays: {name: torch.tensor(array) for name, array in arrays.items()}
+    )
 
 
 @contextmanager
@@ -55,22 +49,7 @@ def ihvp_backend() -> BackendPlugin:
         install="pip install 'ihvp[torch]'",
         factory=factory,
         types=("torch",),
-        capabilities=frozenset(
-            {
-                "linearize",
-                "per_example_grads",
-                "gauss_newton",
-                "reduce",
-                "value",
-                "example_products",
-                "input_derivatives",
-                "layers",
-                "blocks",
-                "checkpoints",
-                "push_forward",
-                "implicit",
-            }
-        ),
+        capabilities=frozenset(CAPABILITIES) - {"uniform_batches", "product_error"},
         dialect=dialect,
         connected=connected,
     )

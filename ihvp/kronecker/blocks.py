@@ -127,9 +127,7 @@ class DiagonalBlock(Block):
 
 
 def eigenvectors(matrices: Vector, like: Vector, *, definite: bool = True) -> tuple[Vector, Vector]:
-    """Eigenvalues ``(…, n)`` and eigenvectors ``(…, n, n)``; of a ``definite`` matrix none is below 0.
-
-    They have the dtype and the device of ``like``.
+    """Eigenvalues ``(…, n)`` and eigenvectors, like ``like``; of a ``definite`` matrix none is below 0.
 
     Computed by LAPACK's drivers with workspaces that are counted in integers: some frameworks count them in
     float32, which fails from 2,896 rows on.

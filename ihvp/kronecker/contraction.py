@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -129,11 +131,9 @@ class _Kernel:
         if isinstance(solved, tuple) and isinstance(right, tuple):
             assert self._terms is not None
             u, v = self._rotated(right)
-            total: Vector = None
-            for r in range(self._terms.left.shape[1]):
-                part = _term(self._terms.left[:, r], self._terms.right[:, r], solved, (u, v))
-                total = part if total is None else total + part
-            return total
+            alphas, betas = self._terms.left, self._terms.right
+            terms = (_term(alphas[:, r], betas[:, r], solved, (u, v)) for r in range(alphas.shape[1]))
+            return functools.reduce(operator.add, terms)
         left = self._multiplied(formed(solved)) if isinstance(solved, tuple) else solved
         if not isinstance(right, tuple):
             return left @ _flat(right).T

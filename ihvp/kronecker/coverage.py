@@ -57,11 +57,8 @@ def opened(objective: Objective, predict: Callable[..., Any], batch: Batch) -> O
 def require_used(names: Iterable[str], found: Container[str], predict: Callable[..., Any]) -> None:
     """Refuse a batch on which the model did not use some of its layers."""
     if missing := sorted(name for name in names if name not in found):
-        raise InvalidOption(
-            "predict",
-            predict,
-            f"a model with the same layers on every batch; one did not use {', '.join(missing)}",
-        )
+        expected = f"a model with the same layers on every batch; one did not use {', '.join(missing)}"
+        raise InvalidOption("predict", predict, expected)
 
 
 def complete_layers(

@@ -28,13 +28,7 @@ from ihvp.kronecker.blocks import (
     kronecker_values,
 )
 from ihvp.kronecker.coverage import EXACT, Remainder, complete_layers, opened, require_used
-from ihvp.kronecker.factors import (
-    Sharing,
-    input_moment,
-    moment_shapes,
-    output_moment,
-    squared_gradients,
-)
+from ihvp.kronecker.factors import Sharing, input_moment, moment_shapes, output_moment, squared_gradients
 from ihvp.kronecker.file import FactorFile, Sums
 from ihvp.kronecker.outputs import FisherKind, cotangents
 from ihvp.layers import Layer

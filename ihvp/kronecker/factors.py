@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any, Literal, TypeAlias
 
 import array_api_compat
@@ -53,9 +55,8 @@ def input_moment(
     """``Σ_n w_n (1/S) Σ_s a aᵀ``, or ``Σ_n w_n ā āᵀ`` with the mean ā over s: ``(groups, d_in, d_in)``.
 
     Of indices the first one, which is diagonal: ``(d_in,)``. ``sharing`` is Martens and Grosse's sum over
-    places, or their mean first (Eschenhagen et al., NeurIPS 2023). Inputs, and pulled-back gradients in
-    all of
-    this module, are as :class:`~ihvp.backend.OpenModel` gives them; ``like`` has the parameters' dtype.
+    places, or their mean first (Eschenhagen et al., NeurIPS 2023). Inputs, and pulled-back gradients in all
+    of this module, are as :class:`~ihvp.backend.OpenModel` gives them; ``like`` has the parameters' dtype.
     """
     if layer.one_hot:
         places = algebra.to_numpy(inputs)
@@ -103,13 +104,10 @@ def squared_gradients(layer: Layer, inputs: Vector, gradients: Vector, q_in: Vec
     a = xp.permute_dims(a, (2, 0, 1, 3)) if afterwards else _rotated(a, q_in, (2, 0, 1, 3))
     if places == 1:
         return _squares_of_places(g, a)
-    total: Any = None
     rows = max(1, _NUMBERS // (views * layer.groups * layer.d_out * a.shape[-1]))
-    for start in range(0, count, rows):
-        part = slice(start, start + rows)
-        term = _squares(g[:, :, part], a[:, part], q_in if afterwards else None)
-        total = term if total is None else total + term
-    return total
+    parts = (slice(start, start + rows) for start in range(0, count, rows))
+    q = q_in if afterwards else None
+    return functools.reduce(operator.add, (_squares(g[:, :, part], a[:, part], q) for part in parts))
 
 
 @algebra.fused()

@@ -26,9 +26,8 @@ class FactorFile:
     """Where factors are kept; what is written is whole or not there.
 
     ``depends_on`` has names and fingerprints of what they depend on, and ``writer`` is what writes such
-    files,
-    for errors. By each method that reads, StoreMismatch says that the file is that of something else. Other
-    errors are those of :mod:`ihvp.array_store`.
+    files, for errors. By each method that reads, StoreMismatch says that the file is that of something else.
+    Other errors are those of :mod:`ihvp.array_store`.
     """
 
     def __init__(self, path: str | Path, writer: str, depends_on: Mapping[str, str]) -> None:

@@ -61,12 +61,7 @@ class Fisher(CurvatureOperator):
         return self._sum(batch, lambda rows: rows.T @ (rows @ v))
 
     def to_dense(self) -> Vector:
-        self._announce_dense()
-        return self.objective.mean(
-            lambda batch: self._sum(batch, lambda rows: rows.T @ rows),
-            self._what,
-            zeros=lambda: self.space.zeros(self.space.size),
-        )
+        return self._dense_mean(lambda batch: self._sum(batch, lambda rows: rows.T @ rows))
 
     def _sum(self, batch: Batch, term: Callable[[Vector], Vector]) -> Vector:
         objective = self.objective

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import array_api_compat
 import numpy as np
@@ -36,15 +37,13 @@ def cotangents(
 
     That sum is meant for each example: products of different examples' entries do not count. ``"exact"`` has
     one vector for each output of an example, ``"mc"`` draws ``num_samples`` of which the sum is the
-    expectation, and which depend on the seed and the outputs alone, ``"empirical"`` takes the gradients
-    of the
-    examples' losses.
+    expectation, and which depend on the seed and the outputs alone, ``"empirical"`` takes the gradients of
+    the examples' losses.
 
     ``relative`` is the factor with which each example's own loss enters that of the batch, ``(B,)``, and
     ``eps`` the machine epsilon that the model computes with. Yields ``(V, F)``, as many at once as keep
-    memory
-    bounded. An InvalidOption says that the loss is not convex in the outputs, or mixes those of different
-    examples.
+    memory bounded. An InvalidOption says that the loss is not convex in the outputs, or mixes those of
+    different examples.
     """
     outputs = model.outputs()
     layout = Layout(model.shapes)
@@ -92,26 +91,21 @@ class Layout:
         return parts[0] if len(parts) == 1 else xp.concat(parts, axis=1)
 
 
-class _Root:
+class _Root(Protocol):
     """A matrix R_n for each example with ``R_n R_nᵀ`` its curvature."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
 
     def columns(self, start: int, stop: int) -> Vector:
         """Columns ``start:stop`` of all R_n, ``(stop − start, F)``."""
-        raise NotImplementedError
 
     def draw(self, count: int, generator: np.random.Generator) -> Vector:
         """Random vectors whose outer products have the mean ``R_n R_nᵀ / count`` each, ``(count, F)``."""
-        raise NotImplementedError
 
 
-class _Dense(_Root):
+class _Dense:
     """Any curvature, by its own eigenvectors."""
 
     def __init__(self, layout: Layout, curvature: Vector, rounding: float) -> None:
-        super().__init__(layout)
+        self._layout = layout
         matrices = algebra.to_numpy(curvature)
         values, vectors = np.linalg.eigh((matrices + matrices.transpose(0, 2, 1)) / 2)
         if values.size and values.min() < -rounding * np.abs(values).max():
@@ -119,41 +113,42 @@ class _Dense(_Root):
         self._roots = algebra.as_like(vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :], curvature)
 
     def columns(self, start: int, stop: int) -> Vector:
-        return self.layout.flat(self._roots[:, :, start:stop])
+        return self._layout.flat(self._roots[:, :, start:stop])
 
     def draw(self, count: int, generator: np.random.Generator) -> Vector:
-        signs = _signs(self._roots, (self.layout.count, self.layout.width, count), generator)
-        return self.layout.flat(self._roots @ signs)
+        signs = _signs(self._roots, (self._layout.count, self._layout.width, count), generator)
+        return self._layout.flat(self._roots @ signs)
 
 
-class _Diagonal(_Root):
+@dataclass(frozen=True, eq=False)
+class _Diagonal:
     """Outputs that the loss treats one by one, as squared error and binary cross-entropy do."""
 
-    def __init__(self, layout: Layout, roots: Vector) -> None:
-        super().__init__(layout)
-        self._roots = roots
+    _layout: Layout
+    _roots: Vector
 
     def columns(self, start: int, stop: int) -> Vector:
         xp, device = array_api_compat.array_namespace(self._roots), algebra.device(self._roots)
         size = stop - start
-        units = xp.eye(self.layout.width, size, k=-start, dtype=self._roots.dtype, device=device)
-        return self.layout.flat(self._roots[:, :, None] * units[None, :, :])
+        units = xp.eye(self._layout.width, size, k=-start, dtype=self._roots.dtype, device=device)
+        return self._layout.flat(self._roots[:, :, None] * units[None, :, :])
 
     def draw(self, count: int, generator: np.random.Generator) -> Vector:
         signs = _signs(self._roots, (*self._roots.shape, count), generator)
-        return self.layout.flat(self._roots[:, :, None] * signs)
+        return self._layout.flat(self._roots[:, :, None] * signs)
 
 
-class _Categorical(_Root):
+@dataclass(frozen=True, eq=False)
+class _Categorical:
     """Cross-entropy after a softmax: ``w (diag p − p pᵀ) = Σ_c w p_c (e_c − p)(e_c − p)ᵀ``."""
 
-    def __init__(self, layout: Layout, weights: Vector, probabilities: Vector) -> None:
-        super().__init__(layout)
-        self._weights, self._p = weights, probabilities
+    _layout: Layout
+    _weights: Vector
+    _p: Vector  # the probabilities
 
     def columns(self, start: int, stop: int) -> Vector:
         xp, classes, found = array_api_compat.array_namespace(self._p), self._p.shape[-1], []
-        places = self.layout.width // classes
+        places = self._layout.width // classes
         for column in range(start, stop):
             place, label = divmod(column, classes)
             unit = algebra.as_like(np.arange(classes) == label, self._p)

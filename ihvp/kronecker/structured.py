@@ -65,18 +65,7 @@ class BlockStructured(LinearOperator):
         return float(np.sqrt(sum(float(_sum_of_squares(block.values)) for block in self.blocks)))
 
     def logdet(self, damping: float = 0.0) -> float:
-        """``log det(A + λI)``, for a positive definite ``A + λI``.
-
-        Parameters
-        ----------
-        damping : float
-            λ.
-
-        Raises
-        ------
-        InvalidOption
-            It is singular.
-        """
+        """``log det(A + λI)``, for a positive definite ``A + λI``; an InvalidOption where it is singular."""
         self.require_definite(damping)
         total = 0.0
         for block in self.blocks:
@@ -86,17 +75,7 @@ class BlockStructured(LinearOperator):
     def sample(self, n: int, seed: int = 0, *, damping: float = 0.0) -> Vector:
         """Draws from the normal distribution with the covariance ``(A + λI)⁻¹``, ``(P, n)``.
 
-        Parameters
-        ----------
-        n : int
-        seed : int
-        damping : float
-            λ.
-
-        Raises
-        ------
-        InvalidOption
-            ``A + λI`` is singular.
+        An InvalidOption says that ``A + λI`` is singular.
         """
         check_integer("n", n, 1)
         check_seed(seed)
@@ -242,14 +221,7 @@ class KFAC(BlockStructured):
     def save(self, path: str | Path) -> None:
         """Write the factors to a file, ``.npz`` or ``.safetensors``, which is whole or not there.
 
-        Raises
-        ------
-        InvalidOption
-            Another ending.
-        PackageNotInstalled
-            safetensors is missing.
-        StoreError
-            The file cannot be written.
+        Errors are those of :meth:`ihvp.InverseProducts.save`.
         """
         FactorFile(path, _writer(type(self)), self._depends_on).save(self.blocks, self._refused)
 
@@ -257,20 +229,8 @@ class KFAC(BlockStructured):
     def load(cls, path: str | Path, objective: Objective) -> Self:
         """Read what :meth:`save` wrote, for the same parameters and the same options' kind of matrix.
 
-        Parameters
-        ----------
-        path : path
-        objective : Objective
-            With the parameters that the factors were made at.
-
-        Raises
-        ------
-        StoreMismatch
-            They are those of other parameters, or of the other class.
-        DataError
-            The file holds something else, or not what was written.
-        MissingFile, StoreError
-            It is not there, or cannot be read.
+        StoreMismatch says that the factors are those of other parameters than the objective's, or of the
+        other class; other errors are those of :meth:`ihvp.InverseProducts.load`.
         """
         check_instance("objective", objective, Objective, "an ihvp.Objective")
         operator = cls.__new__(cls)
@@ -284,18 +244,13 @@ class KFAC(BlockStructured):
         return {"operator": cls.__name__, "parameters": of_array(objective.backend.flatten(objective.params))}
 
     def split(self, damping: float) -> BlockStructured:
-        r"""The matrix whose factors are damped one by one, in place of their product.
+        r"""The matrix whose factors are damped one by one, by λ > 0, in place of their product.
 
         .. math:: (A + \pi \sqrt\lambda\, I) \otimes (B + \sqrt\lambda / \pi\, I), \qquad
             \pi^2 = \frac{\operatorname{tr} A / d_{in}}{\operatorname{tr} B / d_{out}}
 
         (Martens and Grosse 2015, section 6.3). Solve with it without further damping. Blocks without factors
         get λ itself.
-
-        Parameters
-        ----------
-        damping : float
-            λ > 0.
         """
         check_number("damping", damping, lambda number: number > 0, "a finite number above 0")
         return BlockStructured(self.space, [block.split(damping) for block in self.blocks])
@@ -324,12 +279,7 @@ class EKFAC(KFAC):
     _corrected = True
 
     def split(self, damping: float) -> BlockStructured:
-        """Not defined: corrected eigenvalues are no products of factors.
-
-        Raises
-        ------
-        InvalidOption
-        """
+        """Not defined, an InvalidOption: corrected eigenvalues are no products of factors."""
         raise InvalidOption("damping", damping, "the damping of a solve, or KFAC(…).split(damping)")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -136,6 +136,12 @@ class CurvatureOperator(LinearOperator):
             return _BatchMean(self, examples.rows(numbers), batch_size, share)
 
         return draw
+
+    def _dense_mean(self, batch_matrix: Callable[[Batch], Vector]) -> Vector:
+        """The matrix of the matrices of batches: products with the identity would make their rows again."""
+        self._announce_dense()
+        size = self.space.size
+        return self.objective.mean(batch_matrix, self._what, zeros=lambda: self.space.zeros(size))
 
     @property
     def _what(self) -> str:

@@ -1,4 +1,4 @@
-"""An operator from a matrix that is there."""
+"""Operators from a matrix that is there, and from a multiple of the identity."""
 
 from __future__ import annotations
 
@@ -51,3 +51,30 @@ class Dense(LinearOperator):
 
     def to_dense(self) -> Vector:
         return self.matrix
+
+
+class ScalarMatrix(LinearOperator):
+    """``c I``: what stands in the place of a curvature for methods that take gradients as they are.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> ScalarMatrix(ihvp.Dense(np.eye(2)).space, 4.0) @ np.ones(2)
+    array([4., 4.])
+    """
+
+    def __init__(self, space: VectorSpace, value: float = 1.0) -> None:
+        super().__init__(space)
+        self.value = value
+
+    def apply(self, v: Vector) -> Vector:
+        return self.value * v
+
+    def solve_damped(self, v: Vector, damping: float) -> Vector:
+        """``v / (c + λ)`` of a flat native vector or block; 0 where that is singular."""
+        return 0.0 * v if self.is_singular(damping) else v / (self.value + damping)
+
+    def is_singular(self, damping: float) -> bool:
+        """Whether ``c + λ`` is 0."""
+        return self.value + damping == 0

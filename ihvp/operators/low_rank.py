@@ -71,15 +71,7 @@ class Spectral(LinearOperator):
     def logdet(self, damping: float = 0.0) -> float:
         """``log det(A + λI)``, for a positive definite ``A + λI``.
 
-        Parameters
-        ----------
-        damping : float
-            λ.
-
-        Raises
-        ------
-        InvalidOption
-            An eigenvalue of ``A + λI`` is not positive; says which damping would do.
+        An InvalidOption says which damping would do, where an eigenvalue of it is not positive.
 
         Examples
         --------

@@ -51,14 +51,8 @@ class OPG(CurvatureOperator):
         return super().apply(v)
 
     def to_dense(self) -> Vector:
-        self._announce_dense()
         self._meet()
-        # Products with the identity would make the gradients again for every block of its columns.
-        return self.objective.mean(
-            lambda batch: self._batch_sum(batch, lambda J, weight: J.T @ (weight * J)),
-            self._what,
-            zeros=lambda: self.space.zeros(self.space.size),
-        )
+        return self._dense_mean(lambda batch: self._batch_sum(batch, lambda J, weight: J.T @ (weight * J)))
 
     def _meet(self) -> None:
         """Ask for what all processes add up, also in those whose batches weigh nothing and would not ask."""

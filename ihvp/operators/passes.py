@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -10,11 +11,10 @@ from itertools import islice
 import numpy as np
 
 from ihvp import algebra
-from ihvp.backend import SupportsLinearize, SupportsUniformBatches, Vector
+from ihvp.backend import Matvec, SupportsLinearize, SupportsUniformBatches, Vector
 from ihvp.data import Piece, arrays_of
-from ihvp.memory import on_host
+from ihvp.memory import free_memory, on_host
 from ihvp.objective import Objective, Term
-from ihvp.operators.linearised import LinearisedBatches
 
 # So many rows tell how much memory an example takes.
 _PROBED = 2048
@@ -27,6 +27,8 @@ _PIECES_IN_BUDGET = 8
 # One compiled loop is up to 2.8 times as fast as calls of linearised products for batches of up to so many
 # examples; from 512 on it takes 1.1 to 1.4 times as long, because linearised products do less.
 _LOOPED_ROWS = 128
+# The part of the free memory that is used by default, and the budget where the device does not tell.
+_SHARE, _UNKNOWN = 2, 1 << 30
 
 
 class Passes:
@@ -34,16 +36,14 @@ class Passes:
 
     Batches stay linearised as far as the budget goes. Where the backend has a loop for batches of one size,
     it takes small ones, and larger ones if they do not all fit. Data that is one batch without a
-    ``batch_size`` is cut where that is faster and its examples add up.
-
-    The objective is over data that is ``lasting``, with a loss that is verified; linearised batches may keep
-    ``budget`` bytes, by default half of what is free on the device.
+    ``batch_size`` is cut where that is faster and its examples add up. The data is ``lasting``, and the loss
+    is verified.
     """
 
     def __init__(self, objective: Objective, budget: int | None) -> None:
         self._objective, self._batches = objective, objective.batches
         self._subject = (objective.params, objective.loss, objective.batches)
-        self._linearised = LinearisedBatches(objective, budget)
+        self._linearised = _LinearisedBatches(objective, budget)
         self._weights: dict[int, tuple[Piece, float]] = {}
         if next(islice(self._batches.pieces(), 1, None), None) is not None:
             objective.require_additive()
@@ -137,3 +137,56 @@ class Passes:
             or (array.dtype.kind in "biufc" and self._objective.backend.device == "cpu")
             for array in arrays
         )
+
+
+class _LinearisedBatches:
+    """The linearised batches of an objective at its parameters, by their place in a pass over the data.
+
+    They keep ``budget`` bytes, by default half of what is free on the device: one that does not tell its
+    ``nbytes`` takes all that is left. ``bytes_each`` is what an example of the last batch takes, if told.
+    """
+
+    def __init__(self, objective: Objective, budget: int | None) -> None:
+        if budget is None:
+            free = free_memory(objective.space)
+            budget = _UNKNOWN if free is None else free // _SHARE
+        self.budget = budget
+        self.bytes_each: float | None = None
+        self._objective, self._left = objective, budget
+        self._kept: dict[int, tuple[Piece, Matvec, int]] = {}
+        self._lock = threading.RLock()
+
+    def get(self, place: int, piece: Piece) -> Matvec | None:
+        """The linearised batch, if it is kept or the budget has room for it."""
+        with self._lock:
+            return self._get(place, piece)
+
+    def _get(self, place: int, piece: Piece) -> Matvec | None:
+        if place in self._kept:
+            known, matvec, nbytes = self._kept[place]
+            if known.is_same(piece):
+                return matvec
+            # The user has put another batch there.
+            del self._kept[place], matvec
+            self._left += nbytes
+        backend = self._objective.backend
+        expected = (self.bytes_each or 0.0) * piece.count
+        if not isinstance(backend, SupportsLinearize) or self._left == 0 or expected > self._left:
+            return None
+        matvec = backend.linearize(self._objective.loss, self._objective.params, piece.take())
+        told = getattr(matvec, "nbytes", None)
+        self.bytes_each = None if told is None else told / piece.count
+        nbytes = self._left if told is None else told
+        if nbytes <= self._left:
+            self._kept[place] = (piece, matvec, nbytes)
+            self._left -= nbytes
+        return matvec
+
+    def has_room_for(self, examples: int) -> bool:
+        """Whether linearisations of so many examples fit in the budget."""
+        return self.bytes_each is not None and self.bytes_each * examples <= self.budget
+
+    def clear(self) -> None:
+        """Forget all batches."""
+        self._kept.clear()
+        self._left = self.budget

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.backend import Batch, SupportsLayers, Vector
-from ihvp.errors import InvalidOption, MissingCapability
+from ihvp.backend import Batch, Vector
+from ihvp.errors import InvalidOption
 from ihvp.kronecker.contraction import example_gradients
 from ihvp.kronecker.coverage import complete_layers
+from ihvp.kronecker.estimate import require_layers
 from ihvp.kronecker.factors import with_bias
 from ihvp.layers import Layer
 from ihvp.objective import Objective
@@ -47,14 +48,8 @@ class FactoredMap:
 
     def __init__(self, projection: Projection, objective: Objective) -> None:
         check_dim(projection, objective.num_params)
-        self._predict, _ = objective.require_predict()
-        backend = objective.backend
-        if not isinstance(backend, SupportsLayers):
-            raise MissingCapability(
-                type(backend).__name__,
-                "layers",
-                "Take Projection(kind='sparse'), which asks for gradients only.",
-            )
+        advice = "Take Projection(kind='sparse'), which asks for gradients only."
+        _, self._predict, _ = require_layers(objective, advice)
         objective.require_examples()
         batch, _ = next(iter(objective.batches))
         layers, self.left_out = complete_layers(objective, self._predict, batch)
@@ -158,11 +153,8 @@ def _sizes(layers: Sequence[Layer], dim: int) -> list[tuple[Layer, tuple[int, in
     for number, layer in enumerate(order):
         share, d_out, d_in = left // (len(order) - number) // layer.groups, layer.d_out, widths[layer.name]
         if share < 1:
-            raise InvalidOption(
-                "dim",
-                dim,
-                f"at least {sum(layer.groups for layer in layers):,}: one for each group of each layer",
-            )
+            expected = f"at least {sum(layer.groups for layer in layers):,}: one for each group of each layer"
+            raise InvalidOption("dim", dim, expected)
         out = min(d_out, max(1, round(share**0.5)), share)
         into = min(d_in, share // out)
         out = min(d_out, share // into)

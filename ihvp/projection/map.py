@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -48,11 +50,11 @@ class DenseMap:
         self.dim, self._projection, self._size = projection.dim, projection, size
 
     def project(self, rows: Vector) -> Vector:
-        total: Any = None
-        for start, piece in self._pieces():
-            part = rows[:, start : start + len(piece)] @ algebra.as_like(piece, rows)
-            total = part if total is None else total + part
-        return total
+        parts = (
+            rows[:, start : start + len(piece)] @ algebra.as_like(piece, rows)
+            for start, piece in self._pieces()
+        )
+        return functools.reduce(operator.add, parts)
 
     def pull_back(self, rows: Vector) -> Vector:
         xp = array_api_compat.array_namespace(rows)
@@ -105,10 +107,8 @@ class SparseMap:
         return total
 
     def _on_host(self, rows: NDArray[Any]) -> NDArray[Any]:
-        total, signed = (
-            np.zeros((len(rows), self.dim), rows.dtype),
-            np.empty((len(rows), self.dim), rows.dtype),
-        )
+        total = np.zeros((len(rows), self.dim), rows.dtype)
+        signed = np.empty_like(total)
         for run, shift in self._runs():
             width = run.stop - run.start
             cut, part = min(width, self.dim - shift), signed[:, :width]

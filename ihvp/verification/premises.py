@@ -4,21 +4,84 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+
+from ihvp import algebra
 from ihvp.backend import Batch, SupportsProductError, Vector
 from ihvp.data import Batches
-from ihvp.errors import LossNotAdditive, WrongSecondDerivative
+from ihvp.errors import (
+    LossIndependentOfParameters,
+    LossNotAdditive,
+    NonDeterministicGradient,
+    NonFinite,
+    WrongSecondDerivative,
+)
 from ihvp.verification.additivity import compare_with_parts, value_difference
-from ihvp.verification.gradient import verified_gradient
 from ihvp.verification.probes import probes
-from ihvp.verification.report import Check, Report
 from ihvp.verification.second_derivative import compare_with_gradients
 from ihvp.verification.subject import Subject
 
 _GRADIENT = "The gradient is finite and the same twice"
 _ADDITIVE = "A batch's gradient is that of its parts"
 _SECOND = "The second derivative is that of the first"
+
+Outcome = Literal["passed", "inconclusive", "not needed", "not checked yet", "switched off"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One premise.
+
+    Attributes
+    ----------
+    premise : str
+        What results rest on.
+    outcome : str
+        "passed", "inconclusive" (no statement is possible), "not needed", "not checked yet" (nothing has
+        rested on it so far) or "switched off". A check that fails raises its error instead.
+    why : str
+        What was found, in a sentence.
+    """
+
+    premise: str
+    outcome: Outcome
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.premise}: {self.outcome}" + (f" ({self.why})" if self.why else "")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The premises of an objective, by name; made by :meth:`ihvp.Objective.report`.
+
+    Attributes
+    ----------
+    gradient : Check
+        The loss is one finite scalar that depends on the parameters, with the same gradient twice.
+    additive : Check
+        A batch's gradient is the weighted mean, or the declared sum, of the gradients of its parts.
+    second_derivative : Check
+        The framework's second derivative is that of its first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import ihvp
+    >>> objective = ihvp.Objective(params=np.ones(2), grad=lambda w, batch: 2 * w)
+    >>> gradient = objective.gradient()
+    >>> objective.report().gradient.outcome
+    'passed'
+    """
+
+    gradient: Check
+    additive: Check
+    second_derivative: Check
+
+    def __str__(self) -> str:
+        return "\n".join(str(check) for check in (self.gradient, self.additive, self.second_derivative))
 
 
 @dataclass
@@ -73,19 +136,19 @@ class Premises:
         """Check the gradient of a batch, which is returned, unless that was done before."""
         if self._known.gradient is not None:
             return None
-        gradient = verified_gradient(subject, batch)
+        gradient = _verified_gradient(subject, batch)
         self._known.gradient = Check(_GRADIENT, "passed")
         return gradient
 
     def require_additive(self, subject: Subject, batches: Batches, *, any_weights: bool = False) -> bool:
-        """Check once that batches may be taken apart.
-
-        Batches in which fewer than two examples weigh anything settle nothing.
+        """Check once that batches may be taken apart; the result says whether it is settled.
 
         The gradient of ``subject`` was checked before, unless one batch in memory is all there is.
-        ``batches`` are those that the loss may see, in memory or a list. Where ``any_weights``, only the
-        gradients of single examples are asked for, whatever they weigh in a batch. The result says whether it
-        is settled.
+        ``batches`` are those that the loss may see, in memory or a list: those in which fewer than
+        two examples
+        weigh anything settle nothing. Where ``any_weights``, only the gradients of single examples
+        are asked for,
+        whatever they weigh in a batch.
         """
         if not self.needs_parts or (any_weights and self._known.separate):
             return True
@@ -138,3 +201,31 @@ class Premises:
         if found.outcome == "wrong":
             raise WrongSecondDerivative(found.error, found.allowed, type(subject.backend).__name__)
         self._second = Check(_SECOND, found.outcome, found.why)
+
+
+def _verified_gradient(subject: Subject, batch: Batch) -> Vector:
+    """The gradient of a batch, checked by a second one: finite, the same twice, not identically zero."""
+    one, two = subject.gradient(batch), subject.gradient(batch)
+    if not algebra.all_finite(one):
+        raise NonFinite("The gradient", 0)
+    size = float(algebra.norms(one))
+    difference = np.inf
+    if algebra.all_finite(two):
+        difference = float(algebra.norms(algebra.axpy(two, -1.0, one)))
+    del two
+    # Parallel sums may differ in their last bits from call to call; dropout differs by far more.
+    allowed = subject.space.product_eps**0.5
+    if difference <= allowed * size and size > 0:
+        return one
+    # At an optimum the gradient is as small as its own rounding, or zero: its size elsewhere tells.
+    size = float(algebra.norms(subject.nearby(1.0).gradient(batch)))
+    if size == 0.0:  # as where every margin is kept
+        sizes = (float(algebra.norms(point.gradient(batch))) for point in subject.far())
+        size = next((size for size in sizes if size), 0.0)
+    if size == 0.0:
+        raise LossIndependentOfParameters(
+            "its gradient on batch 0 is exactly zero, here and at random points"
+        )
+    if difference > allowed * size:
+        raise NonDeterministicGradient(difference / size, allowed)
+    return one

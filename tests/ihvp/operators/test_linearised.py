@@ -131,13 +131,13 @@ def test_of_linearisations_that_do_not_tell_their_memory_one_is_kept(linearizing
 
 
 def test_the_default_is_half_of_what_is_free(linearizing, batches, exact, monkeypatch):
-    monkeypatch.setattr("ihvp.operators.linearised.free_memory", lambda space: 1200)
+    monkeypatch.setattr("ihvp.operators.passes.free_memory", lambda space: 1200)
     multiply(hessian(linearizing, batches), exact)
     assert linearizing.linearized == 2
 
 
 def test_where_the_device_does_not_tell_it_is_a_gibibyte(linearizing, batches, exact, monkeypatch):
-    monkeypatch.setattr("ihvp.operators.linearised.free_memory", lambda space: None)
+    monkeypatch.setattr("ihvp.operators.passes.free_memory", lambda space: None)
     linearizing.bytes_each = (1 << 30) // 6
     multiply(hessian(linearizing, batches), exact)
     assert linearizing.linearized == 2
