@@ -90,12 +90,11 @@ def registered() -> _Registered:
         except Exception as error:
             broken[entry.name] = error
     for implementation in manager.hook.ihvp_backend.get_hookimpls():
+        name = implementation.plugin_name
         try:
-            plugins[implementation.plugin_name] = _checked(
-                implementation.function(), implementation.plugin_name
-            )
+            plugins[name] = _checked(implementation.function(), name)
         except Exception as error:
-            broken[implementation.plugin_name] = error
+            broken[name] = error
     for name, _ in manager.list_name_plugin():
         if name not in plugins and name not in broken:
             broken[name] = AttributeError("it defines no hook implementation named ihvp_backend")
@@ -142,17 +141,9 @@ def backends() -> list[BackendInfo]:
     found = registered()
     rows = []
     for plugin in found.plugins.values():
-        installed = _installed(plugin)
-        rows.append(
-            BackendInfo(
-                plugin.name,
-                plugin.framework,
-                plugin.install,
-                installed,
-                _version(plugin.framework) if installed else None,
-                plugin.capabilities,
-            )
-        )
+        name, framework, installed = plugin.name, plugin.framework, _installed(plugin)
+        version = _version(framework) if installed else None
+        rows.append(BackendInfo(name, framework, plugin.install, installed, version, plugin.capabilities))
     for name, error in found.broken.items():
         text = f"{type(error).__name__}: {error}"
         rows.append(BackendInfo(name, "", "", False, None, frozenset(), text))

@@ -126,8 +126,6 @@ def naming(kind: type[FunctionFailed], what: str) -> Iterator[None]:
     """Turn what the caller's functions and their framework raise into an error of ``kind``, chained.
 
     Errors of memory that ran out stay as they are, for callers that go on with less.
-
-    ``what`` is what is called or computed.
     """
     try:
         yield

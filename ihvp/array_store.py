@@ -41,9 +41,8 @@ def save_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]], about: Map
 def load_arrays(path: str | Path, kind: str, writer: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Read what :func:`save_arrays` wrote.
 
-    ``kind`` is what the file should hold and ``writer`` what writes such files, for errors: DataError where
-    it holds something else, or not what was written; MissingFile or StoreError where it is not there, or
-    cannot be read.
+    DataError says that a file is of another ``kind``, or not what a ``writer`` wrote; MissingFile or
+    StoreError, that it is not there, or cannot be read.
     """
     check_array_file("path", path)
     read = _read_safetensors if _is_safetensors(path) else _read_npz

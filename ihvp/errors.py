@@ -852,9 +852,9 @@ def _failure(cls: Any, kind: Any, *args: str) -> Any:
     return error
 
 
-def _first(text: str, most: int = 400) -> str:
+def _first(text: str) -> str:
     """The beginning of a text, as a sentence."""
-    text = text.strip() if len(text) <= most else text[:most].rstrip() + " …"
+    text = text.strip() if len(text) <= 400 else text[:400].rstrip() + " …"
     return text if text.endswith((".", "…")) else f"{text}."
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
+import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from ihvp.errors import TooLarge
 from ihvp.space import VectorSpace
@@ -52,13 +55,11 @@ def _free(device: Any) -> int | None:
 
 
 def require_memory(space: VectorSpace | None, numbers: int, bytes_each: int, what: str, advice: str) -> None:
-    """Refuse what does not fit beside what is in memory already.
+    """Refuse as :class:`~ihvp.errors.TooLarge` what does not fit beside what is in memory already.
 
-    Where the device tells what is free, nothing is allocated. Another one is asked for the memory, which it
-    gives or refuses at once.
-
-    The device is that of ``space``, or the host for None. ``what`` and ``advice`` make the text of
-    :class:`~ihvp.errors.TooLarge`.
+    Where the device, that of ``space`` or the host for None, tells what is free, nothing is allocated.
+    Another
+    one is asked for the memory, which it gives or refuses at once.
     """
     needed = numbers * bytes_each
     available = free_memory(space)
@@ -74,3 +75,13 @@ def require_memory(space: VectorSpace | None, numbers: int, bytes_each: int, wha
             space.xp.empty(needed // 4 + 1, dtype=space.xp.float32, device=space.device)
         except (MemoryError, RuntimeError) as error:
             raise TooLarge(what, needed, None, advice) from error
+
+
+def allocate(shape: tuple[int, ...], dtype: np.dtype[Any], what: str, advice: str) -> NDArray[Any]:
+    """An array of the host, not yet filled: zeros, which take no memory before they are written to.
+
+    Where it does not fit, that is told before the work, as by :func:`require_memory`.
+    """
+    sizes = " × ".join(f"{size:,}" for size in shape)
+    require_memory(None, math.prod(shape), dtype.itemsize, f"{what}, {sizes},", advice)
+    return np.zeros(shape, dtype)

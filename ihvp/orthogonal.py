@@ -40,8 +40,8 @@ def orthonormal(
 ) -> Basis:
     r"""An orthonormal basis of the span of a block's columns, without those that depend on others.
 
-    Each pass multiplies the block Y by :math:`D^{-1} U \Lambda^{-1/2}`, where :math:`D^{-1} Y^T Y D^{-1} =
-    U \Lambda U^T` and D has the columns' norms, with eigenvalues below rounding raised to its level. For an
+    Each pass multiplies the block Y by :math:`D^{-1} U \Lambda^{-1/2}`, where :math:`D^{-1} Y^T Y D^{-1} = U
+    \Lambda U^T` and D has the columns' norms, with eigenvalues below rounding raised to its level. For an
     independent block that is Cholesky-QR done twice (Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, ETNA 44,
     2015), for a nearly dependent one its shifted form (Fukaya, Kannan, Nakatsukasa, Yamamoto and Yanagisawa,
     SIAM Journal on Scientific Computing 42, 2020), with the eigenvectors of the Gram matrix in place of its
@@ -51,8 +51,8 @@ def orthonormal(
     The block is ``(P, k)``, of columns of any scale, and overwritten where its type allows. ``scale`` is the
     size of the numbers that it was computed from: what is below their rounding is not a direction; by default
     each column counts by its own norm. ``deviation`` is the largest entry of ``vectorsᵀ vectors − I`` to
-    allow,
-    by default that of rounding. ``gram`` is ``blockᵀ block``, where it is known and ``scale`` is given.
+    allow, by default that of rounding. ``gram`` is ``blockᵀ block``, where it is known and ``scale`` is
+    given.
 
     >>> import numpy as np
     >>> basis = orthonormal(np.array([[3.0, 6.0], [4.0, 8.0], [0.0, 0.0]]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.backend import SupportsReduce, Vector
 from ihvp.errors import InvalidOption, ProcessesDiffer, ProcessFailed
+from ihvp.progress import track
 
 Owner = TypeVar("Owner")
 Arguments = ParamSpec("Arguments")
@@ -65,6 +66,12 @@ class Processes:
             if self.backend is not None:
                 self.backend.tell(error)
             raise
+
+    def track(
+        self, what: str, total: int, progress: bool | None
+    ) -> AbstractContextManager[Callable[[int], object]]:
+        """A progress bar over a known amount of work, of the first process alone; gives what advances it."""
+        return track(what, total, progress, self.rank)
 
     def sum(self, values: NDArray[Any]) -> NDArray[Any]:
         """The sum of numpy arrays of one shape."""

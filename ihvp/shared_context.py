@@ -49,10 +49,8 @@ class Substitution:
     """Call it for a context in which functions are replaced, for the threads that ask for it and no other.
 
     A replacement is called by every thread while some thread is in the context: it asks :attr:`here`, and
-    leaves the work to :attr:`originals` where that is false.
-
-    Each place is ``(holder, key, function)``: the holder is a dict with the entry ``key``, or has it as an
-    attribute.
+    leaves the work to :attr:`originals` where that is false. Each place is ``(holder, key, function)``: the
+    holder is a dict with the entry ``key``, or has it as an attribute.
     """
 
     def __init__(self, *places: tuple[Any, str, Any]) -> None:

@@ -37,10 +37,8 @@ class VectorSpace:
     """Vectors of length ``size`` in float32 or float64 on one device, or all on each device of JAX's mesh.
 
     Dtype and device are as the array library spells them, and ``xp`` is its Array API namespace. With a
-    backend
-    and parameters, vectors may also be written in the structure of these. ``processes`` have the same
-    vectors,
-    and parts of the data that matrices on them are means over.
+    backend and parameters, vectors may also be written in the structure of these. ``processes`` have the same
+    vectors, and parts of the data that matrices on them are means over.
     """
 
     size: int
@@ -116,10 +114,9 @@ class VectorSpace:
     def enter(self, v: Any) -> tuple[Vector, Leave]:
         """``v`` as a flat array of this space, which is never a changed ``v``, and the way back.
 
-        ``v`` is ``(P,)`` or ``(P, k)`` in this space's array type or numpy's, or has the parameters'
-        own structure.
-        The way back turns a flat result into its form: numpy for numpy, structure for structure. WrongShape,
-        WrongDtype, WrongDevice, MixedFrameworks or a VectorError say what is wrong with it.
+        ``v`` is ``(P,)`` or ``(P, k)`` in this space's array type or numpy's, or has the parameters' own
+        structure. The way back turns a flat result into its form: numpy for numpy, structure for structure.
+        WrongShape, WrongDtype, WrongDevice, MixedFrameworks or a VectorError say what is wrong with it.
         """
         if is_traced(v):
             raise TracedValue("v")

@@ -149,7 +149,7 @@ class TRAK(Streamed):
             "projection": repr(index.projection),
         }
         with Store(folder, (1, len(index)), dtype, (1, width), depends_on, processes, _HOLDS) as store:
-            for block, own in store.missing(0, 1, windows(losses, width), losses):
+            for block, own in store.missing(0, 1, windows(losses, width), losses, lambda amount: None):
                 first = losses.first + block.first
                 rows = index.features.of(losses, block, "training", 1.0)[own]
                 store.write(0, first, _ratios(rows, index.rows(first, first + len(rows)))[None])

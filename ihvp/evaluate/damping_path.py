@@ -17,11 +17,10 @@ from ihvp.evaluate.outcomes import Outcomes
 from ihvp.evaluate.retraining import masks_of
 from ihvp.influence import Influence
 from ihvp.influence.blocks import Block, counted_blocks, rows_at_once, tile_columns
-from ihvp.influence.factored import has_factored_form, layered
+from ihvp.influence.factored import factored_form, layered
 from ihvp.influence.gradients import derivatives_along, gradients
 from ihvp.influence.points import solve_width
 from ihvp.influence.trained import TrainedModel
-from ihvp.kronecker import KFAC
 from ihvp.kronecker.contraction import Contraction
 from ihvp.objective import Objective
 from ihvp.operators import LinearOperator
@@ -133,14 +132,12 @@ def dampings(
         The trained model, as for :class:`ihvp.Influence`.
     outcomes : Outcomes
         From :func:`retrain` with the same ``test_data`` and ``test_loss``, or your own.
-    test_data, test_loss
+    test_data, test_loss, progress
         As for :meth:`ihvp.Influence.scores`.
     dampings : sequence of float
         Different numbers ≥ 0.
     curvature, solver, train_loss
         As for :class:`ihvp.Influence`, which chooses for the smallest damping where nothing is named.
-    progress : bool, optional
-        Shows a progress bar; by default in a terminal, after a second.
 
     Raises
     ------
@@ -205,11 +202,10 @@ def _queries(
     progress: bool | None,
 ) -> Iterator[tuple[Block, Callable[[Objective, Block], NDArray[np.float64]]]]:
     """Blocks of test points, and what gives their products with a block of examples, ``(L, k, b)``."""
-    operator, solver = model.inverse.operator, model.inverse.solver
-    if has_factored_form(model, training, question):
-        assert isinstance(operator, KFAC)
+    factors = factored_form(model, training, question)
+    if factors is not None:
         pairs = question.num_examples * training.num_examples
-        contractions = [Contraction(operator, float(damping), pairs) for damping in dampings]
+        contractions = [Contraction(factors, float(damping), pairs) for damping in dampings]
         for asked in counted_blocks(question, model.rows):
             rows = layered(contractions[0], question, asked, "test", power=0)
             solved = [(contraction, contraction.solved(rows)) for contraction in contractions]
@@ -220,6 +216,7 @@ def _queries(
 
             yield asked, contracted
         return
+    operator, solver = model.inverse.operator, model.inverse.solver
     # The solves of all dampings are held together.
     most = max(1, rows_at_once(operator.space.size) // (2 * len(dampings)))
     for asked in counted_blocks(question, min(most, solve_width(model.inverse, question.num_examples))):

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ihvp.arguments import check_instance
 from ihvp.evaluate.agreement import Agreement, agreement
 from ihvp.evaluate.outcomes import Outcomes
 from ihvp.evaluate.scores import predicted_rises
 
 
 def lds(
-    scores: Any,
-    outcomes: Outcomes,
-    test_data: Any = None,
-    test_loss: Callable[..., Any] | None = None,
+    scores: Any, outcomes: Outcomes, test_data: Any = None, test_loss: Callable[..., Any] | None = None
 ) -> Agreement:
     r"""The linear datamodelling score: how well scores predict the losses after training on subsets.
 
@@ -58,16 +54,12 @@ def lds(
     >>> print(ihvp.evaluate.lds(scores, outcomes))
     LDS 1.000 ± 0.000 (over test points 0.000, over trainings 0.000; 3 test points)
     """
-    check_instance("outcomes", outcomes, Outcomes, "ihvp.evaluate.Outcomes")
     predicted, rounding = predicted_rises(scores, outcomes, test_data, test_loss)
     return agreement("LDS", predicted, outcomes.losses.T, rounding, ranks=True)
 
 
 def leave_one_out(
-    scores: Any,
-    outcomes: Outcomes,
-    test_data: Any = None,
-    test_loss: Callable[..., Any] | None = None,
+    scores: Any, outcomes: Outcomes, test_data: Any = None, test_loss: Callable[..., Any] | None = None
 ) -> Agreement:
     """Pearson's correlation of predicted with actual changes when single examples are removed.
 
@@ -90,6 +82,5 @@ def leave_one_out(
     >>> round(ihvp.evaluate.leave_one_out(scores, outcomes).value, 6)
     1.0
     """
-    check_instance("outcomes", outcomes, Outcomes, "ihvp.evaluate.Outcomes")
     predicted, rounding = predicted_rises(scores, outcomes, test_data, test_loss)
     return agreement("Leave-one-out correlation", predicted, outcomes.losses.T, rounding, ranks=False)

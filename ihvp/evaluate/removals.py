@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from ihvp.arguments import as_array, check_function, check_integer, check_seed
 from ihvp.backend import GradientFunction
 from ihvp.errors import InvalidOption
-from ihvp.evaluate.retraining import TrainFunction, masks_of, question_of, trained_losses
+from ihvp.evaluate.retraining import TrainFunction, masks_of, trained_losses
 from ihvp.evaluate.scores import scores_of
 from ihvp.evaluate.subsets import all_but
+from ihvp.influence.checks import question_of
 from ihvp.influence.top_k import TopK
 from ihvp.objective import Objective
 from ihvp.packages import required
@@ -200,11 +201,7 @@ def _checked_ks(ks: Any, count: int) -> list[int]:
 
 
 def _ranking(
-    scores: Any,
-    shape: tuple[int, int],
-    most: int,
-    test_data: Any,
-    test_loss: Callable[..., Any] | None,
+    scores: Any, shape: tuple[int, int], most: int, test_data: Any, test_loss: Callable[..., Any] | None
 ) -> NDArray[np.intp]:
     """The numbers of the ``most`` examples that help each test point most, ``(n_test, most)``."""
     tests, count = shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ihvp.errors import InvalidOption, ParameterError
 from ihvp.evaluate.outcomes import Outcomes
 from ihvp.evaluate.subsets import Masks, as_masks, random_subsets
 from ihvp.influence.blocks import counted_blocks
-from ihvp.influence.checks import check_loss, check_order, check_structure
+from ihvp.influence.checks import question_of
 from ihvp.influence.gradients import loss_on
 from ihvp.influence.retraining import Job, Retraining, check_train_fn
 from ihvp.influence.store import Store
@@ -64,10 +65,8 @@ def retrain(
     out : path, optional
         A folder that keeps each training's losses: after an interruption the same call goes on where it
         stopped.
-    n_jobs : int, optional
+    n_jobs, progress
         As for :func:`ihvp.leave_one_out`.
-    progress : bool, optional
-        Shows a progress bar; by default in a terminal, after a second.
 
     Raises
     ------
@@ -116,17 +115,6 @@ def masks_of(objective: Objective, subsets: Any) -> Masks:
     return random_subsets(count, int(subsets)) if is_integer(subsets) else as_masks(subsets, count)
 
 
-def question_of(objective: Objective, test_data: Any, test_loss: Callable[..., Any] | None) -> Objective:
-    """The test loss over the test data; weights belong to the objective's own loss."""
-    check_loss("test_loss", test_loss)
-    weights: Any = "same" if test_loss is None else None
-    question = objective.on(test_data, test_loss, weights=weights, alone=True)
-    check_order(question.batches, "test")
-    if test_loss is None:
-        check_structure(question.batches, objective.batches)
-    return question
-
-
 def trained_losses(
     objective: Objective,
     train_fn: TrainFunction,
@@ -150,7 +138,7 @@ def trained_losses(
     ]
     width = sum(question.num_examples for question in questions)
     found = np.empty((len(jobs), width))
-    retraining = Retraining(train_fn, _FORM, questions[0], _Measure(tuple(questions)))
+    retraining = Retraining(train_fn, _FORM, questions[0], partial(_answers, tuple(questions)))
     with (
         nullcontext() if out is None else _store(out, objective, train_fn, questions, masks, numbers) as store
     ):
@@ -180,14 +168,9 @@ def losses_of(question: Objective) -> NDArray[np.float64]:
     return np.array([part.value() for part in parts])
 
 
-class _Measure:
-    """Asks all questions at the parameters of the one that comes."""
-
-    def __init__(self, questions: tuple[Objective, ...]) -> None:
-        self._questions = questions
-
-    def __call__(self, trained: Objective) -> NDArray[np.float64]:
-        return np.concatenate([losses_of(question.at(trained.params)) for question in self._questions])
+def _answers(questions: Sequence[Objective], trained: Objective) -> NDArray[np.float64]:
+    """What all questions find at the parameters of the one that was trained."""
+    return np.concatenate([losses_of(question.at(trained.params)) for question in questions])
 
 
 def _checked_seeds(seeds: Any) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.arguments import as_array, naming, shape_of
+from ihvp.arguments import as_array, check_instance, naming, shape_of
 from ihvp.errors import FunctionFailed, InvalidOption
 from ihvp.evaluate.outcomes import Outcomes
 
@@ -42,6 +42,7 @@ def predicted_rises(
 
     That is ``−Σ S_ji`` over the subset, but for a constant of each test point.
     """
+    check_instance("outcomes", outcomes, Outcomes, "ihvp.evaluate.Outcomes")
     (subsets, train), tests = outcomes.subsets.shape, outcomes.losses.shape[1]
     values = scores_of(scores, (tests, train), test_data, test_loss)
     predicted, size = np.zeros((tests, subsets)), np.zeros(tests)

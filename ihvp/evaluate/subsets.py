@@ -38,10 +38,8 @@ def random_subsets(num_examples: int, count: int = 100, fraction: float = 0.5, s
     check_integer("count", count, 1)
     check_number("fraction", fraction, lambda part: 0 < part < 1, "a number between 0 and 1")
     check_seed(seed)
-    size, generator = (
-        min(max(1, round(fraction * num_examples)), num_examples - 1),
-        np.random.default_rng(seed),
-    )
+    size = min(max(1, round(fraction * num_examples)), num_examples - 1)
+    generator = np.random.default_rng(seed)
     kept = [generator.permutation(num_examples)[:size] for _ in range(count)]
     return as_masks(kept, num_examples)
 

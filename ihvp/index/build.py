@@ -17,6 +17,7 @@ from ihvp.index.features import Features, Recorded
 from ihvp.index.gradient_index import CURVATURE, HOLDS, GradientIndex
 from ihvp.index.records import IndexDtype, record_dtype
 from ihvp.influence.blocks import Block, tile_columns, windows
+from ihvp.influence.checks import check_model
 from ihvp.influence.store import Store
 from ihvp.influence.trained import TrainedModel
 from ihvp.influence.workers import over_workers
@@ -24,7 +25,6 @@ from ihvp.kronecker import KFAC
 from ihvp.objective import Objective
 from ihvp.operators import ScalarMatrix
 from ihvp.processes import together
-from ihvp.progress import track
 from ihvp.projection import Projection
 from ihvp.solvers import ClosedForm, inverse
 
@@ -140,12 +140,11 @@ def build_index(
         "numbers": dtype,
     }
     record = record_dtype(features.map.dim, dtype)
-    columns = tile_columns(features.map.dim, count)
-    columns = min(columns, width)
+    columns = min(tile_columns(features.map.dim, count), width)
     with Store(out, (1, count), record, (1, columns), depends_on, objective.processes, HOLDS) as store:
         before = training.first
-        with track("Index", training.num_examples, progress, objective.processes.rank) as advance:
-            wanted = store.missing(0, 1, windows(training, columns), training)
+        with objective.processes.track("Index", training.num_examples, progress) as advance:
+            wanted = store.missing(0, 1, windows(training, columns), training, advance)
             recorded = Recorded(training.without_data(), features, dtype)
             for block, own, found in over_workers(recorded, wanted):
                 store.write(0, before + block.first, found[:, own])
@@ -205,7 +204,7 @@ def _prepared(
     train_loss: Callable[..., Any] | None,
     version: str | None,
 ) -> tuple[TrainedModel, Features, Projection]:
-    check_instance("objective", objective, Objective, "an ihvp.Objective")
+    check_model(objective, train_loss, version)
     check_choice("dtype", dtype, get_args(IndexDtype))
     check_damping(damping)
     if projection is None:

@@ -17,18 +17,17 @@ from ihvp.index.features import Features
 from ihvp.index.gram import Gram
 from ihvp.index.records import IndexDtype, decode, unscaled
 from ihvp.index.streamed import Stream, Streamed, compressed, share
-from ihvp.influence.allocation import allocate
 from ihvp.influence.blocks import counted_blocks
+from ihvp.influence.parts import named_scores, scores_by_token
 from ihvp.influence.points import Solved
 from ihvp.influence.products import InverseProducts
 from ihvp.influence.scores import Scores
 from ihvp.influence.store import read_store
-from ihvp.influence.tokens import scores_by_token
 from ihvp.influence.trained import TrainedModel, without_curvature
 from ihvp.kronecker import EKFAC, KFAC
+from ihvp.memory import allocate
 from ihvp.objective import Objective
 from ihvp.processes import Processes, together
-from ihvp.progress import track
 from ihvp.projection import Projection
 
 HOLDS = "gradients", "rows", "training examples"
@@ -229,20 +228,13 @@ class GradientIndex(Streamed):
         for column, rows, scale in self._blocks(training, progress):
             for part, place in zip(values, self.parts.values(), strict=True):
                 part[:, column : column + len(rows)] = questions[:, place] @ rows[:, place].T * scale
-        values = self.among(training).join(values)
-        return {
-            name: Scores(part, ("test", "train"), residual)
-            for name, part in zip(self.parts, values, strict=True)
-        }
+        return named_scores(self.parts, self.among(training).join(values), residual)
 
     @together
     def self_influence(self, *, progress: bool | None = None) -> Scores:
         """The influence of each indexed example on its own loss, ``(n_train,)``.
 
-        Parameters
-        ----------
-        progress : bool, optional
-            As for :meth:`ihvp.GradientIndex.scores`.
+        ``progress`` is as for :meth:`ihvp.GradientIndex.scores`.
         """
         values, residual = np.zeros(len(self), self._scored), 0.0
         for start, stop in self._pieces(progress):
@@ -266,7 +258,7 @@ class GradientIndex(Streamed):
     ) -> tuple[NDArray[Any], float]:
         """``1/N (G + λI)⁻¹ R ∇L(z_j)`` as rows ``(n_test, dim)``, and the residual of the inverse."""
         question = self._required().question(test_data, test_loss)
-        with track("Questions", question.num_examples, progress, self.processes.rank) as advance:
+        with self.processes.track("Questions", question.num_examples, progress) as advance:
             parts = []
             for block in counted_blocks(question, self.features.width(question)):
                 parts.append(self.features.of(question, block, "test", 0.0))
@@ -320,7 +312,7 @@ class GradientIndex(Streamed):
         processes = self.processes
         first, last = share(len(self), processes.rank, processes.count)
         step = max(1, _NUMBERS // self.dim)
-        with track("Index", last - first, progress, processes.rank) as advance:
+        with processes.track("Index", last - first, progress) as advance:
             for start in range(first, last, step):
                 yield start, min(start + step, last)
                 advance(min(step, last - start))

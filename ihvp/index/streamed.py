@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp.arguments import check_integer
-from ihvp.influence.allocation import allocate
 from ihvp.influence.scores import Scores, check_k
 from ihvp.influence.top_k import Running, TopK, Which, check_which
+from ihvp.memory import allocate
 from ihvp.objective import Objective
 from ihvp.processes import Processes, together
 
@@ -86,8 +86,9 @@ class Streamed(ABC):
         InvalidOption
             The index was opened without an objective; the damping is too small.
         """
+        check_integer("query_rank", query_rank, 1, none=True)
         training = self.training(train_data)
-        stream = self._checked(test_data, training, test_loss, query_rank, progress)
+        stream = self.stream(test_data, training, test_loss, query_rank, progress)
         shape, advice = (stream.tests, self._count(training)), "Take top_k, or pass fewer test points."
         values = allocate(shape, stream.dtype, "The array of all scores", advice)
         for column, tile in stream.tiles:
@@ -119,7 +120,8 @@ class Streamed(ABC):
         training = self.training(train_data)
         check_k(k, self._count(training), "train")
         check_which(which)
-        stream = self._checked(test_data, training, test_loss, query_rank, progress)
+        check_integer("query_rank", query_rank, 1, none=True)
+        stream = self.stream(test_data, training, test_loss, query_rank, progress)
         running = Running(stream.tests, k, which, stream.dtype)
         for column, tile in stream.tiles:
             running.add(0, column, tile)
@@ -134,11 +136,6 @@ class Streamed(ABC):
 
     def _count(self, training: Objective | None) -> int:
         return len(self) if training is None else training.num_examples
-
-    def _checked(self, *arguments: Any) -> Stream:
-        query_rank = arguments[3]
-        check_integer("query_rank", query_rank, 1, none=True)
-        return self.stream(*arguments)
 
 
 def compressed(rows: NDArray[Any], rank: int | None) -> tuple[NDArray[Any], NDArray[Any] | None, float]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from ihvp.arguments import check_path
 from ihvp.errors import InvalidOption
-from ihvp.influence.allocation import allocate
 from ihvp.influence.blocks import tile_columns
 from ihvp.influence.scores import Scores, check_k
 from ihvp.influence.self_influence import self_scores
@@ -18,6 +17,7 @@ from ihvp.influence.store import Store
 from ihvp.influence.tiles import Part, Tile, residual_of, terms, tiles
 from ihvp.influence.top_k import Running, TopK, Which, check_which
 from ihvp.influence.trained import TrainedModel
+from ihvp.memory import allocate
 from ihvp.processes import together
 
 
@@ -27,18 +27,7 @@ class Attribution:
     .. math:: S_{ji} = \frac1N \sum_c \eta_c\, \nabla L(z_j)^T A_c^{-1} \nabla C_i
 
     with the gradients at the parameters of model c. A positive score means that example i helps at test point
-    j, for each method.
-
-    Parameters
-    ----------
-    models : sequence of (float, TrainedModel)
-        The factors η and the models, with what stands for the inverses of A.
-
-    Examples
-    --------
-    >>> import ihvp
-    >>> issubclass(ihvp.Influence, Attribution)
-    True
+    j, for each method. ``models`` has the factors η and the models, with what stands for the inverses of A.
     """
 
     def __init__(self, models: Sequence[tuple[float, TrainedModel]]) -> None:

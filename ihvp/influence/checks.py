@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ihvp import fingerprint
+from ihvp.arguments import check_instance
 from ihvp.backend import GradientFunction
 from ihvp.data import Batches, as_data, describe_structure
 from ihvp.errors import InvalidOption, NonFinite, OrderChanges, UnequalBatches, describe
 from ihvp.influence.blocks import counted_blocks, rows_at_once
 from ihvp.influence.gradients import loss_on
 from ihvp.objective import Objective
+
+
+def check_model(objective: Any, train_loss: Any, version: Any) -> None:
+    """Refuse what no method of attribution can be made of."""
+    check_instance("objective", objective, Objective, "an ihvp.Objective")
+    check_loss("train_loss", train_loss)
+    if version is not None:
+        check_instance("version", version, str, "a str, or None")
 
 
 def check_loss(option: str, loss: Any) -> None:
@@ -63,3 +73,14 @@ def check_values(objective: Objective, what: str) -> None:
                     raise NonFinite(
                         f"The loss of one of the {what} examples {block.first:,} to {last:,}"
                     ) from error
+
+
+def question_of(objective: Objective, test_data: Any, test_loss: Callable[..., Any] | None) -> Objective:
+    """The test loss over the test data; weights belong to the objective's own loss."""
+    check_loss("test_loss", test_loss)
+    weights: Any = "same" if test_loss is None else None
+    question = objective.on(test_data, test_loss, weights=weights, alone=True)
+    check_order(question.batches, "test")
+    if test_loss is None:
+        check_structure(question.batches, objective.batches)
+    return question

@@ -36,23 +36,24 @@ def contraction_of(
         return dual_inverse(
             inverse.operator, inverse.damping, relative_tolerance(inverse.solver.rtol, inverse.space)
         )
-    if not has_factored_form(model, *losses):
+    operator = factored_form(model, *losses)
+    if operator is None:
         return None
+    return Contraction(operator, inverse.damping, points.count * training.num_examples)
+
+
+def factored_form(model: TrainedModel, *losses: Objective) -> KFAC | None:
+    """The factors by which gradients of these losses may be multiplied layer by layer; None where not."""
     operator = model.inverse.operator
-    assert isinstance(operator, KFAC)
-    return Contraction(operator, model.inverse.damping, points.count * training.num_examples)
-
-
-def has_factored_form(model: TrainedModel, *losses: Objective) -> bool:
-    """Whether gradients of these losses may be multiplied layer by layer."""
-    operator, damping = model.inverse.operator, model.inverse.damping
-    return (
+    if (
         isinstance(operator, KFAC)
         and isinstance(model.inverse.solver, ClosedForm)
         and all(isinstance(block, KroneckerBlock) for block in operator.blocks)
         and all(_is_composed(loss, operator.predict) for loss in losses)
-        and not operator.is_singular(damping)
-    )
+        and not operator.is_singular(model.inverse.damping)
+    ):
+        return operator
+    return None
 
 
 def _is_composed(loss: Objective, predict: object) -> bool:

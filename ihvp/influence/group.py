@@ -14,14 +14,13 @@ from ihvp.arguments import check_flag, is_special
 from ihvp.backend import Batch, Vector
 from ihvp.data import Batches, Examples, as_data, count_examples
 from ihvp.errors import InvalidOption
-from ihvp.influence.allocation import allocate
 from ihvp.influence.blocks import counted_blocks, tile_columns
 from ihvp.influence.gradients import gradients
 from ihvp.influence.scores import Scores
 from ihvp.influence.trained import TrainedModel
+from ihvp.memory import allocate
 from ihvp.objective import Objective
 from ihvp.operators.curvature import CurvatureOperator
-from ihvp.progress import track
 from ihvp.solvers.solve import Inverse, solve
 
 
@@ -43,7 +42,7 @@ def removal_scores(
     if second_order:
         question = model.question(test_data, test_loss)
         values, residual = _room(model, question.num_examples, len(groups)), 0.0
-        with track("Newton steps", len(groups), progress, training.space.processes.rank) as advance:
+        with training.space.processes.track("Newton steps", len(groups), progress) as advance:
             for first, part in parts.items():
                 steps, largest = removal.newton_steps(part, advance)
                 for block in counted_blocks(question, model.rows):

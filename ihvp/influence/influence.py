@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
-from ihvp.arguments import check_choice, check_instance
+from ihvp.arguments import check_choice
 from ihvp.errors import InvalidOption
-from ihvp.influence.allocation import allocate
 from ihvp.influence.attribution import Attribution
-from ihvp.influence.checks import check_loss
+from ihvp.influence.checks import check_model
 from ihvp.influence.group import removal_scores
 from ihvp.influence.inputs import influence_on_inputs
-from ihvp.influence.parts import scores_in_parts
+from ihvp.influence.parts import scores_by_token, scores_in_parts
 from ihvp.influence.points import Unsolved, rows_of
 from ihvp.influence.products import InverseProducts
 from ihvp.influence.scores import Scores
-from ihvp.influence.tokens import scores_by_token
 from ihvp.influence.trained import TrainedModel
+from ihvp.memory import allocate
 from ihvp.objective import Objective
 from ihvp.objective.restricted import parts_of
 from ihvp.operators import Hessian, LinearOperator
@@ -91,10 +90,7 @@ class Influence(Attribution):
         curvature: LinearOperator | None = None,
         version: str | None = None,
     ) -> None:
-        check_instance("objective", objective, Objective, "an ihvp.Objective")
-        check_loss("train_loss", train_loss)
-        if version is not None:
-            check_instance("version", version, str, "a str, or None")
+        check_model(objective, train_loss, version)
         operator = Hessian(objective) if curvature is None else curvature
         if not isinstance(operator, LinearOperator) or not operator.space.matches(objective.space):
             raise InvalidOption(

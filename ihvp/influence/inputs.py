@@ -14,13 +14,12 @@ from ihvp.algebra import to_numpy
 from ihvp.backend import Batch, SupportsInputDerivatives, Vector
 from ihvp.data import count_examples, is_array, map_leaves
 from ihvp.errors import DataError, WeightError, describe
-from ihvp.influence.allocation import allocate
-from ihvp.influence.blocks import Block, counted_blocks, rows_at_once
+from ihvp.influence.blocks import Block, rows_at_once
 from ihvp.influence.gradients import derivatives_along, loss_on
-from ihvp.influence.points import Points
+from ihvp.influence.points import Points, with_training
 from ihvp.influence.trained import TrainedModel
+from ihvp.memory import allocate
 from ihvp.objective import Objective
-from ihvp.progress import track
 
 # So many test points share a pass over a block of training examples.
 _POINTS = 16
@@ -54,15 +53,9 @@ def influence_on_inputs(
         )
 
     result = map_leaves(room_for, batch)
-    with track(
-        "Influence on inputs", points.count * training.num_examples, progress, training.space.processes.rank
-    ) as advance:
-        for row, x in points.blocks(model.rows):
-            for block in counted_blocks(training, rows):
-                for start in range(0, x.shape[1], _POINTS):
-                    columns = x[:, start : start + _POINTS]
-                    _write(training, block, columns / model.total, result, row + start)
-                    advance(block.count * columns.shape[1])
+    for row, x, _, block in with_training(points, training, model.rows, rows, progress):
+        for start in range(0, x.shape[1], _POINTS):
+            _write(training, block, x[:, start : start + _POINTS] / model.total, result, row + start)
     return map_leaves(lambda array: None if array is None else training.processes.join(array), result)
 
 

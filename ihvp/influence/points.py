@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from ihvp import algebra, fingerprint
 from ihvp.backend import Vector
-from ihvp.influence.advice import advising
 from ihvp.influence.blocks import Block, counted_blocks, evenly, rows_at_once
+from ihvp.influence.curvature import advising
 from ihvp.influence.gradients import gradients
 from ihvp.influence.products import InverseProducts
 from ihvp.influence.store import Store
 from ihvp.objective import Objective
-from ihvp.progress import track
 from ihvp.solvers.solve import Inverse
 from ihvp.space import VectorSpace
 
@@ -50,9 +49,7 @@ class Unsolved:
 
     def blocks(self, rows: int, store: Store | None = None) -> Iterator[tuple[int, Vector]]:
         first, held, parts = 0, 0, list[Vector]()
-        with track(
-            "Inverse products", self.count, self._progress, self.question.space.processes.rank
-        ) as advance:
+        with self.question.space.processes.track("Inverse products", self.count, self._progress) as advance:
             for block in counted_blocks(self.question, solve_width(self._inverse, self.count)):
                 if held + block.count > rows:
                     yield first, _together(parts)
@@ -100,6 +97,18 @@ class Solved:
 
     def fingerprints(self) -> dict[str, str]:
         return {"inverse products": fingerprint.of_array(self._products.vectors)}
+
+
+def with_training(
+    points: Points, training: Objective, rows: int, columns: int, progress: bool | None
+) -> Iterator[tuple[int, Vector, int, Block]]:
+    """Blocks of inverse products beside blocks of training examples, each with the number of its first."""
+    before, total = training.first, points.count * training.num_examples
+    with training.space.processes.track("Influence", total, progress) as advance:
+        for row, x in points.blocks(rows):
+            for block in counted_blocks(training, columns):
+                yield row, x, before + block.first, block
+                advance(block.count * x.shape[1])
 
 
 def solve_width(inverse: Inverse, count: int) -> int:

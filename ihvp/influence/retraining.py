@@ -14,7 +14,6 @@ from ihvp.errors import FunctionFailed, InvalidOption, NonFinite, ParameterError
 from ihvp.influence.workers import number_of_workers, require_precision, results
 from ihvp.objective import Objective
 from ihvp.packages import required
-from ihvp.progress import track
 
 Answer = TypeVar("Answer")
 Job = tuple[tuple[Any, ...], str]
@@ -35,7 +34,7 @@ class Retraining(Generic[Answer]):
 
     def each(self, jobs: Sequence[Job], n_jobs: int | None, progress: bool | None) -> Iterator[Answer]:
         """The answers in the order of the jobs; ``n_jobs`` as for :func:`ihvp.leave_one_out`."""
-        with track("Training again", len(jobs), progress, self.question.space.processes.rank) as advance:
+        with self.question.space.processes.track("Training again", len(jobs), progress) as advance:
             if n_jobs == 1 or (n_jobs is None and number_of_workers() == 1):
                 answers: Iterator[Answer] = (self(*job) for job in jobs)
             else:

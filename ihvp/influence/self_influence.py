@@ -8,17 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.influence.advice import advising
 from ihvp.influence.blocks import blocks_of_all, counted_blocks
-from ihvp.influence.factored import has_factored_form, layered
+from ihvp.influence.curvature import advising
+from ihvp.influence.factored import factored_form, layered
 from ihvp.influence.gradients import gradients
 from ihvp.influence.points import solve_width
 from ihvp.influence.scores import Scores
 from ihvp.influence.trained import TrainedModel
-from ihvp.kronecker import KFAC
 from ihvp.kronecker.contraction import Contraction
 from ihvp.objective import Objective
-from ihvp.progress import track
 
 
 def self_scores(model: TrainedModel, data: Any, progress: bool | None) -> Scores:
@@ -36,18 +34,17 @@ def own_products(
     ``power`` is that of the rows' weights; ``squared`` asks for ``‖(H + λI)⁻¹ r‖²``.
     """
     values, residual = np.zeros(training.total_examples), 0.0
-    if has_factored_form(model, training) and not squared:
-        operator = model.inverse.operator
-        assert isinstance(operator, KFAC)
+    operator = None if squared else factored_form(model, training)
+    if operator is not None:
         contraction = Contraction(operator, model.inverse.damping, 0)
-        with track("Self-influence", len(values), progress, training.space.processes.rank) as advance:
+        with training.space.processes.track("Self-influence", len(values), progress) as advance:
             for block in counted_blocks(training, model.rows):
                 rows = layered(contraction, training, block, "training", power=power)
                 first = training.first + block.first
                 values[first : first + block.count] = contraction.own_products(rows)
                 advance(block.count)
         return training.processes.join(values), contraction.tolerance
-    with track("Self-influence", len(values), progress, training.space.processes.rank) as advance:
+    with training.space.processes.track("Self-influence", len(values), progress) as advance:
         for first, count, own in blocks_of_all(training, solve_width(model.inverse, len(values))):
             columns = training.space.zeros(count)
             if own is not None:

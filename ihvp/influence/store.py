@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from ihvp.digest import array_bytes, digest
 from ihvp.errors import DataError, IhvpError, MissingFile, StoreError, StoreMismatch
-from ihvp.files import replace
+from ihvp.files import locked, replace
 from ihvp.influence.array_file import Chunk, NumpyFile, ZarrFolder, import_zarr
 from ihvp.influence.blocks import Block
 from ihvp.influence.caller import level_outside
-from ihvp.influence.lock import locked
 from ihvp.influence.products import InverseProducts
 from ihvp.objective import Objective
 from ihvp.processes import Processes
@@ -229,19 +228,28 @@ class Store:
         return path.read_bytes() if path.exists() else b""
 
     def missing(
-        self, row: int, rows: int, windows: Iterable[tuple[Block, slice]], training: Objective
+        self,
+        row: int,
+        rows: int,
+        windows: Iterable[tuple[Block, slice]],
+        training: Objective,
+        advance: Callable[[int], object],
     ) -> Iterator[tuple[Block, slice]]:
-        """Those of this process's blocks of training examples whose scores in these rows are not there."""
+        """Those of this process's blocks of training examples whose scores in these rows are not there.
+
+        The numbers of those that are there advance a progress bar.
+        """
         done = self._finished_columns(row, rows)
         among, before = self._processes, training.first
         # Of examples that each process has all of, they take turns.
         is_spread = training.processes.count == among.count
         for number, (block, own) in enumerate(windows):
-            start = before + block.first
-            stop = start + own.stop - own.start
-            if (is_spread or number % among.count == among.rank) and not any(
-                begin <= start and stop <= end for begin, end in done
-            ):
+            if not is_spread and number % among.count != among.rank:
+                continue
+            start, count = before + block.first, own.stop - own.start
+            if any(begin <= start and start + count <= end for begin, end in done):
+                advance(rows * count)
+            else:
                 yield block, own
 
     def _finished_columns(self, row: int, rows: int) -> list[tuple[int, int]]:

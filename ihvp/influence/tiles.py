@@ -21,7 +21,6 @@ from ihvp.influence.workers import Products, over_workers
 from ihvp.kronecker.contraction import Contraction
 from ihvp.kronecker.dual import DualInverse
 from ihvp.objective import Objective
-from ihvp.progress import track
 
 Tile = tuple[int, int, NDArray[Any]]
 """The number of the first test point, that of the first training example, and their scores ``(k, b)``."""
@@ -45,13 +44,13 @@ def tiles(parts: Sequence[Part], progress: bool | None, store: Store | None = No
     model, points, training = parts[0].model, parts[0].points, parts[0].training
     before, total = training.first, model.total  # which all processes ask for
     columns = tile_columns(training.num_params, training.total_examples)
-    with track(
-        "Influence", points.count * training.num_examples, progress, training.space.processes.rank
+    with training.space.processes.track(
+        "Influence", points.count * training.num_examples, progress
     ) as advance:
         for row, count, products in _queries(parts, store):
             wanted = windows(training, columns)
             if store is not None:
-                wanted = store.missing(row, count, wanted, training)
+                wanted = store.missing(row, count, wanted, training, advance)
             for block, own, found in over_workers(products, wanted):
                 yield row, before + block.first, (found[:, own] / total).astype(model.dtype)
                 advance((own.stop - own.start) * count)

@@ -59,12 +59,7 @@ class TopK:
     def table(self) -> dict[str, NDArray[Any]]:
         """Test point, rank, training example and score of each entry, by name."""
         tests, ranks = np.indices(self.indices.shape).reshape(2, -1)
-        return {
-            "test": tests,
-            "rank": ranks + 1,
-            "train": self.indices.ravel(),
-            "score": self.scores.ravel(),
-        }
+        return {"test": tests, "rank": ranks + 1, "train": self.indices.ravel(), "score": self.scores.ravel()}
 
     def to_pandas(self) -> pandas.DataFrame:
         """A ``DataFrame`` with the columns test, rank, train and score; needs pandas."""

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from ihvp import fingerprint
-from ihvp.arguments import check_instance
 from ihvp.contents import Contents
 from ihvp.data import Batches
 from ihvp.errors import InvalidOption
 from ihvp.influence.blocks import rows_at_once
-from ihvp.influence.checks import check_loss, check_order, check_structure, check_values
+from ihvp.influence.checks import check_model, check_order, check_values, question_of
 from ihvp.influence.curvature import definite_inverse
 from ihvp.influence.optimum import warn_unless_optimal
 from ihvp.influence.points import Points, Solved, Unsolved
@@ -28,9 +27,8 @@ from ihvp.solvers.solve import Inverse
 class TrainedModel:
     """A loss at its optimum, with the inverse of its curvature.
 
-    ``train_loss`` is what goes away with an example, where that is not the whole loss; ``chosen`` says
-    whether the caller chose the curvature or the solver, and ``anywhere`` that a method is of use away from
-    an optimum, too.
+    ``chosen`` says whether the caller chose the curvature or the solver, and ``anywhere`` that a method is of
+    use away from an optimum, too.
     """
 
     def __init__(
@@ -95,14 +93,9 @@ class TrainedModel:
 
     def question(self, test_data: Any, test_loss: Callable[..., Any] | None) -> Objective:
         """The test loss over the test data; weights belong to the objective's own loss."""
-        check_loss("test_loss", test_loss)
+        question = question_of(self.objective, test_data, test_loss)
         self.check()
-        weights: Any = "same" if test_loss is None else None
-        question = self.objective.on(test_data, test_loss, weights=weights, alone=True)
-        check_order(question.batches, "test")
         self._require_same("the test data", question.batches)
-        if test_loss is None:
-            check_structure(question.batches, self.objective.batches)
         check_values(question, "test")
         return question
 
@@ -117,13 +110,10 @@ class TrainedModel:
         found, expected = test_data.model, self.fingerprints()
         differing = [name for name in expected if found.get(name) != expected[name]]
         if differing:
-            raise InvalidOption(
-                "test_data",
-                test_data,
-                f"inverse products of this model; these have another {', another '.join(differing)}",
-            )
+            told = f"inverse products of this model; these have another {', another '.join(differing)}"
+            raise InvalidOption("test_data", test_data, told)
         size, vectors = self.objective.num_params, test_data.vectors
-        if vectors.ndim != 2 or vectors.shape[1] != size or vectors.dtype.kind != "f" or not len(vectors):
+        if vectors.shape[1] != size or not len(vectors):
             raise InvalidOption("test_data", test_data, f"at least one row of {size:,} real numbers each")
         self.check()
         return Solved(test_data, self.objective.space)
@@ -177,10 +167,7 @@ def without_curvature(
     anywhere: bool = True,
 ) -> TrainedModel:
     """A model with a multiple of the identity in the place of its curvature."""
-    check_instance("objective", objective, Objective, "an ihvp.Objective")
-    check_loss("train_loss", train_loss)
-    if version is not None:
-        check_instance("version", version, str, "a str, or None")
+    check_model(objective, train_loss, version)
     operator = ScalarMatrix(objective.space, value)
     return TrainedModel(
         objective, inverse(operator, 0.0, ClosedForm()), train_loss, version, anywhere=anywhere

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import pickle
 import sys
 from collections import deque
@@ -49,7 +50,7 @@ def over_workers(
     sent: deque[tuple[Block, Item]] = deque()
     backend = joblib.parallel.get_active_backend()[0]
     shared = getattr(backend, "supports_sharedmem", False)
-    call = joblib.delayed(_computed if shared else _elsewhere)
+    call = joblib.delayed(operator.call if shared else _elsewhere)
     known: tuple[Any, ...] = (products,)
     if not shared:
         name, packed, dtype = _packed(joblib, products)
@@ -101,10 +102,6 @@ def _packed(joblib: Any, products: Products) -> tuple[str, NDArray[np.uint8], st
     except Exception as error:
         raise WorkerFailed(f"{type(error).__name__}: {error}") from error
     return digest(whole).hex(), np.frombuffer(whole, np.uint8), str(products.objective.space.dtype)
-
-
-def _computed(products: Products, block: Block) -> NDArray[Any]:
-    return products(block)
 
 
 def _elsewhere(name: str, packed: NDArray[np.uint8], dtype: str, block: Block) -> NDArray[Any]:

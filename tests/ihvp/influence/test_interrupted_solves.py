@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from ihvp.influence import points
+from ihvp.processes import Processes
 
 
 @pytest.fixture
@@ -43,13 +44,18 @@ def test_what_was_solved_before_an_interruption_is_not_solved_again(
     assert found.residual == undisturbed.residual
 
 
-def test_each_solve_is_reported(small, monkeypatch, narrow):
+def test_each_solve_is_reported_and_what_an_earlier_run_has_kept(small, tmp_path, monkeypatch, narrow):
     reported = []
 
     @contextmanager
-    def track(description, total, progress, rank):
+    def track(processes, description, total, progress):
         yield lambda amount: reported.append((description, amount, total))
 
-    monkeypatch.setattr(points, "track", track)
+    monkeypatch.setattr(Processes, "track", track)
     small.influence().inverse_products(small.test)
     assert reported == [("Inverse products", amount, 5) for amount in (2, 2, 1)]
+    for _ in range(2):
+        reported.clear()
+        small.influence().scores(small.test, out=tmp_path)
+        tiles = [entry[1:] for entry in reported if entry[0] == "Influence"]
+        assert sum(amount for amount, _ in tiles) == tiles[0][1]
