@@ -131,7 +131,7 @@ class Streamed(ABC):
         return running.among(processes, np.array(widths)).result(stream.residual)
 
     def among(self, training: Objective | None) -> Processes:
-        """The processes that share the examples to be scored; other examples than the indexed all have."""
+        """Those that share the examples to be scored: each has all of the examples that are not indexed."""
         return self.processes if training is None else Processes()
 
     def _count(self, training: Objective | None) -> int:

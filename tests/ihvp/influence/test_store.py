@@ -64,6 +64,23 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in found if path.is_file()}
 
 
+_WHOLE = {}
+
+
+@pytest.fixture
+def undisturbed(small, tmp_path_factory):
+    """What gives the files of a run without interruptions, which is made once for each name."""
+
+    def made(name):
+        if name not in _WHOLE:
+            folder = tmp_path_factory.mktemp("undisturbed") / name
+            small.influence().scores(small.test, out=folder)
+            _WHOLE[name] = files(folder)
+        return _WHOLE[name]
+
+    return made
+
+
 @each_format
 def test_streamed_scores_are_the_scores(small, tmp_path, name):
     influence = small.influence()
@@ -123,24 +140,32 @@ def after_a_half(error):
 
 
 @each_format
-@pytest.mark.parametrize("number", [1, 2, 13, 36])
-@pytest.mark.parametrize("how", [before, after_a_half])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_an_interrupted_run_goes_on_where_it_stopped(small, tmp_path, chunks, name, number, how, error):
-    small.influence().scores(small.test, out=tmp_path / "undisturbed" / name)
+@pytest.mark.parametrize(
+    ("number", "how", "error"),
+    [
+        (1, before, KeyboardInterrupt),
+        (2, after_a_half, ZeroDivisionError),
+        (13, after_a_half, KeyboardInterrupt),
+        (36, before, ZeroDivisionError),
+    ],
+)
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    small, tmp_path, undisturbed, chunks, name, number, how, error
+):
+    expected = undisturbed(name)
     chunks.clear()
     chunks.instead = number, how(error)
     with pytest.raises(error):
         small.influence().scores(small.test, out=tmp_path / name)
     chunks.instead = None
     small.influence().scores(small.test, out=tmp_path / name)
-    assert files(tmp_path / name) == files(tmp_path / "undisturbed" / name)
+    assert files(tmp_path / name) == expected
     assert len(chunks) == CHUNKS + 1
 
 
 @each_format
-def test_many_interruptions_in_one_run(small, tmp_path, chunks, name):
-    small.influence().scores(small.test, out=tmp_path / "undisturbed" / name)
+def test_many_interruptions_in_one_run(small, tmp_path, undisturbed, chunks, name):
+    expected = undisturbed(name)
     chunks.clear()
     runs = 0
     while runs == 0 or chunks.instead[0] <= len(chunks):
@@ -151,7 +176,7 @@ def test_many_interruptions_in_one_run(small, tmp_path, chunks, name):
         except KeyboardInterrupt:
             continue
         break
-    assert files(tmp_path / name) == files(tmp_path / "undisturbed" / name)
+    assert files(tmp_path / name) == expected
     assert len(chunks) == CHUNKS + runs - 1
 
 
@@ -269,8 +294,8 @@ def test_a_chunk_is_on_the_disk_before_its_line(small, tmp_path, chunks, monkeyp
 
 @each_format
 @pytest.mark.parametrize("tail", [b"0", b"0 1", b"0 10 2 2", b"\x00\x00\x00\n", b"0 1 2\n", b"done\n0 0"])
-def test_a_torn_line_is_no_promise(small, tmp_path, chunks, name, tail):
-    small.influence().scores(small.test, out=tmp_path / "undisturbed" / name)
+def test_a_torn_line_is_no_promise(small, tmp_path, undisturbed, chunks, name, tail):
+    expected = undisturbed(name)
     chunks.clear()
     chunks.instead = 5, before(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -281,7 +306,7 @@ def test_a_torn_line_is_no_promise(small, tmp_path, chunks, name, tail):
     whole = pytest.warns(StoreDamaged, match="1 lines of done.txt") if b"\n" in tail else nullcontext()
     with whole:
         small.influence().scores(small.test, out=tmp_path / name)
-    assert files(tmp_path / name) == files(tmp_path / "undisturbed" / name)
+    assert files(tmp_path / name) == expected
     assert len((tmp_path / name / "done.txt").read_bytes().splitlines()) == CHUNKS
 
 
@@ -445,15 +470,17 @@ def tiny_disk(tmp_path):
     ("name", "pages"),
     [*(("scores", n) for n in (1, 2, 3, 5, 7)), *(("scores.zarr", n) for n in (1, 2, 4, 8, 12))],
 )
-def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(small, tmp_path, tiny_disk, name, pages):
+def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_room(
+    small, tmp_path, undisturbed, tiny_disk, name, pages
+):
     """Of a page each file takes one, if not more."""
-    small.influence().scores(small.test, out=tmp_path / "undisturbed" / name)
+    expected = undisturbed(name)
     disk = tiny_disk(pages * 4096)
     with pytest.raises(StoreError, match=r"No space left.*(Make room|or room)"):
         small.influence().scores(small.test, out=disk / name)
     subprocess.run(["mount", "-o", "remount,size=4M", str(disk)], check=True)
     small.influence().scores(small.test, out=disk / name)
-    assert files(disk / name) == files(tmp_path / "undisturbed" / name)
+    assert files(disk / name) == expected
 
 
 @takes_room
@@ -480,10 +507,11 @@ def limit():
 
 
 @each_format
-@pytest.mark.parametrize("number", [1, 20, 36])
-@pytest.mark.parametrize("place", ["the scores", "the line", "half of the line"])
-def test_what_a_full_disk_refuses_is_not_done(small, tmp_path, chunks, limit, name, number, place):
-    small.influence().scores(small.test, out=tmp_path / "undisturbed" / name)
+@pytest.mark.parametrize(("number", "place"), [(1, "the scores"), (20, "half of the line"), (36, "the line")])
+def test_what_a_full_disk_refuses_is_not_done(
+    small, tmp_path, undisturbed, chunks, limit, name, number, place
+):
+    expected = undisturbed(name)
     chunks.clear()
 
     def without_room(store, row, column, chunk):
@@ -509,7 +537,7 @@ def test_what_a_full_disk_refuses_is_not_done(small, tmp_path, chunks, limit, na
         small.influence().scores(small.test, out=tmp_path / name)
     chunks.instead = None
     small.influence().scores(small.test, out=tmp_path / name)
-    assert files(tmp_path / name) == files(tmp_path / "undisturbed" / name)
+    assert files(tmp_path / name) == expected
     assert len(chunks) == CHUNKS + 1
 
 
