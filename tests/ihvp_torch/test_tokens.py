@@ -258,7 +258,7 @@ def test_many_test_points_and_some_parameters(monkeypatch):
     of = influence(objective(model, batches, only="head"))
     whole = of.scores_by("token", test)
     assert_allclose(np.asarray(whole).sum(axis=2), of.scores(test), rtol=1e-9, atol=1e-14)
-    monkeypatch.setattr("ihvp.influence.tokens.NUMBERS", 80)
+    monkeypatch.setattr("ihvp.influence.parts.NUMBERS", 80)
     assert_allclose(of.scores_by("token", test), whole, rtol=1e-12, atol=1e-16)
 
 
