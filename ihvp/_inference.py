@@ -78,8 +78,8 @@ def _needs_gradient(name: str) -> UndeterminedBackend:
     return UndeterminedBackend(
         "numpy parameters with a loss alone",
         registered().names,
-        f"The backend {name!r} differentiates a gradient: pass grad=…, or use the arrays of a framework "
-        "that differentiates losses.",
+        f"The backend {name!r} differentiates a gradient: pass grad=…, or in a hypergradient an "
+        "ihvp.backend.GradientFunction; or use the arrays of a framework that differentiates losses.",
     )
 
 

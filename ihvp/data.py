@@ -6,6 +6,7 @@ import copy
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from numbers import Number
 from typing import Any
 
 import array_api_compat
@@ -15,7 +16,15 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.arguments import check_integer
 from ihvp.backend import Batch
-from ihvp.errors import DataError, EmptyData, IhvpError, NotReiterable, UnequalBatches, describe
+from ihvp.errors import (
+    DataError,
+    EmptyData,
+    IhvpError,
+    NotReiterable,
+    ParameterError,
+    UnequalBatches,
+    describe,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,6 +279,44 @@ def map_leaves(function: Callable[..., Any], batch: Batch, *others: Batch) -> Ba
     return function(batch, *others)
 
 
+def ordered_like(tree: Any, like: Any, what: str = "parameters") -> Any:
+    """``tree``, the keys of its mappings in the order of those of ``like``: the order of a flat vector.
+
+    ParameterError where the keys, the lengths or the nesting differ.
+    """
+    return tree if _is_ordered_like(tree, like, what) else map_leaves(lambda _, leaf: leaf, like, tree)
+
+
+def _is_ordered_like(tree: Any, like: Any, what: str) -> bool:
+    kinds = _kind(tree), _kind(like)
+    if None in kinds:  # a model or another structure of a framework, which tells its order itself
+        return True
+    if kinds == (Mapping, Mapping) and tree.keys() == like.keys():
+        inside = [_is_ordered_like(tree[key], value, what) for key, value in like.items()]
+        return all(inside) and list(tree) == list(like)
+    if kinds == (list, list) and len(tree) == len(like):
+        inside = [_is_ordered_like(*pair, what) for pair in zip(tree, like, strict=True)]
+        return all(inside)
+    if kinds == (float, float) and _shape(tree) == _shape(like):
+        return True
+    found, expected = (describe(x) if _kind(x) is float else describe_structure(x) for x in (tree, like))
+    raise ParameterError(
+        f"Found {found:.200} among the {what}; expected {expected:.200}, as in those from the start."
+    )
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    return tuple(getattr(leaf, "shape", ()))
+
+
+def _kind(tree: Any) -> type | None:
+    if is_array(tree, scalar=True) or isinstance(tree, Number):
+        return float
+    if isinstance(tree, Mapping):
+        return Mapping
+    return list if isinstance(tree, (list, tuple)) else None
+
+
 def _joined(first: Any, *others: Any) -> Any:
     """The rows of all arrays in one; what is no array must be the same in all batches."""
     if not is_array(first):
@@ -300,7 +347,7 @@ def _rows(leaf: Any, numbers: NDArray[np.intp]) -> Any:
     return leaf[numbers] if isinstance(leaf, np.ndarray) else algebra.take(leaf, numbers, axis=0)
 
 
-def is_array(value: Any) -> bool:
-    """Whether this is an array with a leading dimension."""
+def is_array(value: Any, *, scalar: bool = False) -> bool:
+    """Whether this is an array with a leading dimension, or where ``scalar`` with none."""
     shape = getattr(value, "shape", None)
-    return shape is not None and not callable(shape) and len(shape) > 0
+    return shape is not None and not callable(shape) and len(shape) >= (not scalar)

@@ -370,8 +370,9 @@ class LossFailed(LossError, FunctionFailed):
     def __init__(self, what: str, cause: BaseException) -> None:
         super().__init__(what, cause)
         self.args = (
-            f"{self.args[0]} Expected loss(params, batch), or loss(outputs, batch) beside predict=…, for "
-            "batches of any number of examples, of operations that the framework differentiates.",
+            f"{self.args[0]} Expected loss(params, batch), loss(outputs, batch) beside predict=…, or in a "
+            "hypergradient loss(params, hyper, batch), for batches of any number of examples, of operations "
+            "that the framework differentiates; without data the batch is None.",
         )
 
 
@@ -628,11 +629,6 @@ class UndefinedCovariance(IhvpError, ArithmeticError):
     ) -> None:
         self.curvature = curvature
         self.parts = {name: share for name, (share, _) in parts.items()}
-        listed = ", ".join(
-            f"{name!r} {share:.0%} (entries {', '.join(map(str, entries))})"
-            for name, (share, entries) in sorted(parts.items(), key=lambda item: -item[1][0])
-            if entries
-        )
         advice = (
             "Train to a minimum, or take kind='opg'."
             if negative
@@ -641,7 +637,7 @@ class UndefinedCovariance(IhvpError, ArithmeticError):
         )
         super().__init__(
             f"There is no covariance: the {matrix} has {'negative' if negative else 'no'} curvature "
-            f"({curvature:.1e} of its largest) along a direction that consists of {listed}. {advice}"
+            f"({curvature:.1e} of its largest) along a direction that consists of {_listed(parts)}. {advice}"
         )
 
 
@@ -675,13 +671,17 @@ class IndefinitePosterior(IhvpError, ArithmeticError):
     ----------
     suggested_factor : float
         With a prior precision of more than so many times the present one, it is positive definite.
+    parts : dict of str to float
+        The share of each block of parameters in the direction of the lowest eigenvalue; together they are 1.
     """
 
-    def __init__(self, lowest: float) -> None:
+    def __init__(self, lowest: float, parts: Mapping[str, tuple[float, list[int]]]) -> None:
         self.suggested_factor = 1.0 - lowest
+        self.parts = {name: share for name, (share, _) in parts.items()}
         super().__init__(
-            f"The posterior's precision has the lowest eigenvalue {lowest:.3e}, in units of the prior's; "
-            "expected one above 0. Take ihvp.GaussNewton, KFAC or EKFAC, whose eigenvalues are not negative, "
+            f"The posterior's precision has the lowest eigenvalue {lowest:.3e}, in units of the prior's, "
+            f"along a direction that consists of {_listed(parts)}; expected one above 0. Take "
+            "ihvp.GaussNewton, KFAC or EKFAC, whose eigenvalues are not negative, "
             f"a prior precision above {self.suggested_factor:.3g} times this one, or train on to a minimum."
         )
 
@@ -768,6 +768,15 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:,.0f} GB" if count >= 1e11 else f"{count / 1e9:.3g} GB"
 
 
+def _listed(parts: Mapping[str, tuple[float, list[int]]]) -> str:
+    """The parameters that a direction consists of, by their shares."""
+    return ", ".join(
+        f"{name!r} {share:.0%} (entries {', '.join(map(str, entries))})"
+        for name, (share, entries) in sorted(parts.items(), key=lambda item: -item[1][0])
+        if entries
+    )
+
+
 def describe(value: Any) -> str:
     """The type of a value as an error text names it, with its shape where it has one.
 
@@ -824,7 +833,7 @@ def instead(value: Any) -> str:
 _TRACING = "jit, vmap, grad or scan of JAX, tf.function, torch.func or torch.compile"
 _OUTSIDE = (
     " Call ihvp outside, and pass what it returns into the function; of several vectors pass a block (P, k). "
-    "What jax.grad, backward() or a tape is to differentiate is ihvp.differentiable_solve, or "
+    "What jax.grad, backward() or a tape is to differentiate, once, is ihvp.differentiable_solve, or "
     "ihvp.InnerProblem(…).optimum; inside jit and vmap of JAX a product with ihvp.Hessian or "
     "ihvp.GaussNewton of parameters outside works."
 )

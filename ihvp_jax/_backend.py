@@ -155,6 +155,7 @@ class JaxBackend:
     def joint(self, params: Params, hyper: Any) -> Params:
         """Both in one tuple; a number becomes an array of the dtype of the parameters' vectors."""
         dtype = self.flatten(params).dtype
+        require_floating(hyper, "hyperparameter")
         return params, jax.tree.map(
             lambda leaf: np.asarray(leaf, dtype) if type(leaf) is float else leaf, hyper
         )

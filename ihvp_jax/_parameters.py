@@ -34,8 +34,8 @@ def require_floating(tree: Params, role: str = "parameter") -> None:
     if refused:
         raise ParameterError(
             f"Found a {role} that is not a real floating array: {'; '.join(refused)}. Expected a pytree of "
-            "float16, bfloat16, float32 or float64 arrays. Cast these leaves, or leave them out of the "
-            "parameters and let the loss close over them."
+            f"float16, bfloat16, float32 or float64 arrays. Cast these leaves, or leave them out of the "
+            f"{role}s and let the loss close over them."
         )
 
 

@@ -41,9 +41,7 @@ def _once(values: list[Any], *sources: Any) -> list[Any]:
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def constant(*sources: Any) -> Any:
         def refuse(*cotangents: Any) -> Any:
-            raise UnsupportedOperation(
-                "a solve, whose gradient is differentiated again,", "TensorFlow", "any"
-            )
+            raise UnsupportedOperation("a solve of ihvp", "TensorFlow", "its first derivative alone")
 
         return [tf.identity(value) for value in values], refuse
 

@@ -33,13 +33,13 @@ def joint(params: Any, hyper: Any) -> Joint:
     def held(leaf: Any) -> Any:
         if is_variable(leaf):
             return leaf
-        value = tf.convert_to_tensor(leaf, dtype if isinstance(leaf, float) else None)
-        if not value.dtype.is_floating:
-            raise ParameterError(
-                f"Found {describe(leaf)} of dtype {value.dtype.name} among the hyperparameters; expected "
-                "variables, arrays or numbers of a floating dtype, in lists, tuples or dicts, or a model."
-            )
-        return tf.Variable(value)
+        if isinstance(leaf, float) or "float" in str(getattr(leaf, "dtype", None)):
+            return tf.Variable(leaf, dtype=dtype if isinstance(leaf, float) else None)
+        kind = f" of dtype {tf.as_dtype(leaf.dtype).name}" if hasattr(leaf, "dtype") else ""
+        raise ParameterError(
+            f"Found {describe(leaf)}{kind} among the hyperparameters; expected variables, arrays or numbers "
+            "of a floating dtype, in lists, tuples or dicts, or a model."
+        )
 
     model = isinstance(hyper, tf.Module) or hasattr(hyper, "trainable_variables")
     return Joint(params, hyper if model else tf.nest.map_structure(held, hyper))

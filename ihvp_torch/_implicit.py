@@ -43,7 +43,7 @@ class _Attached(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, pulled: Any, values: Sequence[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.pulled = pulled
-        return tuple(value.detach().clone() for value in values)
+        return tuple(torch.as_tensor(value).detach().clone() for value in values)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

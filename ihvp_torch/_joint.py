@@ -47,9 +47,10 @@ def joint(params: Any, hyper: Any) -> Any:
             dtype = like.dtype if isinstance(leaf, float) else None
             return torch.as_tensor(leaf, dtype=dtype, device=like.device)
         if not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+            kind = f" of dtype {leaf.dtype}" if hasattr(leaf, "dtype") else ""
             raise ParameterError(
-                f"Found {describe(leaf)} among the hyperparameters; expected tensors, arrays or numbers of a "
-                "floating dtype, alone or in dicts, lists and tuples, or a module."
+                f"Found {describe(leaf)}{kind} among the hyperparameters; expected tensors, arrays or "
+                "numbers of a floating dtype, alone or in dicts, lists and tuples, or a module."
             )
         return leaf
 

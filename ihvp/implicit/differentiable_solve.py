@@ -9,6 +9,7 @@ import numpy as np
 
 from ihvp import algebra
 from ihvp.backend import Params
+from ihvp.data import ordered_like
 from ihvp.errors import InvalidOption
 from ihvp.implicit.joint import implicit
 from ihvp.operators import Hessian
@@ -91,7 +92,8 @@ def differentiable_solve(
         if params is not None:
             # A copy: parameters may change in place before the backward pass.
             at = Hessian(objective.at(backend.unflatten(backend.flatten(params), params)))
-        solved = inverse(at, algebra.as_numpy(damping).item(), solver)
+        value = algebra.as_numpy(damping)
+        solved = inverse(at, value.item() if value.size == 1 else damping, solver)
         flat, leave = enter(v)
         x = solved.solve(flat).x
 
@@ -111,4 +113,5 @@ def differentiable_solve(
 
         return leave(x), pull_back
 
+    params = None if params is None else ordered_like(params, objective.params)
     return backend.differentiable(function, params, v, damping)

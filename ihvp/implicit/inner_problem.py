@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp._inference import create_backend
-from ihvp.arguments import check_flag, is_number
+from ihvp.arguments import check_flag
 from ihvp.backend import CurvatureBackend, GradientFunction, Params, SupportsBlocks, Vector
-from ihvp.data import is_array
-from ihvp.errors import HyperparametersWithoutEffect, InvalidOption, ParameterError, SolverError
+from ihvp.data import is_array, ordered_like
+from ihvp.errors import HyperparametersWithoutEffect, InvalidOption, ParameterError, SolverError, describe
 from ihvp.implicit.joint import implicit, joined, joint_loss, like_given
 from ihvp.influence.caller import level_outside
 from ihvp.influence.optimum import NotAtOptimum
@@ -141,8 +142,8 @@ class InnerProblem:
         checks: bool = True,
     ) -> None:
         self.params, self.hyper, self.damping, self.solver = params, hyper, damping, solver
-        self._single = is_number(hyper) or is_array(hyper)
-        by_gradient = isinstance(inner, GradientFunction)
+        self._single = isinstance(hyper, Number) or is_array(hyper, scalar=True)
+        self._by_gradient = by_gradient = isinstance(inner, GradientFunction)
         backend = create_backend(params, backend, has_gradient=by_gradient)
         loss = joint_loss("inner", inner, self._single)
         self._held = both = joined(backend, params, self._listed(hyper))
@@ -158,6 +159,10 @@ class InnerProblem:
             checks=checks,
         )
         self._entries = Entries([slice(0, backend.flatten(both[0]).shape[0])], self.objective.num_params)
+        if self._size == self.objective.num_params:
+            raise ParameterError(
+                f"The hyperparameters, {describe(hyper)}, hold no number; expected one or more."
+            )
 
     def _listed(self, hyper: Any) -> Any:
         return [hyper] if self._single else hyper
@@ -178,11 +183,10 @@ class InnerProblem:
         Raises
         ------
         ParameterError
-            They are of another size or dtype.
+            They are of another structure, size or dtype.
         """
         other = copy.copy(self)
-        other.params = self.params if params is None else params
-        other.hyper = self.hyper if hyper is None else hyper
+        other.params, other.hyper = self._placed(params, hyper)
         backend, objective = self.objective.backend, self.objective
         held = joined(backend, self._held[0], self._listed(other.hyper))[1]
         flat = objective.space.xp.concat([backend.flatten(other.params), backend.flatten(held)], axis=0)
@@ -283,18 +287,27 @@ class InnerProblem:
 
             return backend.unflatten(values, params), pull_back
 
-        return backend.differentiable(
-            function, self.params if params is None else params, self.hyper if hyper is None else hyper
+        return backend.differentiable(function, *self._placed(params, hyper))
+
+    def _placed(self, params: Params, hyper: Any) -> tuple[Params, Any]:
+        """Both in the order of those that are held, which stand for what is None."""
+        return (
+            self.params if params is None else ordered_like(params, self.params),
+            self.hyper if hyper is None else ordered_like(hyper, self.hyper, "hyperparameters"),
         )
 
     def _outers(self, outer: Any, test_data: Any) -> list[Objective]:
         several = isinstance(outer, (list, tuple))
         losses = list(outer) if several else [outer]
         data = test_data if several and isinstance(test_data, list) else [test_data] * len(losses)
-        if not losses or len(data) != len(losses):
+        if not losses:
+            raise InvalidOption("outer", outer, "an outer loss, or a list of one or more")
+        if len(data) != len(losses):
             raise InvalidOption("test_data", test_data, f"a list of {len(losses)}, one for each outer loss")
         return [
-            self.objective.on(entry, joint_loss("outer", loss, self._single), weights=None, alone=True)
+            self.objective.on(
+                entry, joint_loss("outer", loss, self._single, self._by_gradient), weights=None, alone=True
+            )
             for loss, entry in zip(losses, data, strict=True)
         ]
 
@@ -329,9 +342,10 @@ class InnerProblem:
     def _without_effect(self, outers: list[Objective], direct: Vector, crossed: Vector) -> tuple[str, ...]:
         """The hyperparameters that the optimum does not depend on, of which the outer losses must do so."""
         backend, held = self.objective.backend, self._held[1]
-        named = backend.blocks(held) if isinstance(backend, SupportsBlocks) else {"hyper": slice(None)}
-        names = {"hyper" if len(named) == 1 else name: place for name, place in named.items()}
-        names = {name: place for name, place in names.items() if _is_zero(crossed[place])}
+        whole = {"hyper": slice(0, crossed.shape[0])}
+        named = backend.blocks(held) if isinstance(backend, SupportsBlocks) else whole
+        named = whole if len(named) == 1 else named
+        names = {name: place for name, place in named.items() if _is_zero(crossed[place])}
         if not names:
             return ()
         # A derivative may vanish here alone.
@@ -395,4 +409,4 @@ class InnerProblem:
 
 
 def _is_zero(block: Vector) -> bool:
-    return float(algebra.norms(block).max()) == 0.0
+    return block.shape[0] > 0 and float(algebra.norms(block).max()) == 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ihvp import algebra
 from ihvp.arguments import check_function
 from ihvp.backend import Batch, CurvatureBackend, GradientFunction, Params, SupportsImplicit, Vector
 from ihvp.data import map_leaves
-from ihvp.errors import MissingCapability, ParameterError
+from ihvp.errors import GradientMismatch, InvalidOption, MissingCapability, ParameterError, describe
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,21 @@ class JointGradient(JointLoss):
     """The pair of gradients by the parameters and by the hyperparameters, in the structure of both."""
 
     def __call__(self, both: Any, batch: Batch) -> Any:
-        by_params, by_hyper = super().__call__(both, batch)
-        return by_params, [by_hyper] if self.single else by_hyper
+        pair = super().__call__(both, batch)
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+            raise GradientMismatch(describe(pair), "a pair, by the parameters and by the hyperparameters")
+        return pair[0], [pair[1]] if self.single else pair[1]
 
 
-def joint_loss(option: str, loss: Any, single: bool) -> Any:
-    """A loss, or the gradient of one, as a function of both in one."""
+def joint_loss(option: str, loss: Any, single: bool, by_gradient: bool | None = None) -> Any:
+    """A loss, or the gradient of one, as a function of both in one; of that kind which is said."""
+    if by_gradient not in (None, isinstance(loss, GradientFunction)) and loss is not None:
+        kind = (
+            "an ihvp.backend.GradientFunction"
+            if by_gradient
+            else "a function that the framework differentiates"
+        )
+        raise InvalidOption(option, loss, f"{kind}, as the inner loss is")
     if isinstance(loss, GradientFunction):
         return GradientFunction(JointGradient(loss.grad, single), loss.loss and JointLoss(loss.loss, single))
     check_function(option, loss, "a function of the parameters, the hyperparameters and a batch", takes=3)
@@ -70,7 +80,19 @@ def joined(backend: CurvatureBackend, params: Params, hyper: Any) -> Any:
 def with_arrays(backend: CurvatureBackend, params: Params, hyper: Any) -> Any:
     """The hyperparameters with numbers as arrays of the dtype of the parameters' vectors."""
     dtype = algebra.to_numpy(backend.flatten(params)[:0]).dtype
-    return map_leaves(lambda leaf: np.asarray(leaf, dtype) if isinstance(leaf, float) else leaf, hyper)
+
+    def lifted(leaf: Any) -> Any:
+        if isinstance(leaf, (float, np.floating)):
+            return np.asarray(leaf, dtype if isinstance(leaf, float) else None)
+        kind = getattr(leaf, "dtype", np.dtype(float))
+        if leaf is None or isinstance(leaf, (Number, str)) or "float" not in str(kind):
+            raise ParameterError(
+                f"Found {describe(leaf)} ({np.asarray(leaf).dtype}) among the hyperparameters; expected "
+                "arrays or numbers of a floating dtype, alone or in dicts, lists and tuples."
+            )
+        return leaf
+
+    return map_leaves(lifted, hyper)
 
 
 def like_given(backend: CurvatureBackend, vector: Vector, held: Any, given: Any) -> Any:

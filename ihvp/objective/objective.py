@@ -25,7 +25,7 @@ from ihvp.backend import (
     SupportsValue,
     Vector,
 )
-from ihvp.data import Batches, count_examples
+from ihvp.data import Batches, count_examples, ordered_like
 from ihvp.errors import (
     IhvpError,
     InvalidOption,
@@ -351,7 +351,7 @@ class Objective(ExampleGradients):
         Raises
         ------
         ParameterError
-            They are of another size or dtype.
+            They are of another structure, size or dtype.
 
         Examples
         --------
@@ -362,6 +362,7 @@ class Objective(ExampleGradients):
         array([0., 6.])
         """
         with _reading(params):
+            params = ordered_like(params, self.params)
             flat = self.backend.flatten(params)
         space = VectorSpace.of(flat, self.backend, params)
         if not space.matches(self.space):

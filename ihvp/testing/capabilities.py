@@ -231,6 +231,9 @@ class CapabilityContract(Contract):
         duty = "the vector of joint must have the entries of the parameters first"
         assert_array_equal(to_numpy(backend.flatten(both))[: len(w)], w, duty)
         assert sorted(to_numpy(backend.flatten(both[1]))) == [0.5] + [1.0] * 6, duty
+        for leaf in (1, None, "1", np.ones(2, int)):
+            with pytest.raises(ParameterError, match="hyperparameter"):
+                backend.joint(case.params, {"weight": leaf})
         assert case.bits() == before
 
     def test_parameters_are_restored_from_names_and_arrays(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from ihvp import algebra
 from ihvp.arguments import as_array, check_function, naming
 from ihvp.backend import Params, SupportsLayers, Vector
-from ihvp.errors import FunctionFailed, InvalidOption, MissingCapability, NonFinite
+from ihvp.errors import FunctionFailed, IhvpError, InvalidOption, MissingCapability, NonFinite
 from ihvp.objective import Objective
 
 Function = Callable[[Params], Any]
@@ -20,7 +20,10 @@ def value_of(objective: Objective, function: Function) -> np.ndarray[Any, Any]:
     """The function of the parameters, as numpy."""
     check_function("function", function, "a function of the parameters", takes=1)
     with naming(FunctionFailed, "function(params)"):
-        return as_array("what function returned", algebra.as_numpy(function(objective.params)))
+        value = as_array("what function returned", algebra.as_numpy(function(objective.params)))
+    if not (value.size and np.all(np.isfinite(value))):
+        raise InvalidOption("what function returned", value, "finite numbers, one or more")
+    return value
 
 
 def gradients_of(
@@ -39,7 +42,11 @@ def gradients_of(
         # One compiled derivative serves all of the m functions.
         loss = backend.cotangent_loss(lambda params, batch: function(params))
         units = np.eye(value.size, dtype=value.dtype).reshape(value.size, *value.shape)
-        columns = [backend.grad(loss, params, (None, [unit])) for unit in units]
+        try:
+            columns = [backend.grad(loss, params, (None, [unit])) for unit in units]
+        except (IhvpError, TypeError, ValueError) as error:
+            expected = "a function that the framework differentiates, of the params that it is given"
+            raise InvalidOption("function", function, expected) from error
     elif value.size == 1 and value.ndim == 0:
         columns = [backend.grad(lambda params, batch: function(params), params, None)]
     else:

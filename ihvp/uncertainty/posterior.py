@@ -25,6 +25,7 @@ from ihvp.operators.low_rank import Spectral
 from ihvp.solvers import Solver, inverse
 from ihvp.uncertainty.jacobian import gauss_newton_matrix
 from ihvp.uncertainty.prior import Prior
+from ihvp.uncertainty.undefined import indefinite
 
 # A matrix of up to so many rows is formed; its eigenvalues take some seconds.
 _DENSE = 2048
@@ -97,7 +98,7 @@ class KnownPosterior(Posterior):
         self._values = np.concatenate([host(part.values).ravel() for part in parts])
         lowest = 1 + float(self._values.min())
         if lowest <= 10 * self.space.eps * (1 + float(np.abs(self._values).max())):
-            raise IndefinitePosterior(lowest)
+            raise indefinite(lowest, whitened, diagonal, prior.objective)
 
     @property
     def factors(self) -> dict[str, tuple[KroneckerBlock, Vector]] | None:
@@ -177,6 +178,9 @@ class ProductPosterior(Posterior):
     def _whitened(self) -> Precision:
         return Precision(self._curvature, self._scale, self._prior.entries, whitened=True)
 
+    def _indefinite(self, lowest: float) -> IndefinitePosterior:
+        return indefinite(lowest, self._whitened, self._prior.entries, self._prior.objective)
+
     @cached_property
     def _inverse(self) -> LinearOperator:
         if self._prior.is_scalar:
@@ -206,7 +210,7 @@ class ProductPosterior(Posterior):
             values, vectors = eigh_tridiagonal(diagonals[place, :size], off_diagonals[place, : size - 1])
             lowest = 1 + float(values.min())
             if lowest <= 0:
-                raise IndefinitePosterior(lowest)
+                raise self._indefinite(lowest)
             coefficients[:size, place] = length * (vectors * (1 + values) ** -0.5) @ vectors[0]
             last = (vectors[-1] * vectors[0]) / (1 + values + np.tan(angles[:, None]) ** 2)
             residuals = off_diagonals[place, size - 1] * np.abs(last.sum(axis=1))
@@ -238,7 +242,7 @@ class ProductPosterior(Posterior):
         factor, density = self._scale / float(self._prior.entries[0]), self._density()
         lowest = 1 + factor * float(density.nodes[density.weights > 0].min())
         if lowest <= 0:
-            raise IndefinitePosterior(lowest)
+            raise self._indefinite(lowest)
         return density.expectation(lambda values: of(factor * values))
 
 

@@ -19,6 +19,7 @@ class Prior:
 
     Attributes
     ----------
+    objective : Objective
     precisions : dict of str to float
         By part; a single one is called ``"all"``.
     parts : dict of str to list of slice
@@ -41,7 +42,8 @@ class Prior:
     """
 
     def __init__(self, objective: Objective, precision: float | Mapping[str, float]) -> None:
-        self.is_named = named = isinstance(precision, Mapping)
+        self.objective, self.is_named = objective, isinstance(precision, Mapping)
+        named = self.is_named
         given: Mapping[str, Any] = precision if isinstance(precision, Mapping) else {"all": precision}
         self.entries = np.zeros(objective.num_params)
         self.parts: dict[str, list[slice]] = {"all": [slice(0, objective.num_params)]}

@@ -1,4 +1,4 @@
-"""The direction in which parameters are not determined, where there is no covariance."""
+"""The direction in which parameters are not determined, where there is no covariance and no posterior."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.backend import SupportsBlocks
 from ihvp.eigen.eigsh import eigsh
-from ihvp.errors import NotConverged, SolverError, UndefinedCovariance
+from ihvp.errors import IndefinitePosterior, NotConverged, SolverError, UndefinedCovariance
 from ihvp.objective import Objective
 from ihvp.operators import Hessian, LinearOperator
 from ihvp.uncertainty.unit_diagonal import UnitDiagonal
@@ -28,6 +28,25 @@ def found_undefined(
     # A solve that fails for rounding has a condition number above this.
     if lowest > operator.space.product_eps**0.5:
         return None
+    negative = lowest < -(operator.space.product_eps**0.5)
+    return UndefinedCovariance(
+        "Hessian" if isinstance(matrix, Hessian) else "outer product of gradients",
+        lowest,
+        _parts(objective, shares),
+        negative,
+    )
+
+
+def indefinite(
+    lowest: float, whitened: LinearOperator, diagonal: NDArray[np.float64], objective: Objective
+) -> IndefinitePosterior:
+    """The error that names the direction of the lowest eigenvalue; M is whitened by the diagonal."""
+    squares = _by_lanczos(whitened)[1] / diagonal
+    return IndefinitePosterior(lowest, _parts(objective, squares / squares.sum()))
+
+
+def _parts(objective: Objective, shares: NDArray[np.float64]) -> dict[str, tuple[float, list[int]]]:
+    """Of each block of parameters the share in a direction, and the entries that lead in it."""
     blocks = {"parameters": slice(0, objective.num_params)}
     if isinstance(objective.backend, SupportsBlocks):
         blocks = dict(objective.blocks)
@@ -36,13 +55,7 @@ def found_undefined(
         share = shares[place]
         leading = np.argsort(-share)[:4]
         parts[name or "parameters"] = float(share.sum()), [int(i) for i in leading if share[i] > 0.01]
-    negative = lowest < -(operator.space.product_eps**0.5)
-    return UndefinedCovariance(
-        "Hessian" if isinstance(matrix, Hessian) else "outer product of gradients",
-        lowest,
-        parts,
-        negative,
-    )
+    return parts
 
 
 def _of_matrix(operator: LinearOperator) -> tuple[float, NDArray[np.float64]]:

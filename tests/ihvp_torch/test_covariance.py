@@ -80,6 +80,9 @@ def test_functions_of_the_parameters_are_differentiated(model, objective):
     interval = ihvp.confidence_intervals(covariance, function)
     np.testing.assert_allclose(interval.upper, value + 1.959963984540054 * expected, rtol=TOLERANCE)
     single = ihvp.standard_errors(covariance, lambda w: function(w)[1])
+    for wrong in (lambda w: 3.0, lambda w: function(w)[:0], lambda w: function(w).detach().numpy()):
+        with pytest.raises(ihvp.errors.InvalidOption, match="function"):
+            covariance.of(wrong)
     assert single.shape == ()
     np.testing.assert_allclose(single, expected[1], rtol=TOLERANCE)
 

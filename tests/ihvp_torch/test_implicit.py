@@ -65,10 +65,11 @@ def test_a_loss_goes_backward_to_the_parameters_of_a_module():
 
 def test_gradcheck_of_an_optimum():
     decay = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64, requires_grad=True)
-    problem = ihvp.InnerProblem(ridge, {"w": fit(decay)}, {"decay": decay}, (X, Y), solver=TIGHT)
+    hyper = {"decay": decay, "other": torch.ones(2, dtype=torch.float64)}
+    problem = ihvp.InnerProblem(ridge, {"w": fit(decay)}, hyper, (X, Y), solver=TIGHT)
 
-    def optimum(decay):
-        return problem.optimum({"w": fit(decay)}, {"decay": decay})["w"]
+    def optimum(decay):  # its keys in another order
+        return problem.optimum({"w": fit(decay)}, {"other": hyper["other"], "decay": decay})["w"]
 
     assert torch.autograd.gradcheck(optimum, [decay])
     (problem.optimum()["w"] ** 2).sum().backward()
@@ -125,6 +126,10 @@ def test_other_matrices_are_constants():
     x.sum().backward()
     exact = ihvp.solve(ihvp.OPG(objective), torch.ones(3, dtype=torch.float64), damping=0.5, solver=TIGHT).x
     torch.testing.assert_close(v.grad, exact)
+    as_numpy = ihvp.differentiable_solve(ihvp.OPG(objective), V.numpy(), torch.tensor(0.5), TIGHT)
+    torch.testing.assert_close(as_numpy, ihvp.differentiable_solve(ihvp.OPG(objective), V, 0.5, TIGHT))
+    with pytest.raises(ihvp.errors.InvalidOption, match=r"damping is .*a finite number"):
+        ihvp.differentiable_solve(ihvp.OPG(objective), v, torch.ones(2))
     with pytest.raises(ihvp.errors.InvalidOption, match=r"params.*OPG"):
         ihvp.differentiable_solve(ihvp.OPG(objective), v, 0.5, params={"w": W})
 

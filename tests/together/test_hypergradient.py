@@ -99,4 +99,4 @@ def test_hyperparameters_that_no_loss_uses_are_named(dialect):
         pytest.warns(ihvp.influence.NotAtOptimum),
         pytest.raises(ihvp.errors.HyperparametersWithoutEffect, match="depends on hyper;"),
     ):
-        ihvp.hypergradient(loss, loss, params, 0.1, (X, Y), (XT, YT))
+        ihvp.hypergradient(loss, loss, params, np.array(0.1), (X, Y), (XT, YT))

@@ -137,8 +137,11 @@ def test_an_inner_problem_moves_to_other_hyperparameters():
     found = problem.hypergradient(outer, test, bound=False)
     assert_allclose(found.gradient["decay"], ridge_by_hand(fit, other, train, test), rtol=1e-7)
     assert found.error is None
-    with pytest.raises(ihvp.errors.ParameterError, match="entries"):
+    with pytest.raises(ihvp.errors.ParameterError, match=r"of shape \(5,\) among the parameters"):
         problem.at(np.ones(5))
+    for hyper in (other, [other], {"decay": other, "more": other}, {"decay": other[:3]}):
+        with pytest.raises(ihvp.errors.ParameterError, match="among the hyperparameters"):
+            problem.at(hyper=hyper)
     with pytest.raises(ihvp.errors.MissingCapability, match="implicit"):
         problem.optimum()
 
@@ -185,7 +188,36 @@ def test_a_mixed_derivative_that_vanishes_here_alone_is_no_missing_one():
         assert ihvp.hypergradient(outer, inner, np.ones(1), 0.0).gradient == 0.0
 
 
-@pytest.mark.parametrize(("inner", "text"), [(None, "inner"), (lambda w, batch: w, "inner is")])
-def test_losses_are_functions_of_three(inner, text):
+def test_the_order_of_keys_does_not_count():
+    inner = GradientFunction(
+        lambda w, h, batch: ({"a": w["a"] - h["p"], "b": 2 * w["b"] - h["q"]}, {"p": -w["a"], "q": -w["b"]})
+    )
+    outer = GradientFunction(
+        lambda w, h, batch: (
+            {"a": np.array(3.0), "b": np.array(5.0)},
+            {"p": np.array(0.0), "q": np.array(0.0)},
+        )
+    )
+    w, h = {"a": np.array(1.0), "b": np.array(2.0)}, {"p": np.array(1.0), "q": np.array(4.0)}
+    problem = ihvp.InnerProblem(inner, w, h).at({"b": w["b"], "a": w["a"]}, {"q": h["q"], "p": h["p"]})
+    found = problem.hypergradient(outer, bound=False).gradient
+    assert (found["p"], found["q"]) == pytest.approx((3.0, 2.5))
+
+
+PAIR = GradientFunction(lambda w, h, batch: (w, 0 * h))
+REFUSED = [
+    ({"inner": None, "backend": Exact()}, "inner"),
+    ({"inner": lambda w, batch: w, "backend": Exact()}, "inner is"),
+    ({"inner": lambda w, h, batch: w}, r"in a hypergradient an ihvp\.backend\.GradientFunction"),
+    ({"outer": lambda w, h, batch: 0.0}, r"outer is .*GradientFunction, as the inner"),
+    ({"outer": []}, "an outer loss, or a list of one or more"),
+    ({"outer": GradientFunction(lambda w, h, batch: w)}, "a pair, by the parameters and by"),
+    *(({"hyper": hyper}, "hyperparam") for hyper in (1, None, "1", np.array([1]), np.zeros(0), {})),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), REFUSED)
+def test_what_cannot_be_differentiated_is_named(options, text):
+    given = {"outer": PAIR, "inner": PAIR, "params": np.zeros(1), "hyper": 1.0} | options
     with pytest.raises(ihvp.IhvpError, match=text):
-        ihvp.hypergradient(lambda w, h, b: 0.0, inner, np.ones(1), 1.0, backend=Exact())
+        ihvp.hypergradient(**given)
