@@ -110,6 +110,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Above all the rest, and loaded only where it is asked for.
-    if name == "evaluate":
-        return import_module("ihvp.evaluate")
+    if name in ("evaluate", "plot"):
+        return import_module(f"ihvp.{name}")
     raise AttributeError(f"module 'ihvp' has no attribute {name!r}")

@@ -25,7 +25,7 @@ from ihvp.backend import (
     SupportsValue,
     Vector,
 )
-from ihvp.data import Batches, count_examples, ordered_like
+from ihvp.data import Batches, count_examples, is_array, ordered_like
 from ihvp.errors import (
     IhvpError,
     InvalidOption,
@@ -346,7 +346,7 @@ class Objective(ExampleGradients):
         return other
 
     def at(self, params: Params) -> Objective:
-        """The same loss, data and backend at other parameters, of the same structure and shapes.
+        """The same loss, data and backend at other parameters: of the same structure, or flat, ``(P,)``.
 
         Raises
         ------
@@ -362,6 +362,8 @@ class Objective(ExampleGradients):
         array([0., 6.])
         """
         with _reading(params):
+            if is_array(params) and tuple(params.shape) == (self.num_params,) and not is_array(self.params):
+                params = self.backend.unflatten(self.space.enter(params)[0], self.params)
             params = ordered_like(params, self.params)
             flat = self.backend.flatten(params)
         space = VectorSpace.of(flat, self.backend, params)

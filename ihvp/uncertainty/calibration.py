@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
-from ihvp.arguments import as_array, check_integer, check_number
+from ihvp.arguments import as_array, check_integer
 from ihvp.errors import InvalidOption
 from ihvp.estimators.probes import Estimate
 
@@ -105,7 +105,7 @@ def calibration(probabilities: Any, labels: Any, *, num_bins: int = 15) -> Calib
     (0.033, 0.667)
     """
     check_integer("num_bins", num_bins, 1)
-    p = as_array("probabilities", algebra.to_numpy(probabilities)).astype(np.float64)
+    p = as_array("probabilities", algebra.as_numpy(probabilities)).astype(np.float64)
     y = as_array("labels", algebra.to_numpy(labels), "iu", "integers, as an array")
     if p.ndim == 1 or p.shape[1:] == (1,):
         p = np.stack([1 - p.reshape(-1), p.reshape(-1)], axis=1)
@@ -183,16 +183,19 @@ def coverage(
     from scipy.special import ndtri
 
     arrays = {"mean": mean, "standard_deviation": standard_deviation, "targets": targets}
-    m, sd, y = (as_array(name, algebra.to_numpy(value)).astype(np.float64) for name, value in arrays.items())
+    m, sd, y = (as_array(name, algebra.as_numpy(value)).astype(np.float64) for name, value in arrays.items())
     if not m.shape == sd.shape == y.shape or not y.size:
         raise InvalidOption(
             "targets", f"of shape {y.shape} for means {m.shape} and deviations {sd.shape}", "one shape"
         )
     if not np.all(sd > 0):
         raise InvalidOption("standard_deviation", float(sd.min()), "numbers > 0")
-    for level in levels:
-        check_number("levels", level, lambda number: 0 < number < 1, "numbers between 0 and 1")
-    promised, distance = np.asarray(levels, dtype=np.float64), np.abs(y - m) / sd
+    distance = np.abs(y - m) / sd
+    if not np.all(np.isfinite(distance)):
+        raise InvalidOption("targets, or what is predicted", "not finite", "finite numbers")
+    promised = as_array("levels", levels).astype(np.float64)
+    if promised.ndim != 1 or not promised.size or not np.all((promised > 0) & (promised < 1)):
+        raise InvalidOption("levels", levels, "a list of numbers between 0 and 1")
     observed = np.array([np.mean(distance <= ndtri((1 + level) / 2)) for level in promised])
     errors = np.sqrt(promised * (1 - promised) / y.size)
     losses = distance**2 / 2 + np.log(sd) + np.log(2 * np.pi) / 2

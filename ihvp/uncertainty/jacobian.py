@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import array_api_compat
 
 from ihvp import algebra
+from ihvp.arguments import naming
 from ihvp.backend import Batch, OpenModel, Predict, SupportsLayers, Vector
 from ihvp.data import take_examples
-from ihvp.errors import InvalidOption
+from ihvp.errors import InvalidOption, LossFailed
 from ihvp.kronecker import estimate
 from ihvp.kronecker.coverage import complete_layers, cotangent_rows, opened
 from ihvp.kronecker.factors import weight_gradients, with_bias
@@ -47,7 +48,8 @@ def opened_pieces(
     """
     predict, _ = objective.require_predict()
     for index, (batch, count) in enumerate(objective.batches):
-        whole = opened(objective, predict, batch)
+        with naming(LossFailed, "The model"):
+            whole = opened(objective, predict, batch)
         layout = Layout(whole.shapes)
         places = [(layer, inputs.shape[1]) for layer, inputs in zip(whole.layers, whole.inputs, strict=True)]
         numbers = sum(uses * layer.groups * layer.d_out for layer, uses in places)

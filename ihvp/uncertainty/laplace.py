@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.arguments import check_instance, check_integer, check_number, check_seed
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, VectorError
+from ihvp.errors import InvalidOption
 from ihvp.estimators import SpectralDensity, spectral_density
 from ihvp.estimators.probes import gaussians, host
 from ihvp.kronecker import BlockStructured
 from ihvp.objective import Objective
 from ihvp.operators import GaussNewton
-from ihvp.operators.base import LinearOperator, check_operator
+from ihvp.operators.base import LinearOperator
 from ihvp.operators.low_rank import Spectral
 from ihvp.solvers import Solver
 from ihvp.uncertainty.evidence import Evidence, maximise
@@ -31,7 +31,12 @@ from ihvp.uncertainty.posterior import (
     known_posterior,
     with_eigenvalues,
 )
-from ihvp.uncertainty.predictive import Predictive, output_covariance, require_half_squared_error
+from ihvp.uncertainty.predictive import (
+    Predictive,
+    output_covariance,
+    require_half_squared_error,
+    require_matching,
+)
 from ihvp.uncertainty.prior import Prior
 
 # So many Lanczos steps, and what they may leave of a sample.
@@ -107,12 +112,7 @@ class Laplace:
     ) -> None:
         check_instance("objective", objective, Objective, "an ihvp.Objective")
         curvature = GaussNewton(objective) if curvature is None else curvature
-        check_operator(curvature, "curvature")
-        if not curvature.space.matches(objective.space):
-            raise VectorError(
-                f"The curvature is {curvature!r}; expected that of the objective's {objective.num_params:,} "
-                f"parameters, of {objective.space.dtype} on {objective.space.device}."
-            )
+        require_matching("curvature", curvature, objective)
         above = "a finite number > 0"
         check_number("temperature", temperature, lambda number: number > 0, above)
         if noise is not None:
@@ -182,7 +182,7 @@ class Laplace:
         Parameters
         ----------
         data : optional
-            As the objective's; by default that.
+            As the objective's; by default that, of which each of several processes predicts its own part.
 
         Raises
         ------

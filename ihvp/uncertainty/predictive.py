@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
-from ihvp.errors import InvalidOption, NonFinite
+from ihvp.errors import InvalidOption, NonFinite, VectorError
 from ihvp.estimators.probes import host
 from ihvp.kronecker.blocks import KroneckerBlock
 from ihvp.kronecker.coverage import opened, require_used
@@ -127,7 +127,7 @@ def output_covariance(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The outputs ``(n, D)`` and ``J Σ Jᵀ (n, D, D)``."""
     predict, _ = objective.require_predict()
-    check_operator(covariance, "covariance")
+    require_matching("covariance", covariance, objective)
     require_layers(objective)
     factors = covariance.factors if isinstance(covariance, KnownPosterior) else None
     whole = factors is not None
@@ -157,6 +157,16 @@ def output_covariance(
             raise NonFinite("An output of the model, or its derivative", index)
     joined = np.concatenate(found)
     return np.concatenate(means), (joined + joined.transpose(0, 2, 1)) / 2
+
+
+def require_matching(name: str, operator: Any, objective: Objective) -> None:
+    """Refuse what is no operator on vectors of the objective's parameters."""
+    check_operator(operator, name)
+    if not operator.space.matches(objective.space):
+        raise VectorError(
+            f"The {name} is {operator!r}; expected that of the objective's {objective.num_params:,} "
+            f"parameters, of {objective.space.dtype} on {objective.space.device}."
+        )
 
 
 def require_half_squared_error(objective: Objective) -> int:

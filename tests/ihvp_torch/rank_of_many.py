@@ -103,6 +103,26 @@ def answers(o, whole):
     yield "leave one out, actual", removals.actual
 
 
+def ridge(w, decay, batch):
+    return functional.cross_entropy(batch[0] @ w["w"], batch[1]) + decay * (w["w"] ** 2).sum()
+
+
+def uncertain_answers(o, mine):
+    """Covariances, a posterior, and derivatives through an optimum and a solve."""
+    w = {"w": torch.tensor(V[:12, 0].reshape(4, 3)).requires_grad_()}
+    convex = ihvp.Objective(lambda w, batch: ridge(w, 0.05, batch), w, mine)
+    for kind in "hessian", "sandwich":
+        yield f"errors by {kind}", ihvp.standard_errors(ihvp.covariance(convex, kind))["w"]
+    outer, solver = (lambda w, decay, batch: ridge(w, 0.0, batch)), ihvp.CG(rtol=1e-12)
+    yield "hypergradient", ihvp.hypergradient(outer, ridge, w, 0.05, mine, TEST, solver=solver).gradient
+    v = torch.tensor(V[:12, 1])
+    (ihvp.differentiable_solve(ihvp.Hessian(convex), v, 0.0, solver, params=w) ** 2).sum().backward()
+    yield "derivative of a solve", w["w"].grad
+    posterior = ihvp.Laplace(o, prior_precision={"0": 40.0, "2": 30.0})
+    yield "evidence", posterior.log_marginal_likelihood().value
+    yield "predictive", posterior.predictive(TEST).covariance
+
+
 def weighted_answers(o):
     yield "weighted gradient", o.gradient()
     influence = ihvp.Influence(o, 0.1, ihvp.Direct(), curvature=ihvp.GaussNewton(o))
@@ -141,6 +161,7 @@ def attributions(o, folder, whole, empty):
 def all_answers(part, folder, whole=True, empty=True):
     """With the data in one batch, and in batches of a list."""
     found = dict(answers(objective((X[part], Y[part])), whole))
+    found |= dict(uncertain_answers(objective((X[part], Y[part])), (X[part], Y[part])))
     found |= dict(attributions(objective((X[part], Y[part])), folder, whole, empty))
     batches = [(x, y) for x, y in zip(X[part].split(2), Y[part].split(2), strict=True)]
     listed = ihvp.Influence(

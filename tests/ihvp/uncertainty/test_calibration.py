@@ -109,3 +109,7 @@ def test_coverage_of_other_shapes_and_values(arguments, says):
         ihvp.coverage(*arguments)
     with pytest.raises(InvalidOption, match="levels"):
         ihvp.coverage(np.ones(3), np.ones(3), np.ones(3), levels=[1.0])
+    with pytest.raises(InvalidOption, match="levels"):
+        ihvp.coverage(np.ones(3), np.ones(3), np.ones(3), levels=0.9)
+    with pytest.raises(InvalidOption, match="not finite"):
+        ihvp.coverage(np.ones(3), np.ones(3), np.full(3, np.nan))

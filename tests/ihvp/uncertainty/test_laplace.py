@@ -159,6 +159,7 @@ def test_samples_have_the_mean_the_covariance_and_a_seed():
     assert_allclose(np.cov(white), np.eye(P), atol=5 * (2 / 20_000) ** 0.5)
     assert_array_equal(laplace.sample(2, seed=3), laplace.sample(2, seed=3))
     assert np.all(laplace.sample(2, seed=3) != laplace.sample(2, seed=4))
+    assert_array_equal(laplace.objective.at(samples[:, 0]).params["second"], samples[4:, 0])
 
 
 @pytest.fixture
