@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from tests.benchmarks.rows import Row
 _OUTPUT = Path(__file__).parents[2] / "docs" / "performance"
 _ON_GPU = ("torch", "jax")
 _NOT_ON_GPU = ("memory", "indices")
-# A quarter of an hour, for an answer that changes rarely: measured where it is asked for.
+# Long, for an answer that changes rarely: measured where it is asked for.
 _BY_NAME = ("language",)
 _HAS_GPU = {
     "torch": "import sys, torch; sys.exit(not torch.cuda.is_available())",
@@ -36,6 +37,7 @@ def main() -> int:
     name, _, framework = (only or "").partition("/")
     if name and (name not in CASES or (framework and framework not in CASES[name].frameworks)):
         parser.error(f"--only {only}: expected one of {', '.join(CASES)}, or such as solves/torch")
+    begin = time.perf_counter()
     gpus = {library for library, test in _HAS_GPU.items() if _run(["-c", test]).returncode == 0}
     rows: list[Row] = []
     failures: dict[str, str] = {}
@@ -43,21 +45,27 @@ def main() -> int:
         for library in [framework] if framework else case.frameworks:
             devices = ["cpu"] + ["cuda"] * (library in gpus and case.name not in _NOT_ON_GPU)
             for device in [options.device] if options.device else devices:
-                start = time.perf_counter()
+                start, before = time.perf_counter(), _of_children()
                 label = f"{case.name}, {library} on {device}"
                 result = _measure(case.name, library, device)
                 if isinstance(result, str):
                     failures[label] = result
                 else:
                     rows += result
-                print(f"{label}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+                spent = f"{time.perf_counter() - start:.0f} s, {_of_children() - before:.0f} of processors"
+                print(f"{label}: {spent}", file=sys.stderr, flush=True)
     if only or options.device:
-        print(report.table(rows))
+        print(report.tables(rows))
     else:
-        report.write(_OUTPUT, rows, failures)
+        report.write(_OUTPUT, rows, failures, (time.perf_counter() - begin) / 60)
     for label, error in failures.items():
         print(f"{label} failed:\n{error}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _measure(case: str, framework: str, device: str) -> list[Row] | str:

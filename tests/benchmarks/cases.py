@@ -21,6 +21,7 @@ from tests.benchmarks import (
     scaling,
     solves,
     structured,
+    users,
 )
 from tests.benchmarks.rows import Case
 
@@ -43,6 +44,7 @@ _MODULES = (
     processes,
     scaling,
     memory,
+    users,
 )
 
 CASES: dict[str, Case] = {module.CASE.name: module.CASE for module in _MODULES}

@@ -129,4 +129,4 @@ _PROBLEMS: dict[str, Callable[[], tuple[ihvp.Objective, tuple[Tensor, Tensor]]]]
     "pixels of other scales": functools.partial(_problem, dense, rate=0.005, spread=3),
 }
 
-CASE = Case("choices", {"torch": measure})
+CASE = Case("choices", "Ways to solve with a Gauss–Newton matrix", {"torch": measure})

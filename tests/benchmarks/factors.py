@@ -236,4 +236,4 @@ def _memory(name: str, fisher: str) -> tuple[int, int, int]:
     return peak, sum(part.nbytes for part in parts), task.batch_bytes(fisher)
 
 
-CASE = Case("factors", {"torch": measure})
+CASE = Case("factors", "The set-up of EK-FAC", {"torch": measure})

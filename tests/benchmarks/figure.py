@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +15,8 @@ _FASTER, _SLOWER = "#0072B2", "#D55E00"
 _ABOVE, _BELOW = 0.14, -0.46
 # Two names side by side take a factor of so much on the axis.
 _APART = 2.3
+# Characters of a line of a problem's name.
+_WIDTH = 46
 # Names stand over lines.
 _BACKGROUND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 
@@ -27,7 +30,7 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     ]
     if not lines:
         return
-    figure, axes = plt.subplots(figsize=(8, 0.46 * len(lines) + 0.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 0.5 * len(lines) + 0.8), layout="constrained")
     for place, (_, rivals) in enumerate(reversed(lines)):
         axes.axhline(place, color="#dddddd", linewidth=0.8, zorder=0)
         last = 0.0
@@ -54,8 +57,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
 
 
 def _problem(row: Row) -> str:
-    what = row.what.replace(", digits ", "\ndigits ") if len(row.what) > 40 else row.what
-    return f"{what} · {row.framework}{'' if row.device == 'cpu' else ' on the GPU'}"
+    device = "" if row.device == "cpu" else " on the GPU"
+    return textwrap.fill(f"{row.what} · {row.framework}{device}", _WIDTH)
 
 
 def _within(value: float, limits: tuple[float, float]) -> bool:

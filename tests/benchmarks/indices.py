@@ -21,7 +21,7 @@ from torch import nn
 import ihvp
 from tests.benchmarks.rows import Case, Row, seconds
 
-_DIM, _ROWS, _QUESTIONS, _TURNS = 1024, 1_000_000, 64, 3
+_DIM, _ROWS, _QUESTIONS, _TURNS = 1024, 500_000, 64, 3
 _MEGABYTE = 1 << 10  # of the kilobytes that the system counts
 
 
@@ -136,4 +136,4 @@ def _processor(call: Callable[[], Any]) -> float:
     return time.process_time() - begin
 
 
-CASE = Case("indices", {"torch": measure})
+CASE = Case("indices", "Indices of projected gradients", {"torch": measure})

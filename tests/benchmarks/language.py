@@ -329,7 +329,7 @@ def measure(device: str) -> list[Row]:
     return rows
 
 
-CASE = Case("language", {"torch": measure})
+CASE = Case("language", "A language model", {"torch": measure})
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

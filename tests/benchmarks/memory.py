@@ -15,7 +15,7 @@ from tests.benchmarks.models import MODELS
 from tests.benchmarks.problems import digits
 from tests.benchmarks.rows import Case, Row
 
-_LARGE, _VERY_LARGE = 50_000_000, 100_000_000
+_LARGE = 50_000_000
 _SOLVES, _SETTLED, _OPERATORS = 1000, 50, 100
 
 
@@ -25,7 +25,6 @@ def measure(framework: str, device: str) -> list[Row]:
         _many_solves(framework),
         _dropped_operators(framework),
         _peak(framework, _LARGE),
-        _peak(framework, _VERY_LARGE),
     ]
 
 
@@ -94,11 +93,11 @@ def _peak(framework: str, size: int) -> Row:
         peer="v, x, r, p, H p",
         beside="5 vectors",
         value=vectors,
-        high=7.0 if size == _LARGE else None,
+        high=7.0,
     )
 
 
-def _torch(size: int, *, compiled: bool = False) -> tuple[ihvp.Objective, Callable[[], Any]]:
+def _torch(size: int, compiled: bool | None = None) -> tuple[ihvp.Objective, Callable[[], Any]]:
     import torch
 
     from ihvp_torch import TorchBackend
@@ -109,7 +108,7 @@ def _torch(size: int, *, compiled: bool = False) -> tuple[ihvp.Objective, Callab
         return (w["x"].square().sum(dim=1, keepdim=True) * scales).sum()
 
     params = {"x": torch.ones(4, size // 4)}
-    backend = TorchBackend(params, compile=compiled)
+    backend = TorchBackend(params) if compiled is None else TorchBackend(params, compile=compiled)
     return ihvp.Objective(loss, params, backend=backend), lambda: torch.ones(size)
 
 
@@ -156,10 +155,11 @@ def _status(field: str) -> int:
 
 QUADRATICS: dict[str, Callable[[int], tuple[ihvp.Objective, Callable[[], Any]]]] = {
     "torch": _torch,
+    "torch-eager": partial(_torch, compiled=False),
     "torch-compiled": partial(_torch, compiled=True),
     "jax": _jax,
     "tf": _tf,
     "numdiff": _numdiff,
 }
 
-CASE = Case("memory", {framework: partial(measure, framework) for framework in QUADRATICS})
+CASE = Case("memory", "Memory", {framework: partial(measure, framework) for framework in QUADRATICS})

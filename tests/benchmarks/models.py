@@ -27,9 +27,9 @@ class Model:
     predict: Callable[[Any, Any], Any]
     output_loss: Callable[[Any, Any], Any]
 
-    def objective(self, batch: Any = None) -> ihvp.Objective:
+    def objective(self, batch: Any = None, *, checks: bool = True) -> ihvp.Objective:
         """The mean loss over the problem's data, or over a part of them."""
-        return ihvp.Objective(self.loss, self.params, self.batch if batch is None else batch)
+        return ihvp.Objective(self.loss, self.params, self.batch if batch is None else batch, checks=checks)
 
     def predicting(self) -> ihvp.Objective:
         """The mean loss as a function of the outputs, which a Gauss–Newton matrix needs."""
@@ -85,18 +85,26 @@ class TorchModel(Model):
         return torch.autograd.grad(self.loss(self.module, self.batch), self.weights)
 
 
-class CompiledTorchModel(TorchModel):
-    """The same with a backend that compiles."""
+class EagerTorchModel(TorchModel):
+    """The same with a backend that never compiles, or always."""
+
+    compiled = False
 
     def __init__(self, problem: Network, device: str = "cpu") -> None:
         from ihvp_torch import TorchBackend
 
         super().__init__(problem, device)
-        self._backend = TorchBackend(self.params, compile=True)
+        self._backend = TorchBackend(self.params, compile=self.compiled)
 
-    def objective(self, batch: Any = None) -> ihvp.Objective:
+    def objective(self, batch: Any = None, *, checks: bool = True) -> ihvp.Objective:
         data = self.batch if batch is None else batch
-        return ihvp.Objective(self.loss, self.params, data, backend=self._backend)
+        return ihvp.Objective(self.loss, self.params, data, backend=self._backend, checks=checks)
+
+
+class CompiledTorchModel(EagerTorchModel):
+    """The same with a backend that compiles."""
+
+    compiled = True
 
 
 class JaxModel(Model):
@@ -169,8 +177,9 @@ class NumdiffModel(Model):
     def __init__(self, problem: Network, device: str = "cpu") -> None:
         self.params, self.batch = problem.weights, (problem.x, problem.y)
 
-    def objective(self, batch: Any = None) -> ihvp.Objective:
-        return ihvp.Objective(grad=gradient, params=self.params, data=self.batch if batch is None else batch)
+    def objective(self, batch: Any = None, *, checks: bool = True) -> ihvp.Objective:
+        data = self.batch if batch is None else batch
+        return ihvp.Objective(grad=gradient, params=self.params, data=data, checks=checks)
 
     def gradient(self) -> Any:
         return gradient(self.params, self.batch)
@@ -178,6 +187,7 @@ class NumdiffModel(Model):
 
 MODELS: dict[str, type[Model]] = {
     "torch": TorchModel,
+    "torch-eager": EagerTorchModel,
     "torch-compiled": CompiledTorchModel,
     "jax": JaxModel,
     "tf": TensorFlowModel,

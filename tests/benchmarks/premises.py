@@ -1,4 +1,4 @@
-"""What the checks of a loss's premises cost at first use, in gradients."""
+"""What the checks of a loss's premises cost at first use: in gradients, and in a default solve."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import ihvp
 from tests.benchmarks.models import MODELS
-from tests.benchmarks.problems import wide
+from tests.benchmarks.problems import digits, wide
 from tests.benchmarks.rows import Case, Row, seconds
 from tests.benchmarks.timing import in_turns
 
-_BAR = 6.0
+_BAR, _PART, _COLUMNS, _DAMPING = 6.0, 0.1, 16, 0.02
 
 
 def measure(framework: str, device: str) -> list[Row]:
@@ -33,8 +33,33 @@ def measure(framework: str, device: str) -> list[Row]:
             beside=seconds(times["gradient"]),
             value=times.ratio("checks", "gradient"),
             high=_BAR,
-        )
+        ),
+        *(_of_a_solve(framework, device, *hidden) for hidden in ((), (32,))),
     ]
 
 
-CASE = Case("premises", {framework: partial(measure, framework) for framework in ("torch", "jax", "tf")})
+def _of_a_solve(framework: str, device: str, *hidden: int) -> Row:
+    problem = digits(*hidden)
+    model = MODELS[framework](problem, device)
+    V = model.native(problem.test_gradients(_COLUMNS))
+
+    def solve(checks: bool) -> Any:
+        return ihvp.solve(ihvp.Hessian(model.objective(checks=checks)), V, damping=_DAMPING).x
+
+    times = in_turns({"with": partial(solve, True), "without": partial(solve, False)}, budget=5.0)
+    return Row(
+        what=f"cost of first-use checks in a default solve, {_COLUMNS} test gradients, digits {problem.name}",
+        ours=f"{seconds(times['with'])} with checks",
+        peer="without",
+        beside=seconds(times["without"]),
+        value=times.ratio("with", "without") - 1,
+        low=-1.0,
+        high=_PART,
+    )
+
+
+CASE = Case(
+    "premises",
+    "Checks of a loss at first use",
+    {framework: partial(measure, framework) for framework in ("torch", "jax", "tf")},
+)

@@ -24,7 +24,7 @@ from tests.benchmarks.models import TorchModel
 from tests.benchmarks.problems import made
 from tests.benchmarks.rows import Case, Row, seconds
 
-_EXAMPLES, _BATCH, _ROUNDS, _TURNS = 50_000, 1_000, 3, 3
+_EXAMPLES, _BATCH, _ROUNDS, _TURNS = 50_000, 1_000, 2, 2
 _WAIT = 1.0
 
 
@@ -144,7 +144,7 @@ def _times(call: Callable[[], Any]) -> list[float]:
     return found
 
 
-CASE = Case("processes", {"torch": measure})
+CASE = Case("processes", "Several processes", {"torch": measure})
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

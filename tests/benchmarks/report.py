@@ -8,8 +8,10 @@ import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 
+from tests.benchmarks.cases import CASES
 from tests.benchmarks.figure import draw
 from tests.benchmarks.rows import Row
 
@@ -25,71 +27,130 @@ _PACKAGES = (
     "PyHessian",
     "lineax",
     "matfree",
+    "kronfluence",
+    "laplace-torch",
 )
 
 _TEXT = """# Performance
 
-Written by `make bench`, which sets up the environment and measures again; `make bench ONLY=solves` prints one
-part. {where}.
+{summary}
+
+![Other libraries' times in units of ours](rivals.png)
+
+{where}.
 
 - Both sides of a row ran in turns in one process, in float32, with the same data, damping and device; times
   are medians, and the number is the median of the ratios within a round.
-- What a side prepares for an operator counts on both sides; what a framework compiles does not.
+- `torch` is the backend as it is by default: beside other solvers its warm-up counts, and the number is a
+  ratio of means. `torch-eager` never compiles, `torch-compiled` always does, before the clock starts.
+- What a side prepares for an operator counts on both sides; what a framework compiles does not elsewhere.
 - Peers have the settings that their documentation recommends, and the loosest tolerance that brings every
   column to the residual asked for. The residuals (ours | theirs) come from one float64 oracle in numpy: of a
   solve `‖v − (H + λI) x‖ / ‖v‖`, of eigenpairs `‖H q − λ q‖ / λ₁`, of products their relative
   errors. Of per-example gradients it is the difference between the two sides.
-- Two peers are too slow for turns: PyHessian ran once, and pyDVL's LiSSA for 50 of the 1,000 steps.
+- Some are too slow for turns: PyHessian and dattri's scores ran once, and pyDVL's LiSSA for 50 of the 1,000
+  steps. Where a peer did not finish within a limit, the number is the ratio to the limit.
 - Rows without a bar are there to compare. [Where the time goes](time.md) explains the bars that are missed.
 
-![Other libraries' times in units of ours](rivals.png)
+`make bench` measures everything again, in about {minutes} minutes; the command below a heading prints that
+part.
+
+<div class="wide" markdown>
 
 {table}
+</div>
 {missed}"""
 
+# The cases of the summary, a line each.
+_SUMMARISED = (
+    "products",
+    "blocks",
+    "solves",
+    "lissa",
+    "eigenpairs",
+    "per_example",
+    "influence",
+    "structured",
+    "posteriors",
+    "users",
+)
 
-def write(folder: Path, rows: Sequence[Row], failures: dict[str, str]) -> None:
+
+def write(folder: Path, rows: Sequence[Row], failures: dict[str, str], minutes: float) -> None:
     """Replace the page and its figure."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [f"- {label}: {error.strip().splitlines()[-1]}" for label, error in failures.items()]
     missed = "\n".join(["\n## Not measured\n", *missing, ""]) if missing else ""
-    (folder / "index.md").write_text(_TEXT.format(where=_where(), table=table(rows), missed=missed))
+    page = _TEXT.format(
+        summary=summary(rows),
+        where=_where(),
+        minutes=math.ceil(minutes),
+        table=tables(rows),
+        missed=missed,
+    )
+    (folder / "index.md").write_text(page)
     draw(rows, folder / "rivals.png")
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown, with columns for the GPU where there are rows of both."""
-    devices = {row.device for row in rows}
-    on_gpu = {_key(row): row for row in rows if row.device != "cpu"} if len(devices) > 1 else {}
-    head = ["", "", "ours", "beside", "number", "bar", "", "residuals"]
-    if on_gpu:
-        head += ["GPU: ours", "beside", "number", ""]
+def summary(rows: Sequence[Row]) -> str:
+    """Ten lines: our time beside the fastest other library's, where we are not first, and the bars."""
+    lines, slower = [], []
+    for case in _SUMMARISED:
+        found = [row for row in rows if row.case == case and row.rival and row.device == "cpu"]
+        parts = []
+        for framework in dict.fromkeys(row.framework for row in found):
+            best = _fastest_peers([row for row in found if row.framework == framework])
+            numbers = " to ".join(dict.fromkeys(f"{row.value:.2f}" for row in (best[0], best[-1])))
+            parts.append(f"{framework} {numbers} ({' or '.join(dict.fromkeys(row.peer for row in best))})")
+            if best[-1].value > 1:
+                slower.append(f"{CASES[case].title} ({framework}, {best[-1].value:.2f})")
+        if parts:
+            lines.append(f"- {CASES[case].title}: {', '.join(parts)}.")
+    barred = [row for row in rows if row.has_bar]
+    return "\n".join(
+        [
+            "Our time as a part of the time of the fastest other library that gives the same answer:\n",
+            *lines,
+            f"\n**Where we are not first**: {'; '.join(slower) or 'nowhere in these lines'}.",
+            f"**Bars**: {sum(row.met for row in barred)} of {len(barred)} are met.",
+        ]
+    )
+
+
+def _fastest_peers(rows: Sequence[Row]) -> list[Row]:
+    """The row of the fastest peer of each problem, best ratios first."""
+    problems = {row.what: row for row in sorted(rows, key=lambda row: row.value)}
+    return sorted(problems.values(), key=lambda row: row.value)
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Markdown: a heading with its command for each case, a table for each problem."""
+    parts = []
+    for case, of_case in groupby(rows, key=lambda row: row.case):
+        parts.append(f"## {CASES[case].title}\n\n`make bench ONLY={case}`\n")
+        problems: dict[str, list[Row]] = {}
+        for row in of_case:
+            problems.setdefault(row.what, []).append(row)
+        parts += [_table(what, found) for what, found in problems.items()]
+    return "\n".join(parts)
+
+
+def _table(what: str, rows: Sequence[Row]) -> str:
+    accurate = any(row.residual is not None for row in rows)
+    head = ["", "ours", "beside", "number", "bar"] + ["residuals"] * accurate
     lines = [head, ["---"] * len(head)]
-    case = ""
     for row in rows:
-        if on_gpu and row.device != "cpu":
-            continue
-        if row.case != case:
-            case = row.case
-            lines.append([f"**{case}**", *[""] * (len(head) - 1)])
-        cells = [row.what, row.framework, *_measured(row)[:2], _number(row), _bar(row), _verdict(row)]
-        cells.append(_residuals(row))
-        if on_gpu:
-            other = on_gpu.get(_key(row))
-            cells += [*_measured(other), _verdict(other)] if other else [""] * 4
-        lines.append(cells)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
-
-
-def _key(row: Row) -> tuple[str, str, str, str]:
-    return row.case, row.framework, row.what, row.peer
-
-
-def _measured(row: Row) -> list[str]:
-    return [row.ours, f"{row.peer}: {row.beside}", _number(row)]
+        device = "" if row.device == "cpu" else " on the GPU"
+        bar = f"{_bar(row)} {_verdict(row)}".strip()
+        cells = [row.framework + device, row.ours, f"{row.peer}: {row.beside}", _number(row), bar]
+        lines.append(cells + [_residuals(row)] * accurate)
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return f"**{what[0].upper() + what[1:]}**\n\n{table}\n"
 
 
 def _number(row: Row) -> str:
+    if math.isnan(row.value):
+        return "–"
     return f"{row.value:.3f}" if abs(row.value) < 1 else f"{row.value:.2f}"
 
 

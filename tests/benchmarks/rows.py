@@ -61,13 +61,14 @@ class Case:
 
     Attributes
     ----------
-    name : str
-        As in ``make bench ONLY=name``.
+    name, title : str
+        As in ``make bench ONLY=name``, and what it measures in words.
     frameworks : dict
         What measures the rows in each framework, ``measure(device)``.
     """
 
     name: str
+    title: str
     frameworks: dict[str, Callable[[str], list[Row]]]
 
 

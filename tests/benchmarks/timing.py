@@ -41,10 +41,11 @@ def once(call: Callable[[], Any]) -> float:
 
 
 class Times:
-    """Seconds of each side in each round, ``(rounds,)``."""
+    """Seconds of each side in each round, ``(rounds,)``; ``felt`` by the mean, which counts what is rare."""
 
-    def __init__(self, sides: dict[str, list[float]]) -> None:
+    def __init__(self, sides: dict[str, list[float]], *, felt: bool = False) -> None:
         self._sides = {name: np.asarray(times) for name, times in sides.items()}
+        self._typical = np.mean if felt else np.median
 
     def __or__(self, other: Times) -> Times:
         """Of the sides of both."""
@@ -52,11 +53,13 @@ class Times:
         return Times({name: list(times) for name, times in sides.items()})
 
     def __getitem__(self, side: str) -> float:
-        """The median of one side."""
-        return float(np.median(self._sides[side]))
+        """The median of one side, or the mean."""
+        return float(self._typical(self._sides[side]))
 
     def ratio(self, side: str, other: str) -> float:
-        """The median over the rounds of the ratio within a round."""
+        """The median over the rounds of the ratio within a round, or the ratio of the means."""
+        if self._typical is np.mean:
+            return self[side] / self[other]
         return float(np.median(self._sides[side] / self._sides[other]))
 
     def fastest(self, *sides: str) -> str:
@@ -65,9 +68,13 @@ class Times:
 
 
 def in_turns(
-    sides: dict[str, Callable[[], Any]], *, budget: float = 10.0, rounds: tuple[int, int] = (3, 15)
+    sides: dict[str, Callable[[], Any]],
+    *,
+    budget: float = 10.0,
+    rounds: tuple[int, int] = (3, 15),
+    felt: bool = False,
 ) -> Times:
-    """Each side once to warm up, then A B A B … until the budget in seconds is spent.
+    """Each side twice to warm up, then A B A B … until the budget in seconds is spent.
 
     Parameters
     ----------
@@ -75,10 +82,12 @@ def in_turns(
         About so long, but for the warm-up.
     rounds : tuple of int
         The fewest and the most.
+    felt : bool
+        Whether the warm-up counts, as for users of what compiles by itself.
     """
-    warm = {name: min(once(call), once(call)) for name, call in sides.items()}
-    repeats = {name: max(1, math.ceil(_SHORTEST / time)) for name, time in warm.items()}
-    times: dict[str, list[float]] = {name: [] for name in sides}
+    warm = {name: [once(call), once(call)] for name, call in sides.items()}
+    repeats = {name: max(1, math.ceil(_SHORTEST / min(taken))) for name, taken in warm.items()}
+    times: dict[str, list[float]] = warm if felt else {name: [] for name in sides}
     stop = time.perf_counter() + budget
     for done in range(rounds[1]):
         if done >= rounds[0] and time.perf_counter() > stop:
@@ -91,4 +100,4 @@ def in_turns(
                 return call()
 
             times[name].append(once(repeated) / repeats[name])
-    return Times(times)
+    return Times(times, felt=felt)
