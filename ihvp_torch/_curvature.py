@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,8 @@ from ihvp_torch._fallback import FirstThatWorks, Memory, unfused_kernels
 from ihvp_torch._graph import saved_tensors
 from ihvp_torch._opaque import refuse_constants, refuse_once_differentiable
 from ihvp_torch._rows import rows_at_once, together, widest
-from ihvp_torch._vector import Product, join, join_rows, row_by_row, split
+from ihvp_torch._tape import Recorded
+from ihvp_torch._vector import Product, join, row_by_row, split
 
 # From so many parameters on, memory counts more than the time of a call.
 _LARGE = 1 << 16
@@ -46,29 +48,33 @@ def reverse_over_reverse(function: Function) -> Product:
         outputs = [get_gradient_edge(output) for output in outputs]
     del gradients
 
-    def backward(v: Tensor, **options: bool) -> Sequence[Tensor | None]:
-        pieces = split(v, leaves)
-        cotangents = [pieces[i] for i in varying]
+    def backward(cotangents: Sequence[Tensor], last: bool = False) -> Sequence[Tensor | None]:
         seconds: Sequence[Tensor | None] = call(
-            lambda _: torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True, **options)
+            lambda _: torch.autograd.grad(
+                outputs, leaves, cotangents, retain_graph=not last, allow_unused=True
+            )
         )
         return seconds
 
-    def single(v: Tensor, last: bool) -> Tensor:
-        return join(backward(v, retain_graph=not last), leaves)
+    def pieces(v: Tensor) -> list[Tensor]:
+        parts = split(v, leaves)
+        return [parts[i] for i in varying]
 
-    def several(rows: Tensor) -> Tensor:
-        seconds = backward(rows, retain_graph=True, is_grads_batched=True)
-        return join_rows(seconds, leaves, len(rows))
+    def single(v: Tensor, last: bool) -> Tensor:
+        return join(backward(pieces(v), last), leaves)
 
     if not outputs:
         return Product(lambda v, last: torch.zeros_like(v))
+    recorded = Recorded(backward, pieces, leaves)
 
     @functools.cache
     def at_once() -> int:
         return rows_at_once(widest(leaves, saved_tensors(nodes), function.batch), leaves[0].device)
 
-    return Product(together(single, several, at_once), lambda: saved_tensors(nodes))
+    def held() -> Iterable[Tensor]:
+        return itertools.chain(saved_tensors(nodes), recorded.held())
+
+    return Product(together(single, recorded, at_once), held)
 
 
 def forward_over_reverse(function: Function) -> Product:

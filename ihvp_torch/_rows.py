@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,11 +13,10 @@ from ihvp_torch._graph import storage
 from ihvp_torch._tree import named_leaves
 from ihvp_torch._vector import Tensors, row_by_row
 
-# On a processor a pass for many vectors saves calls, which is most of what a small problem costs; a larger
-# one leaves the cache, and its batched matrix products are the slower ones. Measured with networks of
-# P = 650 to 85,002 and 50 to 1,500 examples: twice as fast and more where the largest value has half as many
-# entries, equal at twice as many, half as fast at six times as many.
-_HOST_WIDEST, _HOST_TILE = 1 << 16, 1 << 19
+# On a processor so many entries of one value are in the cache together, and eight vectors or more share an
+# operation at any size of it: measured with networks of P = 650 to 669,706 and 50 to 1,500 examples, four
+# times as fast as one by one at the lower end and 1.0 to 1.5 times at the upper. Beyond, memory counts.
+_HOST_TILE, _HOST_FEWEST, _HOST_WIDEST = 1 << 19, 8, 1 << 19
 # Compiled, one vector costs no calls either, and fewer vectors fit.
 _COMPILED_TILE, _FEWEST = 1 << 20, 4
 # Other devices wait for the calls at any size, so that memory alone sets the bound.
@@ -37,7 +37,7 @@ def rows_at_once(widest: int, device: torch.device) -> int:
     """
     if device.type != "cpu":
         return max(1, _DEVICE_TILE // widest)
-    return _HOST_TILE // widest if widest <= _HOST_WIDEST else 1
+    return max(_HOST_FEWEST, _HOST_TILE // widest) if widest <= _HOST_WIDEST else 1
 
 
 def compiled_rows(count: int, widest: int, device: torch.device) -> int:
@@ -51,10 +51,10 @@ def compiled_rows(count: int, widest: int, device: torch.device) -> int:
 def together(
     single: Callable[[Tensor, bool], Tensor], several: Callable[[Tensor], Tensor], at_once: Callable[[], int]
 ) -> Callable[[Tensor, bool], Tensor]:
-    """``single`` for vectors; rows ``(k, P)`` by ``several`` where it is faster and torch can.
+    """``single`` for vectors; rows ``(k, P)`` by ``several`` where it is faster and possible.
 
-    ``several`` keeps the graph. ``torch.vmap``, on which it rests, does not know every operation, and asks
-    for more memory: whatever fails is done row by row, where errors are the user's own.
+    ``several`` keeps the graph, and asks for more memory: whatever fails is done row by row, where errors are
+    the user's own.
     """
     one_by_one, refused = row_by_row(single), False
 
@@ -63,7 +63,7 @@ def together(
         size = 1 if v.ndim == 1 or len(v) < 3 or refused else at_once()
         if size > 1:
             try:
-                tiles = [several(tile) for tile in v.split(size)]
+                tiles = [several(tile) for tile in v.tensor_split(math.ceil(len(v) / size))]
                 return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
             except Exception:
                 refused = True

@@ -5,7 +5,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ihvp_torch._rows import rows_at_once, widest
+from ihvp_torch import _rows
+from ihvp_torch._rows import rows_at_once, together, widest
+
+CPU = torch.device("cpu")
 
 
 def columns(count, size):
@@ -50,11 +53,24 @@ class OfOneVector(Slope):
         return Slope.backward(ctx, g)
 
 
-class Stubborn(Counted):
+class OutsideTorch(Slope):
+    """As :class:`Slope`, with a backward pass in numpy, a constant to whatever records operations."""
+
     @staticmethod
     def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return OfOneVector.apply(x, g)
+        x, first = ctx.saved_tensors
+        Counted.passes += 1
+        return torch.from_numpy(2 * g.numpy() * first.detach().numpy()), 2 * x * g
+
+
+def square_with(slope):
+    class Stubborn(Counted):
+        @staticmethod
+        def backward(ctx, g):
+            (x,) = ctx.saved_tensors
+            return slope.apply(x, g)
+
+    return Stubborn.apply
 
 
 def passes(call):
@@ -63,22 +79,23 @@ def passes(call):
     return Counted.passes
 
 
-@pytest.mark.parametrize(("size", "expected"), [(4, 1), (70_000, 5)], ids=["small", "large"])
-def test_block_goes_through_a_small_graph_at_once(backend, size, expected):
+@pytest.mark.parametrize(
+    ("size", "first", "later"), [(4, 2, 0), (600_000, 5, 5)], ids=["recorded", "one by one"]
+)
+def test_small_graph_is_recorded_and_checked_with_the_first_block(backend, size, first, later):
     w = torch.linspace(1, 2, size, dtype=torch.float64)
     block = columns(5, size)
     product = backend.linearize(lambda p, _: Counted.apply(p[0] ** 2).sum(), [w], None)
-    assert passes(lambda: product(block)) == expected
+    assert [passes(lambda: product(block)), passes(lambda: product(block))] == [first, later]
     torch.testing.assert_close(product(block), 12 * w[:, None] ** 2 * block)
 
 
-def test_tiles_of_a_block_are_bounded(backend):
-    w = torch.ones(60_000, dtype=torch.float64)
-    product = backend.linearize(lambda p, _: Counted.apply(p[0]).sum(), [w], None)
-    block = columns(12, 60_000)
-    assert rows_at_once(60_000, w.device) == 8
-    assert passes(lambda: product(block)) == 2
-    torch.testing.assert_close(product(block), 2 * block)
+def test_tiles_of_a_block_are_bounded_and_even():
+    tiles = []
+    product = together(None, lambda rows: tiles.append(len(rows)) or rows, lambda: rows_at_once(60_000, CPU))
+    product(columns(1, 12)[:, 0].expand(4, 12).T, False)
+    product(columns(4, 3), False)
+    assert tiles == [6, 6, 3]
 
 
 def test_values_between_parameters_and_loss_count_and_the_batch_does_not():
@@ -87,15 +104,55 @@ def test_values_between_parameters_and_loss_count_and_the_batch_does_not():
     assert widest([w], [x.T], x) == 10
 
 
-def test_what_vmap_cannot_do_is_done_row_by_row(backend):
-    w = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-    loss = lambda p, _: Stubborn.apply(p[0] ** 2).sum()  # noqa: E731
+@pytest.mark.parametrize("slope", [OfOneVector, OutsideTorch])
+def test_what_a_recording_does_not_tell_is_done_row_by_row(backend, slope):
+    w, square = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), square_with(slope)
+    loss = lambda p, _: square(p[0] ** 2).sum()  # noqa: E731
     block = columns(5, 3)
     expected = 12 * w[:, None] ** 2 * block
-    torch.testing.assert_close(backend.hvp(loss, [w], None, block), expected)
     product = backend.linearize(loss, [w], None)
+    torch.testing.assert_close(product(block), expected)
     assert passes(lambda: product(block)) == 5
     torch.testing.assert_close(product(block), expected)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(5, 4), nn.LayerNorm(4)
+        self.attend, self.out = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, tokens):
+        x = self.norm(self.embed(tokens))
+        x = x + self.attend(x, x, x, need_weights=False)[0]
+        return self.out(nn.functional.gelu(x)).mean(dim=1)
+
+
+NETWORKS = {
+    "dense": lambda: nn.Sequential(
+        nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 4), nn.Sigmoid(), nn.Linear(4, 3)
+    ),
+    "convolutions": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 2, padding=1), nn.BatchNorm2d(2), nn.SiLU(),
+        nn.MaxPool2d(2, 1), nn.Flatten(), nn.Linear(8, 3),
+    ),
+    "attention": Attention,
+    "mixture": lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.Softmax(1), nn.Softplus()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_recorded_block_has_the_products_of_its_columns(backend, name, monkeypatch):
+    torch.manual_seed(0)
+    model = NETWORKS[name]().double()
+    x = torch.randint(5, (6, 3)) if name == "attention" else torch.randn(6, 4, dtype=torch.float64)
+    loss = lambda model, data: nn.functional.cross_entropy(model(data[0]), data[1])  # noqa: E731
+    block, batch = columns(4, backend.flatten(model).numel()), (x, torch.arange(6) % 3)
+    expected = torch.stack([backend.hvp(loss, model, batch, v) for v in block.T], dim=1)
+    monkeypatch.setattr(_rows, "row_by_row", lambda single: pytest.fail)
+    product = backend.linearize(loss, model, batch)
+    torch.testing.assert_close(product(block), expected)
+    torch.testing.assert_close(product(2 * block), 2 * expected)
 
 
 def test_block_of_no_columns_is_empty(backend, net, square_loss, batch):

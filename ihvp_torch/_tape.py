@@ -1,0 +1,225 @@
+"""The operations of a pass through a kept graph, played again for many vectors at once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ihvp_torch._stacked import Place, Stacked, apply, fill, leaves_of
+from ihvp_torch._vector import join, join_rows
+
+aten = torch.ops.aten
+# Zeros of the shape of a vector's part are the same for all vectors.
+_ZEROS = (aten.zeros_like.default, aten.new_zeros.default)
+
+Pass = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
+"""A linear map of tensors."""
+
+
+class CannotPlay(Exception):
+    """What a pass does for one vector does not tell what it does for another."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An operation, with places of earlier results where they stand among its arguments."""
+
+    function: Any
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    result: int  # the place of the first result, and the number of results
+    count: int
+    last: tuple[int, ...] = ()  # the places that no later step reads
+
+    def of(self, values: Sequence[Any]) -> Any:
+        """The results for the values in these places."""
+        # Arguments one by one, because calls are most of what a small product costs.
+        arguments = [values[a.number] if type(a) is Place else a for a in self.arguments]
+        if self.nested:
+            return apply(self.function, fill(arguments, values), fill(self.options, values))
+        return apply(self.function, arguments, self.options)
+
+    @cached_property
+    def nested(self) -> bool:
+        """Whether a place stands elsewhere than directly among the arguments."""
+        inner = [a for a in self.arguments if isinstance(a, (list, tuple, dict))]
+        return any(isinstance(leaf, Place) for leaf in leaves_of([*inner, self.options]))
+
+
+class Tape:
+    """A linear map of tensors, recorded while ``through`` computes it for ``example``.
+
+    ``play`` computes it for many at once, each operation in one call: ``(k, *shape)`` in the place of each.
+
+    Raises
+    ------
+    CannotPlay
+        It leaves torch, or its operations write into tensors.
+    """
+
+    def __init__(self, through: Pass, example: Sequence[Tensor]) -> None:
+        recorder = _Recorder(example)
+        with recorder:
+            results = through(example)
+        self._outputs = [None if r is None else recorder.place(r) for r in results]
+        for result, place in zip(results, self._outputs, strict=True):
+            if result is not None and place is None and bool(result.any()):
+                raise CannotPlay("a result that does not depend on the vector")
+        self._places = len(recorder.alive)
+        self._steps = _used(recorder.steps, [place for place in self._outputs if place is not None])
+
+    def held(self) -> list[Tensor]:
+        """The tensors that stay in memory for it."""
+        leaves = [leaf for step in self._steps for leaf in leaves_of((step.arguments, step.options))]
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    def play(self, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """The map for each of the k entries along the first axes."""
+        values: list[Any] = [Stacked(tensor, 0) for tensor in inputs]
+        values += [None] * (self._places - len(values))
+        memories = [tensor.untyped_storage()._cdata for tensor in inputs] + [0] * (self._places - len(inputs))
+        # How many values share a memory; that of the inputs is not to be written to.
+        readers = Counter(memories[: len(inputs)] * 2)
+        with torch.no_grad():
+            for step in self._steps:
+                for number in step.last:
+                    values[number].spent = readers[memories[number]] == 1
+                result = step.of(values)
+                for number in step.last:
+                    readers[memories[number]] -= 1
+                    values[number] = None
+                for number, value in enumerate(result if type(result) is list else [result], step.result):
+                    if value is not None:
+                        values[number] = Stacked(value.tensor, value.axis)
+                        memories[number] = memory = value.tensor.untyped_storage()._cdata
+                        readers[memory] += 1
+            return [None if place is None else values[place].first() for place in self._outputs]
+
+
+class Recorded:
+    """A pass through a kept graph for rows ``(k, P)``, by a tape that the first rows are recorded on.
+
+    ``through(pieces(v))`` is the pass for one vector, whose results belong to ``leaves``.
+    """
+
+    def __init__(
+        self, through: Pass, pieces: Callable[[Tensor], list[Tensor]], leaves: Sequence[Tensor]
+    ) -> None:
+        self._through, self._pieces, self._leaves = through, pieces, leaves
+        self._tape: Tape | None = None
+
+    def held(self) -> list[Tensor]:
+        """The tensors that stay in memory for further rows."""
+        return [] if self._tape is None else self._tape.held()
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        if self._tape is not None:
+            return self._play(self._tape, rows)
+        tape = Tape(self._through, self._pieces(rows[0]))
+        results = self._play(tape, rows)
+        # One product more, with a combination of all rows, tells whether theirs are right.
+        weights = torch.cos(torch.arange(1, len(rows) + 1, device=rows.device)).to(rows.dtype)
+        expected = join(self._through(self._pieces(weights @ rows)), self._leaves)
+        error = float((weights @ results - expected).norm())
+        tolerance = max(torch.finfo(leaf.dtype).eps for leaf in self._leaves) ** 0.5
+        if not error <= tolerance * float(results.norm(dim=1).sum()):
+            raise CannotPlay("other products than those of single vectors")
+        self._tape = tape
+        return results
+
+    def _play(self, tape: Tape, rows: Tensor) -> Tensor:
+        return join_rows(tape.play(self._pieces(rows)), self._leaves, len(rows))
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[misc]
+    def __init__(self, example: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.steps: list[_Step] = []
+        self._places = {id(tensor): i for i, tensor in enumerate(example)}
+        # Nothing that has a place may go, for its number would be another's.
+        self.alive: list[Any] = list(example)
+        self._zeros: dict[int, Tensor] = {}
+        self._constants: dict[int, Any] = {}  # what the pass itself has made
+        self._stale: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # which would import a compiler for seconds, only to leave it out
+
+    def place(self, tensor: Tensor) -> int | None:
+        """Where the tensor stands among the results; None for what does not depend on the example."""
+        return self._places.get(id(tensor))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        numbered = self._numbered(args), self._numbered(kwargs)
+        depends = any(isinstance(leaf, Place) for leaf in leaves_of(numbered))
+        result = func(*args, **kwargs)
+        if func._schema.is_mutable and (depends or id(args[0]) not in self._constants):
+            func = self._pure(func, args)
+        if func in _ZEROS:
+            self._zeros[id(result)] = result
+        if func in _ZEROS or not depends:
+            self._constants |= {id(leaf): leaf for leaf in leaves_of(result)}
+            return result
+        if func is aten.add.Tensor and any(id(arg) in self._zeros for arg in args):
+            (kept,) = (arg for arg in args if id(arg) not in self._zeros)
+            if kept.shape == result.shape and kept.dtype == result.dtype:
+                self._places[id(result)] = self._places[id(kept)]
+                self.alive.append(result)
+                return result
+        results = list(result) if isinstance(result, (tuple, list)) else [result]
+        if not all(each is None or isinstance(each, Tensor) for each in results):
+            raise CannotPlay(str(func))
+        first = len(self.alive)
+        self.steps.append(_Step(func, *numbered, first, len(results)))
+        for each in results:
+            if each is not None:
+                self._places[id(each)] = len(self.alive)
+            self.alive.append(each)
+        return result
+
+    def _pure(self, function: Any, arguments: Sequence[Any]) -> Any:
+        """The operation that gives what ``function`` writes into its first argument."""
+        name, target = function._schema.name.removeprefix("aten::"), arguments[0]
+        pure = getattr(getattr(aten, name.removesuffix("_"), None), function._overloadname, None)
+        if pure is None or id(target) not in self._places:
+            raise CannotPlay(str(function))
+        # What shares its memory has other values from here on, and may not be read any more.
+        memory = target.untyped_storage()._cdata
+        self._stale |= {id(t) for t in self.alive if t is not None and t.untyped_storage()._cdata == memory}
+        self._stale.discard(id(target))
+        return pure
+
+    def _numbered(self, tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            number = self._places.get(id(tree))
+            if id(tree) in self._stale:
+                raise CannotPlay("a view of what was written to")
+            return tree if number is None else Place(number)
+        if isinstance(tree, (tuple, list)):
+            return type(tree)([self._numbered(part) for part in tree])
+        if isinstance(tree, dict):
+            return {key: self._numbered(part) for key, part in tree.items()}
+        return tree
+
+
+def _used(steps: list[_Step], wanted: list[int]) -> list[_Step]:
+    """The steps that lead to the wanted places, each with the places that it is the last to read."""
+    needed, kept = set(wanted), list[_Step]()
+    for step in reversed(steps):
+        if needed.isdisjoint(range(step.result, step.result + step.count)):
+            continue
+        places = {
+            leaf.number for leaf in leaves_of((step.arguments, step.options)) if isinstance(leaf, Place)
+        }
+        kept.append(replace(step, last=tuple(places - needed)))
+        needed |= places
+    return kept[::-1]
