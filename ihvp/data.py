@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +26,9 @@ from ihvp.errors import (
     UnequalBatches,
     describe,
 )
+
+# So many random batches are taken at once, if they have so few entries together.
+_DRAWN_BATCHES, _DRAWN_ENTRIES = 32, 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,6 +191,33 @@ class Examples:
     def rows(self, numbers: NDArray[np.intp]) -> Batch:
         """The examples of these numbers, in this order, in the structure of a batch."""
         return map_leaves(lambda leaf: _rows(leaf, numbers), self.batch)
+
+    def draws(self, size: int) -> Callable[[np.random.Generator], Batch]:
+        """A function that draws ``size`` examples, with replacement, by a generator.
+
+        It takes the rows of several calls at once, which costs little more than those of one; what is left
+        of them when another generator comes is dropped.
+        """
+        arrays = [array for _, array in arrays_of(self.batch)]
+        entries = size * sum(math.prod(array.shape[1:]) for array in arrays)
+        # XLA compiles a program for each slice.
+        compiled = any(map(array_api_compat.is_jax_array, arrays))
+        count = 1 if compiled else max(1, min(_DRAWN_BATCHES, _DRAWN_ENTRIES // max(1, entries)))
+        last: np.random.Generator | None = None
+        left: list[Batch] = []
+
+        def draw(generator: np.random.Generator) -> Batch:
+            nonlocal last, left
+            if not left or generator is not last:
+                rows = self.rows(generator.integers(0, self.count, size=count * size))
+                parts = [slice(i * size, (i + 1) * size) for i in reversed(range(count))]
+                left = [
+                    map_leaves(lambda leaf, at=at: leaf[at] if is_array(leaf) else leaf, rows) for at in parts
+                ]
+                last = generator
+            return left.pop()
+
+        return draw
 
 
 def count_examples(batch: Batch, index: int = 0) -> int:

@@ -128,14 +128,11 @@ class CurvatureOperator(LinearOperator):
         # With n the examples of this process and W the weight of all of them: n/W (1/b) Σ wₙ Mₙ over a batch.
         share = examples.count / (own.mean_weight * own.total_examples)
 
-        def draw(generator: np.random.Generator) -> LinearOperator:
-            if replace:
-                numbers = generator.integers(0, examples.count, size=batch_size)
-            else:
-                numbers = generator.choice(examples.count, size=batch_size, replace=False)
-            return _BatchMean(self, examples.rows(numbers), batch_size, share)
+        def without_replacement(generator: np.random.Generator) -> Batch:
+            return examples.rows(generator.choice(examples.count, size=batch_size, replace=False))
 
-        return draw
+        draw = examples.draws(batch_size) if replace else without_replacement
+        return lambda generator: _BatchMean(self, draw(generator), batch_size, share)
 
     def _dense_mean(self, batch_matrix: Callable[[Batch], Vector]) -> Vector:
         """The matrix of the matrices of batches: products with the identity would make their rows again."""
