@@ -107,7 +107,18 @@ class SupportsLinearize(Protocol):
 
         It may have an attribute ``nbytes``, the memory in bytes that it keeps beside the parameters and the
         batch. An operator keeps as many maps as its memory budget allows; of maps that do not tell it keeps
-        one.
+        one. A map may also be :class:`Fusible`.
+        """
+
+
+@runtime_checkable
+class Fusible(Protocol):
+    """A map that :meth:`SupportsLinearize.linearize` gives, where more can be compiled with its product."""
+
+    def then(self, function: Callable[..., Any], v: Vector, *arguments: Any, fixed: Any) -> Any:
+        """``function(product, v, *arguments, fixed)`` of the product with ``v``, compiled with it as one.
+
+        ``function`` and ``fixed`` can be hashed, and a program is kept for each pair of them.
         """
 
 

@@ -12,7 +12,7 @@ from ihvp.backend import Batch, Loss, Matvec, OpenModel, OutputLoss, Params, Pre
 from ihvp.errors import TracedValue, is_traced
 from ihvp_jax import _derivatives, _examples, _implicit, _loop
 from ihvp_jax._layers import CotangentLoss, Opened
-from ihvp_jax._mesh import computed, divided, laid_like, place_of, whole
+from ihvp_jax._mesh import computed, divided, laid_like, over_mesh, place_of, whole
 from ihvp_jax._parameters import blocks, require_floating
 from ihvp_jax._restore import restore
 from ihvp_jax._static import Static, hold_constants
@@ -193,13 +193,27 @@ class _Linearized:
         linear = _refusing(self._params, computed, _derivatives.linearize, *arguments)
         # Both at once: another thread finds what belongs together.
         self._known = linear, seen
+        self._over_mesh = over_mesh((linear, self._params))
         return linear
 
-    def __call__(self, v: Vector) -> Vector:
+    def _current(self) -> Any:
         linear, seen = self._known
-        if not all(map(_is_unchanged, jax.tree.leaves(self._params), seen)):
-            linear = self._linearize()
-        return _whole(self._params, _derivatives.apply, linear, self._params, v)
+        unchanged = all(map(_is_unchanged, jax.tree.leaves(self._params), seen))
+        return linear if unchanged else self._linearize()
+
+    def __call__(self, v: Vector) -> Vector:
+        return _whole(self._params, _derivatives.apply, self._current(), self._params, v)
+
+    def then(self, function: Callable[..., Any], v: Vector, *arguments: Any, fixed: Any) -> Any:
+        """``function(product, v, *arguments, fixed)`` of the product with ``v``, compiled with it as one."""
+        linear, then = self._current(), Static((function, fixed))
+        if self._over_mesh or is_traced(v) or over_mesh(v):
+            return _whole(self._params, _derivatives.applied, linear, self._params, v, then, arguments)
+        # To look at all that was linearised again would take longer than a small product.
+        result = _derivatives.applied(linear, self._params, v, then, arguments)
+        if any(map(is_traced, jax.tree.leaves(result))):
+            raise TracedValue("A result")
+        return result
 
 
 def _is_unchanged(leaf: Any, seen: Any) -> bool:

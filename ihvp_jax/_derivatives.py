@@ -83,6 +83,13 @@ def apply(linear: Any, params: Params, v: Vector) -> Vector:
 
 
 @compiled
+def applied(linear: Any, params: Params, v: Vector, then: Static, arguments: tuple[Any, ...]) -> Any:
+    """A function of the product, ``v``, further arrays and a constant."""
+    function, fixed = then.value
+    return function(apply(linear, params, v), v, *arguments, fixed)
+
+
+@compiled
 def per_example_grads(loss: Static, params: Params, batch: Batch) -> Vector:
     """``(B, P)``: row i is the gradient of the batch ``leaf[i:i+1]``.
 

@@ -33,6 +33,11 @@ def computed(function: Callable[..., Any], *arguments: Any) -> Any:
     return result
 
 
+def over_mesh(tree: Any) -> bool:
+    """Whether an array of a tree lies over a mesh."""
+    return _mesh_of(jax.tree.leaves(tree)) is not None
+
+
 def whole(result: Any, params: Params) -> Any:
     """Arrays where the parameters lie: on their device, or all of them on each device of their mesh."""
     if not any(map(_is_over_mesh, jax.tree.leaves(result))):

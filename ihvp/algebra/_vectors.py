@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import blas
 
 from ihvp.algebra._arrays import as_like, fused, on_host, slices, summed, to_numpy
 from ihvp.algebra._blocks import total
@@ -97,9 +99,46 @@ def axpy(y: Vector, a: Any, x: Vector) -> Vector:
         return y.addcmul_(x, a) if array_api_compat.is_torch_array(a) else y.add_(x, alpha=a)
     if not array_api_compat.is_writeable_array(y):
         return y + a * x
+    if _is_plain(y) and _is_plain(x) and y.dtype == x.dtype:
+        # One pass, where numpy would write the product first.
+        return (blas.saxpy if y.dtype == np.float32 else blas.daxpy)(x, y, a=a)
     for rows in slices(y):
         y[rows] += a * x[rows]
     return y
+
+
+def _is_plain(x: Vector) -> bool:
+    """Whether BLAS can write to an array: a vector of numpy's, in one piece."""
+    return (
+        isinstance(x, np.ndarray)
+        and x.ndim == 1
+        and x.size > 0
+        and x.flags.carray
+        and x.dtype in (np.float32, np.float64)
+    )
+
+
+@fused(0, fixed=(4,))
+def shifted(product: Vector, v: Vector, factor: float, shift: float, measure: Any) -> tuple[Vector, Any]:
+    """``factor product + shift v``, and ``measure(v, …)`` of it: :func:`dot_parts`, ``gram_parts`` or None.
+
+    Maps that are :class:`ihvp.backend.Fusible` have it compiled with their product. What is measured is
+    finite only if the product is.
+    """
+    if array_api_compat.is_jax_array(product):
+        product = factor * product + shift * v
+    else:
+        product = product if factor == 1 else scale(product, factor)
+        if v.ndim == 1 and measure is dot_parts and isinstance(product, np.ndarray):
+            return product, in_slices(lambda rows: axpy(product[rows], shift, v[rows]) @ v[rows], product)
+        product = axpy(product, shift, v) if shift else product
+    return product, measure and measure(v, product)
+
+
+def in_slices(step: Callable[[slice], Any], like: NDArray[Any]) -> NDArray[np.float64]:
+    """The numbers that a step gives for the slices of numpy's vectors, which stay in the cache during it."""
+    with np.errstate(all="ignore"):
+        return np.asarray([float(step(rows)) for rows in slices(like)])
 
 
 @fused(0)

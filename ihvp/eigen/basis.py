@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import array_api_compat
@@ -15,6 +16,8 @@ from ihvp.space import VectorSpace
 # A pass that leaves less than this of a vector has cancelled digits, and another one restores orthogonality.
 _CANCELLED = 0.5**0.5
 _MOST_PASSES = 4
+# Where each number of rows is compiled, so many do for the whole of a large basis, of more numbers than this.
+_LENGTHS, _LARGE = 5, 1 << 21
 
 
 class GrowingBasis:
@@ -32,24 +35,23 @@ class GrowingBasis:
         self._rows = _write(self._rows, self.size, v)
         self.size += 1
 
-    def orthogonalise(
-        self, w: Vector, norm: float, *, since: int = 0
-    ) -> tuple[Vector, NDArray[np.float64], float]:
+    def orthogonalise(self, w: Vector, *, since: int = 0) -> tuple[Vector, NDArray[np.float64], float]:
         """What of ``w`` is orthogonal to the basis, the coefficients of the rest, and the norm of the first.
 
         Classical Gram–Schmidt, repeated where a pass has cancelled digits: twice is enough unless ``w`` lies
         in the span (Daniel, Gragg, Kaufman and Stewart, Mathematics of Computation 30, 1976).
 
-        ``w`` is given up, and ``norm`` is ``‖w‖``. What lies along the basis is known to lie, but for
-        rounding, along the vectors from ``since`` on: they alone take part in the first pass.
+        ``w`` is given up. What lies along the basis is known to lie, but for rounding, along the vectors from
+        ``since`` on: they alone take part in the first pass.
         """
         coefficients = np.zeros(self.size)
         for first in [since] * (since > 0) + [0] * _MOST_PASSES:
-            before = norm
-            w, projections, squares = _clear(w, self._from(first))
-            coefficients[first:] += algebra.to_numpy(projections)[: self.size - first]
+            w, projections, squares = _clear(w, self._rows, first or None, self._count(first))
+            found = algebra.to_numpy(projections)[: self.size - first]
+            coefficients[first:] += found
             norm = float(algebra.norms(w, squares))
-            if first == 0 and norm >= _CANCELLED * before:
+            # The vectors are orthonormal: before, its square was larger by those of the projections.
+            if first == 0 and norm >= _CANCELLED * math.hypot(norm, *found.tolist()):
                 break
         return w, coefficients, norm
 
@@ -69,13 +71,13 @@ class GrowingBasis:
         unused = np.zeros((before, self._rows.shape[0] - self.size))
         self._rows = _mixed(self._rows, self._padded(np.hstack([matrix, unused])))
 
-    def _from(self, first: int) -> Vector:
-        """The vectors from this one on, and zeros after them where each new shape would be compiled."""
-        if array_api_compat.is_writeable_array(self._rows):
-            return self._rows[first : self.size]
-        if first == 0:
-            return self._rows
-        return algebra.take(self._rows, np.arange(first, self.size), axis=0)
+    def _count(self, first: int) -> int:
+        """The number of vectors from this one on, with zeros after them where each number is compiled."""
+        if first or array_api_compat.is_writeable_array(self._rows):
+            return self.size - first
+        capacity: int = self._rows.shape[0]
+        step = math.ceil(capacity / _LENGTHS) if capacity * self._rows.shape[1] > _LARGE else capacity
+        return min(step * math.ceil(self.size / step), capacity)
 
     def _padded(self, matrix: NDArray[np.float64]) -> Any:
         """The transpose of a matrix ``(size, m)``, with zeros for the rows that hold no vector."""
@@ -92,9 +94,16 @@ def _write(rows: Vector, place: int, v: Vector) -> Vector:
     return rows
 
 
-@algebra.fused(0)
-def _clear(w: Vector, rows: Vector) -> tuple[Vector, Vector, Any]:
-    """``w`` without its projections on the rows, these, and the parts of what the norm of the first sums."""
+@algebra.fused(0, fixed=(3,))
+def _clear(w: Vector, rows: Vector, first: int | None, count: int) -> tuple[Vector, Vector, Any]:
+    """``w`` without its projections on the rows from the first on, these, and the parts of its own norm."""
+    xp = array_api_compat.array_namespace(rows)
+    if first is None:
+        rows = rows[:count]
+    elif array_api_compat.is_writeable_array(rows):
+        rows = rows[first : first + count]
+    else:
+        rows = xp.take(rows, first + xp.arange(count), axis=0)
     projections = _projections(rows, w)
     if not array_api_compat.is_writeable_array(w):
         w = w - algebra.matmul(projections, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from ihvp.eigen.basis import GrowingBasis, combinations
 from ihvp.eigen.probe import Probe
 from ihvp.eigen.wanted import Wanted
 from ihvp.eigenpairs import Eigenpairs
+from ihvp.errors import NonFinite
 from ihvp.progress import Monitor, Step
 
 # What rounding leaves of a zero, in machine epsilons.
@@ -124,12 +126,13 @@ class Lanczos:
         """Multiply the next direction and make what is new in the product the next one."""
         self._basis.append(self._next)
         size = self._basis.size
-        image, norms = self.product.measured(self._next)
-        norm = float(norms)
-        self._image_norm = max(self._image_norm, norm)
+        image = self.product.unchecked(self._next)
         coupled = np.flatnonzero(self._couplings)
         since = int(coupled[0]) if coupled.size else size - 1
-        rest, projections, norm = self._basis.orthogonalise(image, norm, since=since)
+        rest, projections, norm = self._basis.orthogonalise(image, since=since)
+        self._image_norm = max(self._image_norm, math.hypot(norm, *projections.tolist()))
+        if not math.isfinite(self._image_norm):
+            raise NonFinite("A product with the operator")
         # By symmetry all but the last projection are known. Noise in them would hide convergence.
         column = np.append(self._couplings, projections[-1])
         self._projected[:size, size - 1] = self._projected[size - 1, :size] = column
@@ -152,7 +155,7 @@ class Lanczos:
         """
         if self._probe is None or norm == 0:
             return rest, 0.0
-        rest, _, left = self._basis.orthogonalise(algebra.scale(rest, 1 / norm), 1.0)
+        rest, _, left = self._basis.orthogonalise(algebra.scale(rest, 1 / norm))
         return (algebra.scale(rest, norm / left), norm) if left > 0.5 else (rest, 0.0)
 
     def _is_due(self) -> bool:
@@ -232,7 +235,7 @@ class Lanczos:
         space = self.product.space
         entries = self._random.standard_normal(space.size)
         v = space.xp.asarray(entries, dtype=space.dtype, device=space.device)
-        v, _, norm = self._basis.orthogonalise(v, float(algebra.norms(v)))
+        v, _, norm = self._basis.orthogonalise(v)
         return algebra.scale(v, 1 / norm)
 
     def _step(self, ritz: Ritz, pending: int) -> Step:

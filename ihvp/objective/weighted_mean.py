@@ -128,6 +128,8 @@ class WeightedMean:
         what: str,
         terms: Iterable[Term] | None = None,
         zeros: Callable[[], Vector] | None = None,
+        *,
+        checked: bool = True,
     ) -> Vector:
         """``1/W Σ`` of a per-batch quantity, with the weights that make it the mean over examples.
 
@@ -141,6 +143,8 @@ class WeightedMean:
             The same over all the data, computed in another way.
         zeros : callable, optional
             What a process adds whose examples weigh nothing: by default a zero vector.
+        checked : bool
+            Whether the result is looked at for what is not finite.
 
         Raises
         ------
@@ -183,7 +187,7 @@ class WeightedMean:
         if total is None:
             total = self.space.zeros() if zeros is None else zeros()
         total = self.processes.reduce(total if unit == weight else total * (unit / weight))
-        if not algebra.all_finite(total):
+        if checked and not algebra.all_finite(total):
             self._raise_non_finite(term, what)
         return total
 

@@ -28,6 +28,9 @@ _log = logging.getLogger("ihvp")
 # Columns of the identity that are multiplied at once where a matrix is formed.
 _DENSE_COLUMNS = 64
 
+Measure: TypeAlias = "Callable[[Vector, Vector], Any]"
+"""``algebra.dot_parts`` or ``algebra.gram_parts``."""
+
 Sampler: TypeAlias = "Callable[[np.random.Generator], LinearOperator]"
 """Draws a random matrix whose expectation is the operator that the sampler belongs to."""
 
@@ -63,12 +66,27 @@ class LinearOperator(ABC):
     def apply(self, v: Vector) -> Vector:
         """The product with a flat native vector or block, freshly allocated: ``@`` without the checks."""
 
+    def measured(self, v: Vector, measure: Measure | None = None, shift: float = 0.0) -> tuple[Vector, Any]:
+        """``(A + shift I) v``, freshly allocated, and what ``measure(v, …)`` says of it.
+
+        Overridden where one compiled program gives both.
+        """
+        product = self.apply(v)
+        # A compiled identity hands its argument back, and products are written to.
+        product = algebra.copy(product) if product is v else product
+        return algebra.shifted(product, v, 1.0, shift, measure) if shift or measure else (product, None)
+
     def apply_traced(self, v: Vector) -> Vector:
         """The product with a vector that JAX traces, as a part of its program, where that is possible."""
         raise TracedValue("v")
 
     def verify(self) -> None:  # noqa: B027 - most operators have nothing to check
         """Check what products rest on, before a solver fills the memory with its vectors."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether products are exact but for rounding, so that :meth:`product_error` gives 0."""
+        return type(self).product_error is LinearOperator.product_error
 
     def product_error(self, v: Vector) -> float:
         """An estimate of ``‖computed product − A v‖`` beyond rounding; 0 where products are exact.
@@ -290,15 +308,20 @@ class Shifted(LinearOperator):
         self.operator, self.shift = operator, shift
 
     def apply(self, v: Vector) -> Vector:
-        product = self.operator.apply(v)
-        # A compiled identity hands its argument back, and products are written to.
-        return algebra.axpy(product, self.shift, v) if self.shift or product is v else product
+        return self.measured(v)[0]
+
+    def measured(self, v: Vector, measure: Measure | None = None, shift: float = 0.0) -> tuple[Vector, Any]:
+        return self.operator.measured(v, measure, self.shift + shift)
 
     def apply_traced(self, v: Vector) -> Vector:
         return self.operator.apply_traced(v) + self.shift * v
 
     def verify(self) -> None:
         self.operator.verify()
+
+    @property
+    def is_exact(self) -> bool:
+        return self.operator.is_exact
 
     def product_error(self, v: Vector) -> float:
         return self.operator.product_error(v)

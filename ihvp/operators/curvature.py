@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from ihvp.backend import Batch, Matvec, Vector
 from ihvp.data import Batches, Examples, as_data
 from ihvp.errors import InvalidOption, NonFinite, TracedValue, VectorError
 from ihvp.objective import Objective, Term
-from ihvp.operators.base import LinearOperator, Sampler
+from ihvp.operators.base import LinearOperator, Measure, Sampler
 
 
 class CurvatureOperator(LinearOperator):
@@ -81,6 +83,19 @@ class CurvatureOperator(LinearOperator):
                 raise VectorError("v holds NaN or infinite entries; expected finite ones.") from error
             raise
 
+    def measured(self, v: Vector, measure: Measure | None = None, shift: float = 0.0) -> tuple[Vector, Any]:
+        if measure is not None and type(self).apply is type(self)._plain_apply:
+            # What is measured tells whether all is finite, and spares another pass.
+            product = self.in_range(partial(self._mean_product, checked=False), v)
+            # A compiled identity hands its argument back, and products are written to.
+            product = algebra.copy(product) if product is v else product
+            product, parts = algebra.shifted(product, v, 1.0, shift, measure)
+            if np.all(np.isfinite(algebra.to_numpy(parts))):
+                return product, parts
+        return super().measured(v, measure, shift)
+
+    _plain_apply = apply  # a subclass with another one has its own reasons
+
     def apply_traced(self, v: Vector) -> Vector:
         objective = self.objective
         with algebra.outside_traces():
@@ -102,12 +117,13 @@ class CurvatureOperator(LinearOperator):
             if weight
         )
 
-    def _mean_product(self, v: Vector) -> Vector:
+    def _mean_product(self, v: Vector, checked: bool = True) -> Vector:
         return self.objective.mean(
             lambda batch: self.batch_product(batch, v),
             self._what,
             self.terms(v),
             lambda: algebra.zeros_like(v),
+            checked=checked,
         )
 
     def sampler(self, batch_size: int, *, replace: bool = True) -> Sampler | None:

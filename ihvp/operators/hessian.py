@@ -6,9 +6,21 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from ihvp.arguments import check_integer
-from ihvp.backend import Batch, SupportsLinearize, SupportsProductError, SupportsUniformBatches, Vector
+import numpy as np
+
+from ihvp import algebra
+from ihvp.arguments import check_integer, naming
+from ihvp.backend import (
+    Batch,
+    Fusible,
+    SupportsLinearize,
+    SupportsProductError,
+    SupportsUniformBatches,
+    Vector,
+)
+from ihvp.errors import LossFailed
 from ihvp.objective import Objective, Term
+from ihvp.operators.base import Measure
 from ihvp.operators.curvature import CurvatureOperator
 from ihvp.operators.passes import Passes
 
@@ -77,26 +89,61 @@ class Hessian(CurvatureOperator):
         self.objective.verify_second_derivative()
 
     def apply(self, v: Vector) -> Vector:
+        product = self._compiled(v, None, 0.0)
+        return super().apply(v) if product is None else product[0]
+
+    _plain_apply = apply
+
+    def measured(self, v: Vector, measure: Measure | None = None, shift: float = 0.0) -> tuple[Vector, Any]:
+        return self._compiled(v, measure, shift) or super().measured(v, measure, shift)
+
+    def _compiled(self, v: Vector, measure: Measure | None, shift: float) -> tuple[Vector, Any] | None:
+        """:meth:`measured` in one program; None where there is none, or something in it is not finite."""
         self.verify()
-        return super().apply(v)
+        whole = self._whole()
+        if whole is None:
+            return None
+        # Whatever asks for a product, there is one program to compile for vectors and one for blocks.
+        measure = measure or (algebra.dot_parts if v.ndim == 1 else algebra.gram_parts)
+        product, parts = whole.then(algebra.shifted, v, self._factor, shift, fixed=measure)
+        parts = algebra.to_numpy(parts)
+        return (product, parts) if np.all(np.isfinite(parts)) else None
+
+    @property
+    def _factor(self) -> float:
+        """What the product over all the data is multiplied with, where the examples weigh the same."""
+        return 1.0 if self.objective.reduction == "mean" else 1.0 / self.objective.overall_weight
+
+    def _whole(self) -> Fusible | None:
+        """All the data linearised at once, where nothing but the product is to be done and it is compiled."""
+        objective = self.objective
+        plain = self.space.product_eps == self.space.eps and objective.processes.count == 1
+        if not plain or objective.weighting.function is not None or not self._lasts(SupportsLinearize):
+            return None
+        with naming(LossFailed, self._what):
+            return self._current_passes().whole()
 
     def terms(self, v: Vector) -> Iterator[Term] | None:
-        backend = self.objective.backend
         # Batches that come from another iterable may be others at the next pass.
-        if self.objective.batches.lasting and isinstance(
-            backend, (SupportsLinearize, SupportsUniformBatches)
-        ):
-            return self._terms(v)
-        return None
+        return self._terms(v) if self._lasts(SupportsLinearize, SupportsUniformBatches) else None
+
+    def _lasts(self, *capabilities: type) -> bool:
+        return self.objective.batches.lasting and isinstance(self.objective.backend, capabilities)
 
     def _terms(self, v: Vector) -> Iterator[Term]:
+        yield from self._current_passes().terms(v)
+
+    def _current_passes(self) -> Passes:
         with self._lock:
             if self._passes is None or not self._passes.belong_to(self.objective):
                 # What is kept goes before its memory is counted.
                 self._passes = None
                 self._passes = Passes(self.objective, self._budget)
-            passes = self._passes
-        yield from passes.terms(v)
+            return self._passes
+
+    @property
+    def is_exact(self) -> bool:
+        return not isinstance(self.objective.backend, SupportsProductError)
 
     def product_error(self, v: Vector) -> float:
         objective, backend = self.objective, self.objective.backend

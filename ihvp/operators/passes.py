@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 
 from ihvp import algebra
-from ihvp.backend import Matvec, SupportsLinearize, SupportsUniformBatches, Vector
+from ihvp.backend import Fusible, Matvec, SupportsLinearize, SupportsUniformBatches, Vector
 from ihvp.data import Piece, arrays_of
 from ihvp.memory import free_memory, on_host
 from ihvp.objective import Objective, Term
@@ -50,11 +50,20 @@ class Passes:
         if self._batches.in_memory and self._batches.batch_size is None:
             self._cut()
         self._looped = self._choose_loop()
+        pieces = list(islice(self._batches.pieces(), 2)) if self._batches.in_memory else []
+        self._piece = pieces[0] if len(pieces) == 1 else None
 
     def belong_to(self, objective: Objective) -> bool:
         """Whether the objective's parameters, loss and data are the objects that they were."""
         subject = (objective.params, objective.loss, objective.batches)
         return all(mine is its for mine, its in zip(self._subject, subject, strict=True))
+
+    def whole(self) -> Fusible | None:
+        """All the data as one linearised batch, if it is one in memory and more can be compiled with it."""
+        if self._piece is None:
+            return None
+        matvec = self._linearised.get(0, self._piece)
+        return matvec if isinstance(matvec, Fusible) else None
 
     def terms(self, v: Vector) -> Iterator[Term]:
         """Yields the mean (or sum) of the products of some examples, their number, and what they weigh."""

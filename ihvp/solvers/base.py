@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.backend import Vector
 from ihvp.errors import SolverError
-from ihvp.operators.base import LinearOperator
+from ihvp.operators.base import LinearOperator, Measure
 from ihvp.progress import Monitor, Step
 from ihvp.solution import Solution
 from ihvp.solvers.forecast import Forecast, Watch
@@ -86,8 +86,12 @@ class CountedOperator:
     products: int = 0
 
     def apply(self, v: Vector) -> Vector:
+        return self.measured(v)[0]
+
+    def measured(self, v: Vector, measure: Measure | None = None) -> tuple[Vector, Any]:
+        """``A v``, and ``measure(v, A v)``."""
         self.products += 1 if v.ndim == 1 else v.shape[1]
-        return self.operator.apply(v)
+        return self.operator.measured(v, measure)
 
 
 def true_residual(operator: CountedOperator, v: Vector, x: Vector) -> Vector:

@@ -91,8 +91,8 @@ class BlockConjugate(Sweep):
             if not self.gram.size:  # the residuals are so large or so small that none is a direction
                 self.park(np.ones(self.places.shape, dtype=bool), "lost")
                 return
-            product = operator.apply(self.p)
-            curvature = algebra.gram(self.p, product)
+            product, parts = operator.measured(self.p, algebra.gram_parts)
+            curvature = algebra.total(parts)
             if not np.all(np.isfinite(curvature)):
                 raise NonFinite("A product with the operator")
             curvature = (curvature + curvature.T) / 2

@@ -47,8 +47,8 @@ class Conjugate(Sweep):
         self.p = algebra.copy(z)
         del z
         while self.places.size and log.goes_on(limit):
-            product = operator.apply(self.p)
-            curvature = np.atleast_1d(algebra.dots(self.p, product))
+            product, parts = operator.measured(self.p, algebra.dot_parts)
+            curvature = np.atleast_1d(algebra.dots(self.p, product, parts))
             if not np.all(np.isfinite(curvature)):
                 # Steps along what the matrix takes to almost nothing grow beyond all numbers. The matrix is
                 # to blame only where it does that to a vector of length 1.
@@ -126,5 +126,13 @@ def precondition(preconditioner: object, r: Vector) -> Vector:
 @algebra.fused(0, 1)
 def _advance(x: Vector, r: Vector, p: Vector, product: Vector, step: Any) -> tuple[Vector, Vector, Any]:
     """``x + step p`` and ``r − step product``, with the parts of what the new residual's norm sums up."""
+    if x.ndim == 1 and isinstance(x, np.ndarray):
+
+        def advance(rows: slice) -> Any:
+            rest = algebra.axpy(r[rows], -step, product[rows])
+            algebra.axpy(x[rows], step, p[rows])
+            return rest @ rest
+
+        return x, r, algebra.in_slices(advance, x)
     x, r = algebra.axpy(x, step, p), algebra.axpy(r, -step, product)
     return x, r, algebra.dot_parts(r, r)

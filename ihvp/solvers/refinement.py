@@ -272,7 +272,7 @@ class Refinement:
 
     def _noise(self, x: Vector, wanted: NDArray[np.bool_]) -> NDArray[np.float64]:
         errors = np.zeros(wanted.shape)
-        for place in np.flatnonzero(wanted):
+        for place in () if self.system.is_exact else np.flatnonzero(wanted):
             errors[place] = self.system.product_error(algebra.column(x, int(place)))
         return errors
 

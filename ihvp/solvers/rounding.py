@@ -89,7 +89,7 @@ def certify(
         multiple = _STANDARD_ERRORS[(size >= _FEW) + (size >= _MANY)]
         lost = multiple * error + space.eps / 2 * sizes[doubtful] + own[doubtful]
         rounding[doubtful] = np.minimum(rounding[doubtful], lost) if known else lost
-    for place in np.flatnonzero(candidates):
+    for place in () if operator.operator.is_exact else np.flatnonzero(candidates):
         rounding[place] += operator.operator.product_error(algebra.column(x, int(place)))
     return Certificate(norms, rounding, doubtful)
 

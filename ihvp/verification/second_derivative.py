@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import array_api_compat
 import numpy as np
@@ -160,12 +160,15 @@ class _Check:
         u = algebra.scale(algebra.axpy(point, -1.0, x), 1 / near)
         del point
         product = self.backend.hvp(self.loss, self.backend.unflatten(x, self.params), batch, u)
-        if not algebra.all_finite(product):
+        change, *parts = _compared(start, end, product)
+        predicted, moved = (
+            float(algebra.norms(x, part)) for x, part in zip((product, change), parts, strict=True)
+        )
+        if not math.isfinite(predicted):
             return self.inconclusive("the product with the Hessian is not finite")
-        change = algebra.axpy(algebra.scale(start, -1.0), 1.0, end)
-        predicted, moved = _norm(product), _norm(change) / near
-        missed = algebra.axpy(change, -near, product)
-        discrepancy = _norm(missed) / near
+        moved /= near
+        missed, part = _reduced(change, near, product)
+        discrepancy = float(algebra.norms(missed, part)) / near
         error = discrepancy / max(predicted, moved) if discrepancy else 0.0
         if error <= allowed:
             return self.passed(error)
@@ -221,10 +224,12 @@ class _Check:
 
     def moved(self, x: Vector, length: float, u: Vector) -> Vector:
         """``x + length u``."""
-        return self.held(algebra.axpy(algebra.copy(x), length, u))
+        return self.held(_moved(x, length, u))
 
     def held(self, point: Vector) -> Vector:
         """The point as the dtypes of the parameters hold it."""
+        if self.space.product_eps == self.space.eps:
+            return point  # all of them are that of vectors
         return self.backend.flatten(self.backend.unflatten(point, self.params))
 
     def gradient(self, point: Vector, batch: Batch) -> Vector:
@@ -289,10 +294,28 @@ def _where_nonzero(gradient: Vector, u: Vector) -> Vector:
     return array_api_compat.array_namespace(u).where(gradient != 0, u, 0.0)
 
 
+@algebra.fused()
+def _moved(x: Vector, length: float, u: Vector) -> Vector:
+    return x + length * u if array_api_compat.is_jax_array(x) else algebra.axpy(algebra.copy(x), length, u)
+
+
+@algebra.fused(0)
+def _compared(start: Vector, end: Vector, product: Vector) -> tuple[Vector, Any, Any]:
+    """``end − start``, and the parts of what the norms of a product and of it sum up."""
+    change = algebra.axpy(algebra.scale(start, -1.0), 1.0, end)
+    return change, algebra.dot_parts(product, product), algebra.dot_parts(change, change)
+
+
+@algebra.fused(0)
+def _reduced(change: Vector, near: float, product: Vector) -> tuple[Vector, Any]:
+    missed = algebra.axpy(change, -near, product)
+    return missed, algebra.dot_parts(missed, missed)
+
+
 def _size(gradient: Vector) -> float:
-    if not algebra.all_finite(gradient):
-        raise _Uninformative("the gradient is not finite")
     size = _norm(gradient)
+    if not math.isfinite(size):
+        raise _Uninformative("the gradient is not finite")
     if size == 0.0:
         raise _Uninformative("the gradient is zero")
     return size
