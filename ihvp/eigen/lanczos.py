@@ -130,9 +130,10 @@ class Lanczos:
         coupled = np.flatnonzero(self._couplings)
         since = int(coupled[0]) if coupled.size else size - 1
         rest, projections, norm = self._basis.orthogonalise(image, since=since)
-        self._image_norm = max(self._image_norm, math.hypot(norm, *projections.tolist()))
-        if not math.isfinite(self._image_norm):
+        size_of_image = math.hypot(norm, *projections.tolist())
+        if not math.isfinite(size_of_image):
             raise NonFinite("A product with the operator")
+        self._image_norm = max(self._image_norm, size_of_image)
         # By symmetry all but the last projection are known. Noise in them would hide convergence.
         column = np.append(self._couplings, projections[-1])
         self._projected[:size, size - 1] = self._projected[size - 1, :size] = column
