@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ihvp
 from ihvp_jax._backend import JaxBackend
+from ihvp_jax._derivatives import applied
 
 
 class Counted:
@@ -77,6 +79,15 @@ def test_every_linearisation_shares_the_compiled_application(backend: JaxBackend
     for scale in (2.0, 3.0):
         JaxBackend().linearize(loss, {"w": scale * params["w"]}, batch)(jnp.ones(3))
     assert apply._cache_size() == compiled
+
+
+def test_products_solves_and_certificates_of_equal_objectives_share_one_program() -> None:
+    loss, v, compiled = Counted(), jnp.ones(3), applied._cache_size()
+    for damping in (2.0, 3.0):
+        hessian = ihvp.Hessian(ihvp.Objective(loss, *problem()))
+        x = ihvp.solve(hessian, v, damping=damping, solver=ihvp.CG(rtol=1e-5)).x
+        np.testing.assert_allclose(hessian @ x + damping * x, v, rtol=1e-4)
+    assert applied._cache_size() == compiled + 1
 
 
 def test_products_after_the_first_compile_nothing(
