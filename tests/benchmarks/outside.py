@@ -93,6 +93,25 @@ class _Stopwatch:
         return timed
 
 
+class _Map:
+    """A linearised map whose products are counted."""
+
+    def __init__(self, matvec: Any, watch: _Stopwatch) -> None:
+        if hasattr(matvec, "nbytes"):
+            self.nbytes = matvec.nbytes
+        self._timed = watch._timed(matvec)
+        if hasattr(matvec, "then"):
+
+            def then(function: Any, v: Any, *arguments: Any, fixed: Any) -> Any:
+                watch.fused(lambda: matvec(v))
+                return matvec.then(function, v, *arguments, fixed=fixed)
+
+            self.then = then
+
+    def __call__(self, v: Any) -> Any:
+        return self._timed(v)
+
+
 CASE = Case(
     "outside",
     "Time outside products",
