@@ -100,12 +100,13 @@ class Hessian(CurvatureOperator):
     def _compiled(self, v: Vector, measure: Measure | None, shift: float) -> tuple[Vector, Any] | None:
         """:meth:`measured` in one program; None where there is none, or something in it is not finite."""
         self.verify()
-        whole = self._whole()
-        if whole is None:
-            return None
         # Whatever asks for a product, there is one program to compile for vectors and one for blocks.
         measure = measure or (algebra.dot_parts if v.ndim == 1 else algebra.gram_parts)
-        product, parts = whole.then(algebra.shifted, v, self._factor, shift, fixed=measure)
+        with naming(LossFailed, self._what):
+            whole = self._whole()
+            if whole is None:
+                return None
+            product, parts = whole.then(algebra.shifted, v, self._factor, shift, fixed=measure)
         parts = algebra.to_numpy(parts)
         return (product, parts) if np.all(np.isfinite(parts)) else None
 
@@ -120,8 +121,7 @@ class Hessian(CurvatureOperator):
         plain = self.space.product_eps == self.space.eps and objective.processes.count == 1
         if not plain or objective.weighting.function is not None or not self._lasts(SupportsLinearize):
             return None
-        with naming(LossFailed, self._what):
-            return self._current_passes().whole()
+        return self._current_passes().whole()
 
     def terms(self, v: Vector) -> Iterator[Term] | None:
         # Batches that come from another iterable may be others at the next pass.
