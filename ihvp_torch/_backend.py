@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ihvp.backend import Batch, Loss, Matvec, OutputLoss, Params, Predict
-from ihvp.errors import WrongShape
+from ihvp.errors import InvalidOption, WrongShape
 from ihvp_torch._batch import Examples, to_device
 from ihvp_torch._compile import CompiledCurvature, Compiler
 from ihvp_torch._curvature import curvature
@@ -29,6 +29,7 @@ from ihvp_torch._per_example import per_example_gradients
 from ihvp_torch._processes import group
 from ihvp_torch._reach import content_with_replica
 from ihvp_torch._restore import restore
+from ihvp_torch._ski_rental import PATIENT, EagerFirst, PatientCompiler
 from ihvp_torch._vector import join, multiply, split
 
 
@@ -42,19 +43,24 @@ class TorchBackend:
 
         Of a module the parameters with ``requires_grad`` count, in the order of ``named_parameters``,
         tied ones once; the loss gets the module itself. Of containers, nested or not, every tensor counts.
-    compile : bool
-        Whether products with the Hessian are compiled, which takes seconds for each loss and shape of a batch
-        and then half the time or less. It needs a C++ compiler, or triton on a GPU.
+    compile : bool or "auto"
+        Whether products with the Hessian are compiled, which takes 5 to 40 seconds for each loss, shape of a
+        batch and number of vectors, and then a quarter to nine tenths of the time. It needs a C++ compiler,
+        or triton on a GPU.
 
-        As with ``jax.jit`` the loss is traced once: tensors are read at every product, but numbers and other
-        objects that it finds elsewhere than in parameters and batch stay as they were. Where it branches on
-        values, or leaves torch, it is not compiled, and the logger ``"ihvp"`` says so. Define it once: a new
+        "auto" compiles products with data that stays in memory, on a processor, when eager ones have taken as
+        long as a compilation takes. A program is used where it is faster, and where its product is that of
+        the operator's own first graph; otherwise the logger ``"ihvp"`` says why not, at the level INFO.
+
+        With True the loss is traced once, as with ``jax.jit``: tensors are read at every product, but numbers
+        and other objects that it finds elsewhere than in parameters and batch stay as they were. Where it
+        branches on values, or leaves torch, it is not compiled, and the logger says so. Define it once: a new
         function object, as a lambda in a loop, is another loss.
 
     Raises
     ------
     ihvp.errors.InvalidOption
-        By the first product with ``compile=True`` where there is no compiler.
+        By another value of ``compile``, and with True by the first product where there is no compiler.
 
     Notes
     -----
@@ -81,11 +87,18 @@ class TorchBackend:
     tensor([2.2222, 9.3333])
     """
 
-    def __init__(self, params: Params = None, *, compile: bool = False) -> None:  # noqa: A002 - torch's own word
+    def __init__(
+        self,
+        params: Params = None,
+        *,
+        compile: bool | Literal["auto"] = "auto",  # noqa: A002 - torch's own word
+    ) -> None:
+        if compile not in (True, False, "auto"):
+            raise InvalidOption("compile", compile, 'True, False or "auto"')
         place = torch.empty(0) if params is None else parameters_of(params).tensors[0]
         self.device = str(place.device)
         self._hessian_ways, self._jacobian_ways = Memory(), Memory()
-        self._compiler = Compiler() if compile else None
+        self._compiler = PATIENT if compile == "auto" else Compiler() if compile else None
 
     def flatten(self, params: Params) -> Tensor:
         """All parameters as a new vector ``(P,)`` of their widest dtype."""
@@ -126,7 +139,7 @@ class TorchBackend:
 
         It follows parameters that are replaced or changed in place, unless through ``tensor.data``.
         """
-        return Linearization(partial(self._curvature, loss, params, batch), params, batch)
+        return Linearization(partial(self._curvature, loss, params, batch, lasting=True), params, batch)
 
     @recording
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Tensor:
@@ -246,14 +259,18 @@ class TorchBackend:
         if processes is not None:
             processes.tell(error)
 
-    def _curvature(self, loss: Loss, params: Params, batch: Batch) -> FirstThatWorks | CompiledCurvature:
+    def _curvature(
+        self, loss: Loss, params: Params, batch: Batch, lasting: bool = False
+    ) -> FirstThatWorks | CompiledCurvature | EagerFirst:
         parameters, batch = _read(params, batch)
         ordinary = partial(curvature, key=loss, memory=self._hessian_ways)
-        if self._compiler is not None:
-            compiled = self._compiler.curvature(loss, parameters, batch, ordinary)
-            if compiled is not None:
-                return compiled
-        return ordinary(_function(loss, parameters, batch))
+        product: CompiledCurvature | EagerFirst | None = None
+        if isinstance(self._compiler, PatientCompiler):
+            if lasting:
+                product = self._compiler.lasting_curvature(loss, parameters, batch, ordinary)
+        elif self._compiler is not None:
+            product = self._compiler.curvature(loss, parameters, batch, ordinary)
+        return ordinary(_function(loss, parameters, batch)) if product is None else product
 
 
 def _read(params: Params, batch: Batch) -> tuple[Parameters, Batch]:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, TypeAlias
 
@@ -33,8 +34,19 @@ _CONSTANTS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.de
 
 Ordinary: TypeAlias = Callable[[Function], FirstThatWorks]
 """The product with the second derivative of a function, without compilation."""
-Programs: TypeAlias = dict[Hashable, Program | None]
-"""By the number of vectors and their dtype; None where compilation failed."""
+
+
+class Programs(dict[Hashable, Program | None]):
+    """By the number of vectors and their dtype; None where compilation failed."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[Hashable, float] = defaultdict(float)  # that eager products have taken
+        self.right: dict[Hashable, bool] = {}  # whether compiled ones were the same
+
+    @property
+    def lowered(self) -> int:
+        """How many of them are compiled."""
+        return sum(program is not None and program.lowered for program in self.values())
 
 
 class Compiler:
@@ -66,7 +78,7 @@ class Compiler:
         key = (code, _surroundings(), _parameters_key(parameters), _batch_key(batch))
         if key not in shelf and len(shelf) >= _MOST:
             raise TypeError(f"{loss!r} has met {_MOST} kinds of data.")
-        return shelf.setdefault(key, {})
+        return shelf.setdefault(key, Programs())
 
 
 class CompiledCurvature:
@@ -76,10 +88,12 @@ class CompiledCurvature:
     is traced, and what is used where there is no program.
     """
 
+    told_at = logging.WARNING  # the level at which the log says why there is none
+
     def __init__(
         self, programs: Programs, loss: Loss, parameters: Parameters, batch: Batch, ordinary: Ordinary
     ) -> None:
-        self._programs, self._loss, self._ordinary = programs, loss, ordinary
+        self.programs, self.loss, self._ordinary = programs, loss, ordinary
         self._evaluate = content_with_replica(loss, parameters)
         self._parameters, self._batch, self._rest = parameters, batch, parameters.rest
         self._inputs = [t.detach() for t in (*parameters.tensors, *self._rest, *_tensors(batch))]
@@ -88,23 +102,33 @@ class CompiledCurvature:
 
     def prepare(self) -> None:
         """Trace the product with one vector, so that the loss is known to have one."""
-        tensors = self._parameters.tensors
-        size = sum(tensor.numel() for tensor in tensors)
-        if self._program(tensors[0].new_empty(size, dtype=vector_dtype(tensors))) is None:
-            self._uncompiled()
+        if self.widest() is None:
+            self.eager()
 
     def held(self) -> Iterable[Tensor]:
         """The tensors that stay in memory for further products."""
         kept = () if self._without is None else self._without.held()
         return itertools.chain(kept, *self._shared.values())
 
+    def widest(self) -> int | None:
+        """The entries of the largest value on the way to a product; None where it cannot be traced."""
+        tensors = self._parameters.tensors
+        size = sum(tensor.numel() for tensor in tensors)
+        program = self._program(tensors[0].new_empty(size, dtype=vector_dtype(tensors)))
+        return None if program is None else program.widest
+
+    def read(self) -> list[Tensor]:
+        """The tensors whose values the products depend on, as far as they are known."""
+        programs = (program for program in self.programs.values() if program is not None)
+        return [*self._inputs, *itertools.chain.from_iterable(program.constants for program in programs)]
+
     def __call__(self, v: Tensor, last: bool) -> Tensor:
         v = v.detach().contiguous()
         if v.ndim == 1:
-            return self._multiply(v) if self._ready(v) else self._uncompiled()(v, last)
+            return self._multiply(v) if self._ready(v) else self.eager()(v, last)
         program = self._program(v.new_empty(v.shape[1]))
         if program is None:
-            return self._uncompiled()(v, last)
+            return self.eager()(v, last)
         width = compiled_rows(len(v), program.widest, v.device)
         # torch.vmap, on which programs for several vectors rest, does not know every operation.
         if width > 1 and self._ready(v.new_empty(width, v.shape[1])):
@@ -120,7 +144,7 @@ class CompiledCurvature:
 
     def _multiply(self, v: Tensor) -> Tensor:
         kind = _kind(v)
-        program = self._programs[kind]
+        program = self.programs[kind]
         assert program is not None
         return program.multiply(self._shared[kind], v)
 
@@ -137,21 +161,29 @@ class CompiledCurvature:
     def _program(self, v: Tensor) -> Program | None:
         kind = _kind(v)
         with compiling:
-            if kind not in self._programs:
-                # Whether a replica of a module will do for the loss, no trace can tell.
-                function = self._function(self._parameters.tensors, self._batch)
-                function.bind(function.leaves())(function.evaluate)
+            if kind not in self.programs:
+                if self._without is None:
+                    # Whether a replica of a module will do for the loss, no trace can tell.
+                    function = self._function(self._parameters.tensors, self._batch)
+                    function.bind(function.leaves())(function.evaluate)
                 try:
-                    self._programs[kind] = Program(trace(self._product, [*self._inputs, v]))
+                    self.programs[kind] = Program(trace(self._product, [*self._inputs, v]))
                 except Exception as error:
                     self._give_up(kind, error)
-            return self._programs[kind]
+            return self.programs[kind]
 
     def _give_up(self, kind: Hashable, error: Exception) -> None:
-        self._programs[kind] = None
-        _log.warning("Products of %r are not compiled for %s: %r", self._loss, kind, error.__cause__ or error)
+        self.programs[kind] = None
+        _log.log(
+            self.told_at,
+            "Products of %r are not compiled for %s: %r",
+            self.loss,
+            kind,
+            error.__cause__ or error,
+        )
 
-    def _uncompiled(self) -> FirstThatWorks:
+    def eager(self) -> FirstThatWorks:
+        """The product without compilation, its shared work done."""
         if self._without is None:
             self._without = self._ordinary(self._function(self._parameters.tensors, self._batch))
             self._without.prepare()

@@ -14,6 +14,7 @@ from ihvp_torch._derivatives import recording
 from ihvp_torch._fallback import FirstThatWorks
 from ihvp_torch._graph import storage
 from ihvp_torch._parameters import live_tensors
+from ihvp_torch._ski_rental import EagerFirst
 from ihvp_torch._tree import named_leaves
 from ihvp_torch._vector import multiply
 
@@ -28,7 +29,7 @@ class Linearization:
     """
 
     def __init__(
-        self, prepare: Callable[[], FirstThatWorks | CompiledCurvature], params: Any, batch: Any
+        self, prepare: Callable[[], FirstThatWorks | CompiledCurvature | EagerFirst], params: Any, batch: Any
     ) -> None:
         self._prepare, self._params, self._batch = prepare, params, batch
         # A kept graph is not for two threads at once: checkpoints and hooks of the user's may write to it.

@@ -31,9 +31,25 @@ class Program:
         """The entries of the largest value on the way to a product."""
         return self._trace.widest
 
+    @property
+    def lowered(self) -> bool:
+        """Whether it is compiled."""
+        return self._linear is not None
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws numbers."""
+        nodes = (*self._trace.shared.graph.nodes, *self._trace.linear.graph.nodes)
+        return any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in nodes)
+
+    @property
+    def constants(self) -> list[Tensor]:
+        """The tensors that the map found elsewhere than in its inputs."""
+        return self._trace.constants
+
     def share(self, inputs: Sequence[Tensor], v: Tensor) -> list[Tensor]:
         """What all products with vectors like ``v`` need, all that they need of the inputs included."""
-        given = [*inputs, *self._trace.constants]
+        given = [*inputs, *self.constants]
         with torch.no_grad(), compiling:
             if self._shared is None:
                 self._shared = _lower(self._trace.shared, given)

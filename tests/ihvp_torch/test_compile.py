@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from ihvp.errors import InvalidOption, LossNotScalar
-from ihvp_torch import _program
+from ihvp.errors import ChangedInPlace, InvalidOption, LossNotScalar
+from ihvp_torch import _backend, _program, _ski_rental
 from ihvp_torch._backend import TorchBackend
+from ihvp_torch._fallback import FirstThatWorks
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch's compiler needs g++")
 
@@ -251,3 +252,113 @@ def test_programs_live_as_long_as_the_loss_and_the_module(traced, square_loss, b
     gc.collect()
     assert gone[1]() is None
     assert len(traced._compiler._shelves) == 0
+
+
+class Slow:
+    """The torch of compile="auto" in faked seconds: 30 to compile, 4 an eager product, 1 a compiled one."""
+
+    compilation, eager, compiled = 15.0, 4.0, 1.0  # a program has two graphs
+
+    def __init__(self, monkeypatch):
+        self.now, self.lowered = 0.0, 0
+        self.compiler = _ski_rental.PatientCompiler()
+        monkeypatch.setattr(_backend, "PATIENT", self.compiler)
+        monkeypatch.setattr(_ski_rental, "_on_path", lambda: True)
+        monkeypatch.setattr(_ski_rental, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(_program, "_lower", self.lower)
+        for kind, name, attribute in (
+            (FirstThatWorks, "__call__", "eager"),
+            (_program.Program, "multiply", "compiled"),
+        ):
+            monkeypatch.setattr(kind, name, self.taking(getattr(kind, name), attribute))
+
+    def lower(self, module, inputs):
+        self.now += self.compilation
+        self.lowered += 1
+        return module
+
+    def taking(self, method, attribute):
+        def slow(*arguments):
+            self.now += getattr(self, attribute)
+            return method(*arguments)
+
+        return slow
+
+    def products(self, count, loss, params, batch, v):
+        """The faked seconds of products by one linearised gradient, which are those of eager torch."""
+        product, taken = TorchBackend(params).linearize(loss, params, batch), []
+        expected = TorchBackend(params, compile=False).linearize(loss, params, batch)(v)
+        for _ in range(count):
+            before = self.now
+            torch.testing.assert_close(product(v), expected)
+            taken.append(self.now - before)
+        return taken
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    return Slow(monkeypatch)
+
+
+@pytest.mark.parametrize("columns", [0, 3])
+def test_compilation_starts_when_eager_products_have_taken_as_long(slow, net, square_loss, batch, columns):
+    v = torch.linspace(-1, 1, 26 * max(1, columns), dtype=torch.float64).reshape(26, *[-1][:columns])
+    *eager, switch, then, last = slow.products(11, square_loss, net, batch, v)
+    assert eager == [4.0] * 8  # 32 seconds
+    assert 30.0 <= slow.compiler.expected < switch
+    assert [then, last] == [1.0, 1.0]
+    before = slow.lowered
+    again = slow.products(6, square_loss, net, batch, v)
+    assert again == [4.0, 4.0, 4.0, 4.0, 4.0 + 1.0 + 1.0 + 1.0, 1.0]
+    assert slow.lowered == before
+
+
+def test_vectors_that_come_alone_stay_eager(slow, net, square_loss, batch, vector):
+    for _ in range(12):
+        TorchBackend().hvp(square_loss, net, batch, vector)
+    assert slow.now == 48.0
+
+
+@pytest.mark.parametrize("reason", ["other", "slower", "fails", "no compiler", "branch", "random", "wide"])
+def test_where_compilation_does_not_help_products_stay_eager(
+    slow, net, square_loss, batch, vector, caplog, monkeypatch, reason
+):
+    def failing(module, inputs):
+        raise InvalidOption("compile", True, "g++") if reason == "no compiler" else _program.CannotCompile
+
+    def loss(model, data):
+        if reason == "branch" and data[0].sum() > 1e3:
+            return square_loss(model, data)
+        noise = torch.rand(()) * 1e-30 if reason == "random" else 0.0
+        return factor * square_loss(model, data) + noise * model.out.bias.pow(4).sum()
+
+    factor = 2.0
+    if reason in ("fails", "no compiler"):
+        monkeypatch.setattr(_program, "_lower", failing)
+    if reason == "slower":
+        slow.compiled = 5.0
+    if reason == "wide":
+        monkeypatch.setattr(_ski_rental, "_WIDEST", 20)
+    if reason == "other":
+        slow.products(10, loss, net, batch, vector)
+        factor = 3.0
+    drawn = torch.get_rng_state()
+    with caplog.at_level(logging.INFO, "ihvp"):
+        taken = slow.products(12, loss, net, batch, vector)
+    assert taken[-1] == 4.0
+    assert sum("stay eager" in record.message for record in caplog.records) == 1
+    assert slow.products(12, loss, net, batch, vector)[:4] == [4.0] * 4
+    assert reason == "random" or torch.get_rng_state().equal(drawn)
+
+
+def test_changed_data_is_noticed_by_programs_too(slow, net, square_loss, batch, vector):
+    x, y = map(torch.tensor, batch)
+    product = TorchBackend().linearize(square_loss, net, (x, y))
+    for _ in range(10):
+        product(vector)
+    before = slow.now
+    product(vector)
+    assert slow.now - before == 1.0
+    x += 1.0
+    with pytest.raises(ChangedInPlace):
+        product(vector)

@@ -10,6 +10,7 @@ import torch
 import ihvp
 import ihvp_torch
 from ihvp.backend import CurvatureBackend, capabilities_of
+from ihvp.errors import InvalidOption
 from ihvp_torch import _plugin
 
 
@@ -79,9 +80,15 @@ class TestDialect:
 
 
 def test_compilation_is_an_option_of_use():
-    import torch
+    from ihvp_torch._ski_rental import PATIENT
+
+    def compiler():
+        return ihvp.Objective(lambda p, _: p[0].sum(), [torch.ones(2)]).backend._compiler
 
     with ihvp.use("torch", compile=True):
-        objective = ihvp.Objective(lambda p, _: p[0].sum(), [torch.ones(2)])
-    assert objective.backend._compiler is not None
-    assert ihvp.Objective(lambda p, _: p[0].sum(), [torch.ones(2)]).backend._compiler is None
+        assert compiler() not in (None, PATIENT)
+    with ihvp.use("torch", compile=False):
+        assert compiler() is None
+    assert compiler() is PATIENT
+    with ihvp.use("torch", compile="always"), pytest.raises(InvalidOption, match='True, False or "auto"'):
+        compiler()
