@@ -29,7 +29,7 @@ from ihvp_torch._per_example import per_example_gradients
 from ihvp_torch._processes import group
 from ihvp_torch._reach import content_with_replica
 from ihvp_torch._restore import restore
-from ihvp_torch._ski_rental import PATIENT, EagerFirst, PatientCompiler
+from ihvp_torch._ski_rental import PATIENT, EagerFirst, compiler_is_there
 from ihvp_torch._vector import join, multiply, split
 
 
@@ -264,13 +264,16 @@ class TorchBackend:
     ) -> FirstThatWorks | CompiledCurvature | EagerFirst:
         parameters, batch = _read(params, batch)
         ordinary = partial(curvature, key=loss, memory=self._hessian_ways)
-        product: CompiledCurvature | EagerFirst | None = None
-        if isinstance(self._compiler, PatientCompiler):
-            if lasting:
-                product = self._compiler.lasting_curvature(loss, parameters, batch, ordinary)
-        elif self._compiler is not None:
-            product = self._compiler.curvature(loss, parameters, batch, ordinary)
-        return ordinary(_function(loss, parameters, batch)) if product is None else product
+        patient = self._compiler is PATIENT
+        if self._compiler is not None and not patient:
+            compiled = self._compiler.curvature(loss, parameters, batch, ordinary)
+            if compiled is not None:
+                return compiled
+        eager = ordinary(_function(loss, parameters, batch))
+        if lasting and patient and parameters.tensors[0].device.type == "cpu" and compiler_is_there():
+            find = partial(PATIENT.curvature, loss, parameters, batch, ordinary)
+            return EagerFirst(eager, find, PATIENT)
+        return eager
 
 
 def _read(params: Params, batch: Batch) -> tuple[Parameters, Batch]:

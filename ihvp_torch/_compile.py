@@ -54,19 +54,28 @@ class Compiler:
 
     def __init__(self) -> None:
         self._shelves: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self.told_at = logging.WARNING  # the level at which the log says why there is no program
 
     def __reduce__(self) -> tuple[type[Compiler], tuple[()]]:
         return Compiler, ()
 
     def curvature(
-        self, loss: Loss, parameters: Parameters, batch: Batch, ordinary: Ordinary
+        self,
+        loss: Loss,
+        parameters: Parameters,
+        batch: Batch,
+        ordinary: Ordinary,
+        eager: FirstThatWorks | None = None,
     ) -> CompiledCurvature | None:
-        """The product ``∇² loss · v``, to be compiled when it is used; None where it cannot be."""
+        """The product ``∇² loss · v``, to be compiled when it is used; None where it cannot be.
+
+        ``eager`` is the ordinary one, if it has been prepared.
+        """
         try:
             programs = self._programs(loss, parameters, batch)
         except TypeError:
             return None
-        return CompiledCurvature(programs, loss, parameters, batch, ordinary)
+        return CompiledCurvature(programs, loss, parameters, batch, ordinary, eager, self.told_at)
 
     def _programs(self, loss: Loss, parameters: Parameters, batch: Batch) -> Programs:
         # A method is a new object at each access; what it belongs to stays.
@@ -88,17 +97,22 @@ class CompiledCurvature:
     is traced, and what is used where there is no program.
     """
 
-    told_at = logging.WARNING  # the level at which the log says why there is none
-
     def __init__(
-        self, programs: Programs, loss: Loss, parameters: Parameters, batch: Batch, ordinary: Ordinary
+        self,
+        programs: Programs,
+        loss: Loss,
+        parameters: Parameters,
+        batch: Batch,
+        ordinary: Ordinary,
+        eager: FirstThatWorks | None,
+        told_at: int,
     ) -> None:
         self.programs, self.loss, self._ordinary = programs, loss, ordinary
         self._evaluate = content_with_replica(loss, parameters)
         self._parameters, self._batch, self._rest = parameters, batch, parameters.rest
         self._inputs = [t.detach() for t in (*parameters.tensors, *self._rest, *_tensors(batch))]
         self._shared: dict[Hashable, list[Tensor]] = {}
-        self._without: FirstThatWorks | None = None
+        self._without, self._told_at = eager, told_at
 
     def prepare(self) -> None:
         """Trace the product with one vector, so that the loss is known to have one."""
@@ -175,7 +189,7 @@ class CompiledCurvature:
     def _give_up(self, kind: Hashable, error: Exception) -> None:
         self.programs[kind] = None
         _log.log(
-            self.told_at,
+            self._told_at,
             "Products of %r are not compiled for %s: %r",
             self.loss,
             kind,
