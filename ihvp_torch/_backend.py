@@ -45,8 +45,8 @@ class TorchBackend:
         tied ones once; the loss gets the module itself. Of containers, nested or not, every tensor counts.
     compile : bool or "auto"
         Whether products with the Hessian are compiled, which takes 5 to 40 seconds for each loss, shape of a
-        batch and number of vectors, and then a quarter to nine tenths of the time. It needs a C++ compiler,
-        or triton on a GPU.
+        batch and number of vectors. Products of small problems then take a quarter of the time and more. It
+        needs a C++ compiler, or triton on a GPU.
 
         "auto" compiles products with data that stays in memory, on a processor, when eager ones have taken as
         long as a compilation takes. A program is used where it is faster, and where its product is that of

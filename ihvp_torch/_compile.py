@@ -41,7 +41,7 @@ class Programs(dict[Hashable, Program | None]):
 
     def __init__(self) -> None:
         self.seconds: defaultdict[Hashable, float] = defaultdict(float)  # that eager products have taken
-        self.right: dict[Hashable, bool] = {}  # whether compiled ones were the same
+        self.right: dict[Hashable, bool] = {}  # whether compiled ones were the same, and faster
 
     @property
     def lowered(self) -> int:
