@@ -98,7 +98,8 @@ class TorchBackend:
         place = torch.empty(0) if params is None else parameters_of(params).tensors[0]
         self.device = str(place.device)
         self._hessian_ways, self._jacobian_ways = Memory(), Memory()
-        self._compiler = PATIENT if compile == "auto" else Compiler() if compile else None
+        self._compiler = Compiler() if compile is True else None
+        self._patient = compile == "auto"
 
     def flatten(self, params: Params) -> Tensor:
         """All parameters as a new vector ``(P,)`` of their widest dtype."""
@@ -264,16 +265,15 @@ class TorchBackend:
     ) -> FirstThatWorks | CompiledCurvature | EagerFirst:
         parameters, batch = _read(params, batch)
         ordinary = partial(curvature, key=loss, memory=self._hessian_ways)
-        patient = self._compiler is PATIENT
-        if self._compiler is not None and not patient:
+        if self._compiler is not None:
             compiled = self._compiler.curvature(loss, parameters, batch, ordinary)
             if compiled is not None:
                 return compiled
         eager = ordinary(_function(loss, parameters, batch))
-        if lasting and patient and parameters.tensors[0].device.type == "cpu" and compiler_is_there():
-            find = partial(PATIENT.curvature, loss, parameters, batch, ordinary)
-            return EagerFirst(eager, find, PATIENT)
-        return eager
+        on_host = parameters.tensors[0].device.type == "cpu"
+        if not (lasting and self._patient and on_host and compiler_is_there()):
+            return eager
+        return EagerFirst(eager, partial(PATIENT.curvature, loss, parameters, batch, ordinary), PATIENT)
 
 
 def _read(params: Params, batch: Batch) -> tuple[Parameters, Batch]:

@@ -54,28 +54,20 @@ class Compiler:
 
     def __init__(self) -> None:
         self._shelves: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-        self.told_at = logging.WARNING  # the level at which the log says why there is no program
+        self.expected = 30.0  # seconds that a compilation takes; what the last one took, once there was one
 
     def __reduce__(self) -> tuple[type[Compiler], tuple[()]]:
         return Compiler, ()
 
     def curvature(
-        self,
-        loss: Loss,
-        parameters: Parameters,
-        batch: Batch,
-        ordinary: Ordinary,
-        eager: FirstThatWorks | None = None,
+        self, loss: Loss, parameters: Parameters, batch: Batch, ordinary: Ordinary
     ) -> CompiledCurvature | None:
-        """The product ``∇² loss · v``, to be compiled when it is used; None where it cannot be.
-
-        ``eager`` is the ordinary one, if it has been prepared.
-        """
+        """The product ``∇² loss · v``, to be compiled when it is used; None where it cannot be."""
         try:
             programs = self._programs(loss, parameters, batch)
         except TypeError:
             return None
-        return CompiledCurvature(programs, loss, parameters, batch, ordinary, eager, self.told_at)
+        return CompiledCurvature(programs, loss, parameters, batch, ordinary)
 
     def _programs(self, loss: Loss, parameters: Parameters, batch: Batch) -> Programs:
         # A method is a new object at each access; what it belongs to stays.
@@ -97,22 +89,17 @@ class CompiledCurvature:
     is traced, and what is used where there is no program.
     """
 
+    without: FirstThatWorks | None = None  # the ordinary product, once it has been prepared
+    told_at = logging.WARNING  # the level at which the log says why there is no program
+
     def __init__(
-        self,
-        programs: Programs,
-        loss: Loss,
-        parameters: Parameters,
-        batch: Batch,
-        ordinary: Ordinary,
-        eager: FirstThatWorks | None,
-        told_at: int,
+        self, programs: Programs, loss: Loss, parameters: Parameters, batch: Batch, ordinary: Ordinary
     ) -> None:
         self.programs, self.loss, self._ordinary = programs, loss, ordinary
         self._evaluate = content_with_replica(loss, parameters)
         self._parameters, self._batch, self._rest = parameters, batch, parameters.rest
         self._inputs = [t.detach() for t in (*parameters.tensors, *self._rest, *_tensors(batch))]
         self._shared: dict[Hashable, list[Tensor]] = {}
-        self._without, self._told_at = eager, told_at
 
     def prepare(self) -> None:
         """Trace the product with one vector, so that the loss is known to have one."""
@@ -121,7 +108,7 @@ class CompiledCurvature:
 
     def held(self) -> Iterable[Tensor]:
         """The tensors that stay in memory for further products."""
-        kept = () if self._without is None else self._without.held()
+        kept = () if self.without is None else self.without.held()
         return itertools.chain(kept, *self._shared.values())
 
     def widest(self) -> int | None:
@@ -133,8 +120,8 @@ class CompiledCurvature:
 
     def read(self) -> list[Tensor]:
         """The tensors whose values the products depend on, as far as they are known."""
-        programs = (program for program in self.programs.values() if program is not None)
-        return [*self._inputs, *itertools.chain.from_iterable(program.constants for program in programs)]
+        constants = (program.trace.constants for program in self.programs.values() if program is not None)
+        return [*self._inputs, *itertools.chain.from_iterable(constants)]
 
     def __call__(self, v: Tensor, last: bool) -> Tensor:
         v = v.detach().contiguous()
@@ -176,7 +163,7 @@ class CompiledCurvature:
         kind = _kind(v)
         with compiling:
             if kind not in self.programs:
-                if self._without is None:
+                if self.without is None:
                     # Whether a replica of a module will do for the loss, no trace can tell.
                     function = self._function(self._parameters.tensors, self._batch)
                     function.bind(function.leaves())(function.evaluate)
@@ -188,20 +175,15 @@ class CompiledCurvature:
 
     def _give_up(self, kind: Hashable, error: Exception) -> None:
         self.programs[kind] = None
-        _log.log(
-            self._told_at,
-            "Products of %r are not compiled for %s: %r",
-            self.loss,
-            kind,
-            error.__cause__ or error,
-        )
+        reason = error.__cause__ or error
+        _log.log(self.told_at, "Products of %r are not compiled for %s: %r", self.loss, kind, reason)
 
     def eager(self) -> FirstThatWorks:
         """The product without compilation, its shared work done."""
-        if self._without is None:
-            self._without = self._ordinary(self._function(self._parameters.tensors, self._batch))
-            self._without.prepare()
-        return self._without
+        if self.without is None:
+            self.without = self._ordinary(self._function(self._parameters.tensors, self._batch))
+            self.without.prepare()
+        return self.without
 
     def _product(self, *inputs: Tensor) -> Tensor:
         """What is traced: the ordinary product, with all tensors that it reads as inputs."""

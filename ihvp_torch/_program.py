@@ -22,14 +22,14 @@ class Program:
     """A traced map whose two graphs are compiled at their first use."""
 
     def __init__(self, trace: Trace) -> None:
-        self._trace = trace
+        self.trace = trace
         self._shared: Lowered | None = None
         self._linear: Lowered | None = None
 
     @property
     def widest(self) -> int:
         """The entries of the largest value on the way to a product."""
-        return self._trace.widest
+        return self.trace.widest
 
     @property
     def lowered(self) -> bool:
@@ -39,23 +39,18 @@ class Program:
     @property
     def random(self) -> bool:
         """Whether it draws numbers."""
-        nodes = (*self._trace.shared.graph.nodes, *self._trace.linear.graph.nodes)
+        nodes = (*self.trace.shared.graph.nodes, *self.trace.linear.graph.nodes)
         return any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in nodes)
-
-    @property
-    def constants(self) -> list[Tensor]:
-        """The tensors that the map found elsewhere than in its inputs."""
-        return self._trace.constants
 
     def share(self, inputs: Sequence[Tensor], v: Tensor) -> list[Tensor]:
         """What all products with vectors like ``v`` need, all that they need of the inputs included."""
-        given = [*inputs, *self.constants]
+        given = [*inputs, *self.trace.constants]
         with torch.no_grad(), compiling:
             if self._shared is None:
-                self._shared = _lower(self._trace.shared, given)
-            shared = [*self._shared(*given), *(given[i] for i in self._trace.passed)]
+                self._shared = _lower(self.trace.shared, given)
+            shared = [*self._shared(*given), *(given[i] for i in self.trace.passed)]
             if self._linear is None:
-                self._linear = _lower(self._trace.linear, [*shared, v])
+                self._linear = _lower(self.trace.linear, [*shared, v])
         return shared
 
     def multiply(self, shared: Sequence[Tensor], v: Tensor) -> Tensor:

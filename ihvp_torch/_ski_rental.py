@@ -33,16 +33,8 @@ _WIDEST = 1 << 20
 _ROUNDING = 0.75
 
 
-class PatientCompiler(Compiler):
-    """The programs of all backends of this process, each of which is compiled when that pays."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told_at = logging.INFO
-        self.expected = 30.0  # seconds that a compilation takes, as the last one has shown
-
-    def __reduce__(self) -> str:  # type: ignore[override]
-        return "PATIENT"
+PATIENT = Compiler()
+"""The programs of all backends of this process that compile where it pays."""
 
 
 class EagerFirst:
@@ -53,12 +45,9 @@ class EagerFirst:
     """
 
     def __init__(
-        self,
-        eager: FirstThatWorks,
-        compiled: Callable[[FirstThatWorks], CompiledCurvature | None],
-        compiler: PatientCompiler,
+        self, eager: FirstThatWorks, find: Callable[[], CompiledCurvature | None], compiler: Compiler
     ) -> None:
-        self._eager, self._find, self._compiler = eager, compiled, compiler
+        self._eager, self._find, self._compiler = eager, find, compiler
         self._compiled: CompiledCurvature | None = None
         self._made: Counter[Hashable] = Counter()
         self._seconds: defaultdict[Hashable, float] = defaultdict(float)
@@ -94,10 +83,11 @@ class EagerFirst:
     def _if_it_pays(self, kind: Hashable, family: Hashable) -> CompiledCurvature | None:
         # Looked for only here, because finding it takes as long as a small product.
         if self._compiled is None:
-            self._compiled = self._find(self._eager)
+            self._compiled = self._find()
             if self._compiled is None:
                 self._seen[kind] = None
                 return None
+            self._compiled.without, self._compiled.told_at = self._eager, logging.INFO
         programs = self._compiled.programs
         programs.seconds[family] += self._seconds.pop(family, 0.0)
         spent = programs.seconds[family] >= self._compiler.expected
@@ -151,6 +141,3 @@ def compiler_is_there() -> bool:
     """Whether there is the C++ compiler that torch takes."""
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     return shutil.which(name) is not None
-
-
-PATIENT = PatientCompiler()

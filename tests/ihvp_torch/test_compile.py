@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ihvp.errors import ChangedInPlace, InvalidOption, LossNotScalar
-from ihvp_torch import _backend, _program, _ski_rental
+from ihvp_torch import _backend, _compile, _program, _ski_rental
 from ihvp_torch._backend import TorchBackend
 from ihvp_torch._fallback import FirstThatWorks
 
@@ -261,7 +261,7 @@ class Slow:
 
     def __init__(self, monkeypatch):
         self.now, self.lowered = 0.0, 0
-        self.compiler = _ski_rental.PatientCompiler()
+        self.compiler = _compile.Compiler()
         monkeypatch.setattr(_backend, "PATIENT", self.compiler)
         monkeypatch.setattr(_backend, "compiler_is_there", lambda: True)
         monkeypatch.setattr(_ski_rental, "perf_counter", lambda: self.now)

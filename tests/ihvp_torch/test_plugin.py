@@ -79,16 +79,14 @@ class TestDialect:
         np.testing.assert_allclose(gradient.reshape(2, 2), expected, rtol=1e-12)
 
 
-def test_compilation_is_an_option_of_use():
-    from ihvp_torch._ski_rental import PATIENT
+@pytest.mark.parametrize(("option", "kinds"), [(True, (True, False)), (False, (False, False))])
+def test_compilation_is_an_option_of_use(option, kinds):
+    def chosen():
+        backend = ihvp.Objective(lambda p, _: p[0].sum(), [torch.ones(2)]).backend
+        return backend._compiler is not None, backend._patient
 
-    def compiler():
-        return ihvp.Objective(lambda p, _: p[0].sum(), [torch.ones(2)]).backend._compiler
-
-    with ihvp.use("torch", compile=True):
-        assert compiler() not in (None, PATIENT)
-    with ihvp.use("torch", compile=False):
-        assert compiler() is None
-    assert compiler() is PATIENT
+    with ihvp.use("torch", compile=option):
+        assert chosen() == kinds
+    assert chosen() == (False, True)
     with ihvp.use("torch", compile="always"), pytest.raises(InvalidOption, match='True, False or "auto"'):
-        compiler()
+        chosen()
