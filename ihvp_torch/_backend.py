@@ -140,7 +140,7 @@ class TorchBackend:
 
         It follows parameters that are replaced or changed in place, unless through ``tensor.data``.
         """
-        return Linearization(partial(self._curvature, loss, params, batch, lasting=True), params, batch)
+        return Linearization(partial(self._curvature, loss, params, batch), params, batch)
 
     @recording
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Tensor:
@@ -261,7 +261,7 @@ class TorchBackend:
             processes.tell(error)
 
     def _curvature(
-        self, loss: Loss, params: Params, batch: Batch, lasting: bool = False
+        self, loss: Loss, params: Params, batch: Batch
     ) -> FirstThatWorks | CompiledCurvature | EagerFirst:
         parameters, batch = _read(params, batch)
         ordinary = partial(curvature, key=loss, memory=self._hessian_ways)
@@ -271,7 +271,7 @@ class TorchBackend:
                 return compiled
         eager = ordinary(_function(loss, parameters, batch))
         on_host = parameters.tensors[0].device.type == "cpu"
-        if not (lasting and self._patient and on_host and compiler_is_there()):
+        if not (self._patient and on_host and compiler_is_there()):
             return eager
         return EagerFirst(eager, partial(PATIENT.curvature, loss, parameters, batch, ordinary), PATIENT)
 

@@ -75,7 +75,7 @@ class EagerFirst:
         if seen is not None and all(tensor._version == version for tensor, version in seen):
             assert self._compiled is not None
             return self._compiled(v, last)
-        seconds, product = _timed(self._eager, v)
+        seconds, product = _timed(self._eager, v, last)
         self._made[family] += 1
         self._seconds[family] += seconds
         return product
@@ -126,13 +126,13 @@ class EagerFirst:
         return "" if error <= rounding else f"compiled ones differ by {error:.1e} of {size:.1e}"
 
 
-def _timed(product: Callable[[Tensor, bool], Tensor], v: Tensor) -> tuple[float, Tensor]:
+def _timed(product: Callable[..., Tensor], v: Tensor, last: bool = False) -> tuple[float, Tensor]:
     start = perf_counter()
-    result = product(v, False)
+    result = product(v, last)
     return perf_counter() - start, result
 
 
-def _fastest(product: Callable[[Tensor, bool], Tensor], v: Tensor) -> float:
+def _fastest(product: Callable[..., Tensor], v: Tensor) -> float:
     return min(_timed(product, v)[0] for _ in range(_TIMED))
 
 
