@@ -17,7 +17,7 @@ from ihvp.memory import free_memory, on_host
 from ihvp.objective import Objective, Term
 
 # So many rows tell how much memory an example takes.
-_PROBED = 2048
+_PROBED = 512
 # On a processor pieces whose linearisation stays in the last cache are up to 1.5 times as fast as one large
 # batch, unless their time goes to the vectors that each of them reads and writes. Measured with networks of
 # P = 2,410 to 5.8e6 on 1,800 to 50,000 examples: within 1.2 times the time of the best cut.

@@ -14,6 +14,7 @@ from ihvp.backend import Batch, Vector
 from ihvp.data import arrays_of, count_examples, take_examples
 from ihvp.errors import LossIgnoresBatch, LossNotAdditive, WeightError
 from ihvp.verification.partition import Partition
+from ihvp.verification.probes import passes_on_sample
 from ihvp.verification.subject import Subject
 
 # A difference of up to so many times the measured rounding may be rounding.
@@ -37,6 +38,8 @@ def compare_with_parts(
     LossNotAdditive or LossIgnoresBatch, and WeightError where examples weigh something else in a part of the
     batch.
     """
+    if whole is None and adds_up_on_sample(subject, batch, any_weights=any_weights):
+        return ""
     weights = subject.weighting.of(batch, count_examples(batch))
     allowed, unknown = subject.space.product_eps**0.5, ""
     stops = list(_stops(weights, 1 if subject.space.product_eps < 1e-10 else 2))
@@ -76,6 +79,13 @@ def compare_with_parts(
             partition.cause(allowed, subject.weighting.function is not None),
         )
     return unknown if stops else None
+
+
+def adds_up_on_sample(subject: Subject, batch: Batch, *, any_weights: bool = False) -> bool:
+    """Whether the gradient of examples from all over a large batch is that of their parts, beyond doubt."""
+    return passes_on_sample(
+        batch, lambda part: compare_with_parts(subject, part, any_weights=any_weights) == ""
+    )
 
 
 def value_difference(subject: Subject, batch: Batch, evaluate: Callable[[Batch], Any]) -> float:

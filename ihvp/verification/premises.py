@@ -19,7 +19,7 @@ from ihvp.errors import (
     WrongSecondDerivative,
 )
 from ihvp.verification.additivity import compare_with_parts, value_difference
-from ihvp.verification.probes import probes
+from ihvp.verification.probes import passes_on_sample, probes
 from ihvp.verification.second_derivative import compare_with_gradients
 from ihvp.verification.subject import Subject
 
@@ -133,10 +133,12 @@ class Premises:
         return Check(premise, "not checked yet" if self.enabled else "switched off")
 
     def verify(self, subject: Subject, batch: Batch) -> Vector | None:
-        """Check the gradient of a batch, which is returned, unless that was done before."""
+        """Check the gradient of a batch, which is returned unless a sample or an earlier check was enough."""
         if self._known.gradient is not None:
             return None
-        gradient = _verified_gradient(subject, batch)
+        gradient = None
+        if not passes_on_sample(batch, lambda part: _verified_gradient(subject, part) is not None):
+            gradient = _verified_gradient(subject, batch)
         self._known.gradient = Check(_GRADIENT, "passed")
         return gradient
 
@@ -144,11 +146,9 @@ class Premises:
         """Check once that batches may be taken apart; the result says whether it is settled.
 
         The gradient of ``subject`` was checked before, unless one batch in memory is all there is.
-        ``batches`` are those that the loss may see, in memory or a list: those in which fewer than
-        two examples
-        weigh anything settle nothing. Where ``any_weights``, only the gradients of single examples
-        are asked for,
-        whatever they weigh in a batch.
+        ``batches`` are those that the loss may see, in memory or a list: those in which fewer than two
+        examples weigh anything settle nothing. Where ``any_weights``, only the gradients of single examples
+        are asked for, whatever they weigh in a batch.
         """
         if not self.needs_parts or (any_weights and self._known.separate):
             return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from ihvp.data import Batches, Examples, count_examples, take_examples
 _RUNS = 8
 # Small batches are compared until so many examples were seen, but no more batches than these.
 _EXAMPLES, _BATCHES = 64, 4
+# So many examples speak for a batch that has some times as many: more than a loss draws at random itself.
+_SAMPLE, _LARGE = 1024, 4
 
 
 def probes(batches: Batches) -> Iterator[Batch]:
@@ -43,6 +45,25 @@ def probes(batches: Batches) -> Iterator[Batch]:
             place = number * (len(listed) - 1) // (_BATCHES - 1)
             if counts[place] > 1:
                 yield take_examples(listed[place], 0, min(size, counts[place]))
+
+
+def passes_on_sample(batch: Batch, check: Callable[[Batch], bool]) -> bool:
+    """Whether a check passes on examples from all over a large batch, at a small part of its cost.
+
+    A sample can only pass. False says that the batch itself must decide: it is small, or the check fails on
+    the sample, whose rows may be no examples, or weigh nothing, or have no gradient.
+
+    >>> x = np.arange(10_000)
+    >>> passes_on_sample(x, lambda part: len(part) == 1024), passes_on_sample(x[:100], lambda part: True)
+    (True, False)
+    """
+    count = count_examples(batch)
+    if count < _LARGE * _SAMPLE:
+        return False
+    try:
+        return check(_mixed([batch], [count], _SAMPLE, np.random.default_rng(0)))
+    except Exception:  # what a loss raises on a part of a batch is its own
+        return False
 
 
 def _mixed(listed: list[Batch], counts: list[int], size: int, generator: np.random.Generator) -> Batch:

@@ -557,6 +557,50 @@ def test_a_batch_that_is_all_data_was_verified_already():
     assert count.rows == 3 * N
 
 
+LARGE = tuple(np.tile(array, (110, 1)[: array.ndim]) for array in (X, LABELS, TOKENS))
+
+
+def test_examples_from_all_over_a_large_batch_stand_for_it():
+    count = Counter(mean)
+    found = objective(count, LARGE)
+    found.require_additive()
+    assert found.adds_up(100)
+    assert count.most == 1024
+    assert count.rows <= 6 * 1024
+    assert found.report().gradient.outcome == found.report().additive.outcome == "passed"
+
+
+@pytest.mark.parametrize("grad", [over_classes, over_tokens, negatives, batch_norm, total])
+def test_a_large_batch_that_does_not_add_up_is_refused(grad):
+    found = objective(grad, LARGE)
+    assert not found.adds_up(99)
+    with pytest.raises(LossNotAdditive):
+        found.require_additive()
+
+
+def test_a_loss_that_draws_some_of_a_large_batch_is_refused():
+    rng = np.random.default_rng(0)
+
+    def drawn(w, batch):
+        rows = rng.permutation(len(batch[0]))[:512]
+        return mean(w, tuple(array[rows] for array in batch))
+
+    with pytest.raises(NonDeterministicGradient):
+        objective(drawn, LARGE).gradient()
+
+
+def test_a_loss_that_takes_nothing_but_the_whole_of_a_large_batch_is_checked_on_that():
+    def fixed(w, batch):
+        assert len(batch[0]) == len(LARGE[0])
+        return mean(w, batch)
+
+    found = objective(fixed, LARGE)
+    found.require_additive()
+    assert found.report().gradient.outcome == "passed"
+    assert found.report().additive.outcome == "inconclusive"
+    assert not found.adds_up(99)
+
+
 def test_nothing_is_checked_where_no_part_is_needed():
     count = Counter(mean)
     found = objective(count)
