@@ -56,7 +56,8 @@ def compare(
     batch: Any = None,
 ) -> Comparison:
     backend = ByHand(gradient, product)
-    return compare_with_gradients(backend, None, params, batch, VectorSpace.of(backend.flatten(params)))
+    space = VectorSpace.of(backend.flatten(params), backend, params)
+    return compare_with_gradients(backend, None, params, batch, space)
 
 
 # The mean of ½ (tanh(x·w) − y)², and what its second derivative becomes by some mistakes
