@@ -203,7 +203,7 @@ def test_a_training_that_changes_the_objective_is_named():
         (None, InvalidOption, r"a function train_fn\(kept, seed\)"),
         (lambda kept, seed: None, InvalidOption, "it returned None"),
         (lambda kept, seed: np.full(4, np.inf), ParameterError, "after training on subset 0 with seed 0"),
-        (lambda kept, seed: np.zeros(5), ParameterError, "expected 4 of float64"),
+        (lambda kept, seed: np.zeros(5), ParameterError, r"expected numpy.ndarray of shape \(4,\)"),
         (lambda kept, seed: np.full(4, 1e200), NonFinite, "after training on subset 0 with seed 0"),
         (lambda kept: np.zeros(4), FunctionFailed, r"train_fn\(kept, seed\) failed with TypeError"),
     ],
