@@ -8,7 +8,7 @@ INPUTS := pyproject.toml constraints.txt
 PIP_INSTALL = bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint $(CURDIR)/constraints.txt
 FRAMEWORKS := torch jax tf numdiff
 
-.PHONY: help demo test test-recipes test-kernels test-oldest bench docs lint clean
+.PHONY: help demo test test-recipes test-kernels test-oldest bench evaluate docs lint clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -33,6 +33,9 @@ test-oldest: $(ENVS)/oldest/.ready ## Run the contract of JAX and numdiff and th
 
 bench: $(ENVS)/bench/.ready ## Measure beside other libraries and write docs/performance (ONLY=solves)
 	@$(ENVS)/bench/bin/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
+
+evaluate: $(ENVS)/bench/.ready ## Train again and judge all methods and other libraries; write docs/evaluation.md (RESUME=1 goes on)
+	@$(ENVS)/bench/bin/python -m tests.evaluation $(if $(RESUME),--resume) $(if $(ONLY),--only $(ONLY))
 
 docs: $(ENVS)/test/.ready ## Build the documentation into build/site; a warning is an error
 	@$(ENVS)/test/bin/python -m doctest docs/_hooks/roles.py

@@ -83,7 +83,7 @@ def write(folder: Path, rows: Sequence[Row], failures: dict[str, str], minutes: 
     missed = "\n".join(["\n## Not measured\n", *missing, ""]) if missing else ""
     page = _TEXT.format(
         summary=summary(rows),
-        where=_where(),
+        where=where(_PACKAGES),
         minutes=math.ceil(minutes),
         table=tables(rows),
         missed=missed,
@@ -175,11 +175,11 @@ def _residuals(row: Row) -> str:
     return f"{ours} \\| {'–' if math.isnan(row.peer_residual) else f'{row.peer_residual:.1e}'}"
 
 
-def _where() -> str:
-    """The machine, and the versions."""
+def where(packages: Sequence[str]) -> str:
+    """The day, the machine, and the versions."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     today = datetime.datetime.now(tz=datetime.UTC).date()
-    versions = ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
+    versions = ", ".join(f"{name} {_version(name)}" for name in packages)
     return (
         f"Measured on {today} on {cores} core{'s' * (cores != 1)} ({_processor()}) with Python "
         f"{platform.python_version()}, {versions}"

@@ -1,0 +1,281 @@
+"""The methods of other libraries, as their documentation has them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from tests.evaluation.methods import Fitted, Method, NotHere
+from tests.evaluation.ours import margin
+from tests.evaluation.tasks import Trained
+
+
+def _all(data: Any) -> DataLoader[Any]:
+    """One batch: of several, some sum the inverses."""
+    return DataLoader(TensorDataset(*data), batch_size=len(data[1]))
+
+
+def _kronfluence(trained: Trained, folder: Path) -> Fitted:
+    from kronfluence.analyzer import Analyzer, prepare_model
+    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.task import Task
+
+    class Classes(Task):
+        def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
+            outputs = model(batch[0])
+            drawn = torch.multinomial(outputs.detach().softmax(-1), 1).flatten() if sample else batch[1]
+            return cross_entropy(outputs, drawn, reduction="sum")
+
+        def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
+            return cross_entropy(model(batch[0]), batch[1], reduction="sum")
+
+    task, count = Classes(), len(trained.split.wrong)
+    net, training = prepare_model(copy.deepcopy(trained.net), task), TensorDataset(*trained.split.training)
+    analyzer = Analyzer("evaluation", net, task, cpu=True, disable_tqdm=True, output_dir=str(folder))
+    analyzer.fit_all_factors("ekfac", training, count, factor_args=FactorArguments("ekfac"))
+
+    def scores(damping: float, *test: Any) -> Any:
+        analyzer.compute_pairwise_scores(
+            "scores",
+            "ekfac",
+            TensorDataset(*test),
+            training,
+            per_device_query_batch_size=len(test[1]),
+            per_device_train_batch_size=count,
+            score_args=ScoreArguments(damping_factor=damping),
+            overwrite_output_dir=True,
+        )
+        return analyzer.load_pairwise_scores("scores")["all_modules"] / count
+
+    return scores
+
+
+def _pydvl_cg(trained: Trained, folder: Path) -> Fitted:
+    from pydvl.influence.torch import CgInfluence
+
+    logging.getLogger("pydvl").setLevel(logging.ERROR)
+    training, loader = trained.split.training, _all(trained.split.training)
+
+    def scores(damping: float, *test: Any) -> Any:
+        influence = CgInfluence(trained.net, cross_entropy, regularization=damping).fit(loader)
+        return influence.influences(*test, *training).detach()
+
+    return scores
+
+
+def _pydvl_ekfac(trained: Trained, folder: Path) -> Fitted:
+    from pydvl.influence.torch import EkfacInfluence
+
+    if any(not isinstance(trained.net.get_submodule(name), nn.Linear) for name in trained.layers()):
+        raise NotHere("takes Linear layers only")
+    net, training = copy.deepcopy(trained.net), trained.split.training  # it adds to what grad holds
+    influence = EkfacInfluence(net, update_diagonal=True).fit(_all(training))
+
+    def scores(damping: float, *test: Any) -> Any:
+        at = influence.ekfac_representation
+        made = EkfacInfluence(net, update_diagonal=True, hessian_regularization=damping)
+        made.ekfac_representation = at
+        return made.influences_from_factors(made.influence_factors(*test), *training).detach()
+
+    return scores
+
+
+def _dattri_task(trained: Trained, target: Any = None, states: Any = None) -> Any:
+    from dattri.task import AttributionTask
+
+    def value(params: Any, data: Any) -> Tensor:
+        outputs = torch.func.functional_call(trained.net, params, (data[0].reshape(-1, *_shape(trained)),))
+        return cross_entropy(outputs, data[1].reshape(-1))
+
+    state = trained.net.state_dict() if states is None else states
+    options = {} if target is None else {"target_func": target}
+    return AttributionTask(value, trained.net, state, **options)
+
+
+def _shape(trained: Trained) -> tuple[int, ...]:
+    return tuple(trained.split.training[0].shape[1:])
+
+
+def _dattri(kind: str, **options: Any) -> Callable[[Trained, Path], Fitted]:
+    """An influence function of dattri; ``damping`` names its option for λ."""
+    name = options.pop("damping")
+
+    def fit(trained: Trained, folder: Path) -> Fitted:
+        from dattri.algorithm import influence_function
+
+        loader = _all(trained.split.training)
+
+        def scores(damping: float, *test: Any) -> Any:
+            made = getattr(influence_function, kind)(_dattri_task(trained), **options, **{name: damping})
+            made.cache(loader)
+            return made.attribute(loader, _all(test)).detach().T
+
+        return scores
+
+    return fit
+
+
+def _dattri_ekfac(trained: Trained, folder: Path) -> Fitted:
+    from dattri.algorithm.influence_function import IFAttributorEKFAC
+
+    if not all(isinstance(trained.net.get_submodule(name), nn.Linear) for name in trained.layers()):
+        raise NotHere("takes Linear layers only")
+    loader = _all(trained.split.training)
+    made = IFAttributorEKFAC(_dattri_task(trained))
+    made.cache(loader)
+
+    def scores(damping: float, *test: Any) -> Any:
+        made.damping = damping
+        return made.attribute(loader, _all(test)).detach().T
+
+    return scores
+
+
+def _dattri_trak(trained: Trained, folder: Path) -> Fitted:
+    from dattri.algorithm.trak import TRAKAttributor
+
+    def outputs(params: Any, data: Any) -> tuple[Tensor, Any]:
+        x, y = data[0].reshape(-1, *_shape(trained)), data[1].reshape(-1)
+        return torch.func.functional_call(trained.net, params, (x,)), (x, y)
+
+    def target(params: Any, data: Any) -> Tensor:
+        return margin(*outputs(params, data))
+
+    def right(params: Any, data: Any) -> Tensor:
+        found, (_, y) = outputs(params, data)
+        return torch.exp(-cross_entropy(found, y))
+
+    loader, count = _all(trained.split.training), len(trained.split.wrong)
+    from dattri.task import AttributionTask
+
+    task = AttributionTask(target, trained.net, trained.net.state_dict(), target_func=target)
+
+    def scores(damping: float, *test: Any) -> Any:
+        options = {"proj_dim": trained.dim, "device": "cpu"}
+        scaled = damping * count / trained.size
+        made = TRAKAttributor(task, right, projector_kwargs=options, regularization=scaled)
+        made.cache(loader)
+        return made.attribute(_all(test)).detach().T
+
+    return scores
+
+
+def _trak(trained: Trained, folder: Path) -> Fitted:
+    from trak import TRAKer
+
+    training, count = trained.split.training, len(trained.split.wrong)
+    number = iter(range(1000))
+
+    def scores(damping: float, *test: Any) -> Any:
+        made = TRAKer(
+            model=copy.deepcopy(trained.net),
+            task="image_classification",
+            train_set_size=count,
+            save_dir=str(folder / f"trak-{next(number)}"),
+            device="cpu",
+            proj_dim=trained.dim,
+            use_half_precision=False,
+            lambda_reg=damping * count * trained.dim / trained.size,
+            logging_level=logging.ERROR,
+        )
+        state = trained.net.state_dict()
+        made.load_checkpoint(state, model_id=0)
+        for batch in (tuple(part[i : i + 50] for part in training) for i in range(0, count, 50)):
+            made.featurize(batch=batch, num_samples=len(batch[1]))
+        made.finalize_features()
+        made.start_scoring_checkpoint("test", state, model_id=0, num_targets=len(test[1]))
+        made.score(batch=test, num_samples=len(test[1]))
+        return torch.as_tensor(made.finalize_scores("test")).T
+
+    return scores
+
+
+def _captum_tracin(trained: Trained, folder: Path) -> Fitted:
+    from captum.influence import TracInCP
+
+    files = []
+    for number, state in enumerate(trained.checkpoints):
+        files.append(str(folder / f"{number}.pt"))
+        torch.save(state, files[-1])
+    made = TracInCP(
+        trained.net,
+        TensorDataset(*trained.split.training),
+        files,
+        _load,
+        loss_fn=nn.CrossEntropyLoss(reduction="none"),
+        batch_size=len(trained.split.wrong),
+    )
+    return lambda damping, *test: made.influence(test)
+
+
+def _captum_arnoldi(trained: Trained, folder: Path) -> Fitted:
+    from captum.influence._core.arnoldi_influence_function import ArnoldiInfluenceFunction
+
+    torch.save(trained.net.state_dict(), folder / "net.pt")
+
+    def scores(damping: float, *test: Any) -> Any:
+        made = ArnoldiInfluenceFunction(
+            trained.net,
+            TensorDataset(*trained.split.training),
+            str(folder / "net.pt"),
+            _load,
+            loss_fn=nn.CrossEntropyLoss(reduction="none"),
+            batch_size=len(trained.split.wrong),
+            hessian_reg=damping,
+        )
+        return made.influence(test)
+
+    return scores
+
+
+def _load(net: nn.Module, file: str) -> float:
+    net.load_state_dict(torch.load(file))
+    return 1.0
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars and the lines that they print."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _both(
+    name: str,
+    library: str,
+    fit: Callable[[Trained, Path], Fitted],
+    documented: float,
+    module: str,
+) -> tuple[Method, Method]:
+    make = partial(Method, library=library, fit=fit, modules=(module,))
+    return make(f"{name}, as documented", damping=documented), make(f"{name}, tuned", tuned=True)
+
+
+METHODS = (
+    *_both("EK-FAC", "kronfluence", _kronfluence, 1e-8, "kronfluence.analyzer"),
+    *_both("CG", "pyDVL", _pydvl_cg, 0.0, "pydvl.influence.torch"),
+    *_both("EK-FAC", "pyDVL", _pydvl_ekfac, 0.0, "pydvl.influence.torch"),
+    *_both(
+        "CG",
+        "dattri",
+        _dattri("IFAttributorCG", damping="regularization"),
+        0.0,
+        "dattri.algorithm.influence_function",
+    ),
+    *_both("EK-FAC", "dattri", _dattri_ekfac, 0.0, "dattri.algorithm.influence_function"),
+    *_both("TRAK, one training", "dattri", _dattri_trak, 0.0, "dattri.algorithm.trak"),
+    *_both("TRAK, one training", "traker", _trak, 0.0, "trak"),
+    *_both("Arnoldi", "captum", _captum_arnoldi, 1e-3, "captum.influence"),
+    Method("TracInCP, 5 checkpoints", "captum", _captum_tracin, modules=("captum.influence",)),
+)

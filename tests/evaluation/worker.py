@@ -1,0 +1,147 @@
+"""One method in a process of its own: its damping, its scores, its seconds and its memory."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import ihvp
+from ihvp.errors import InvalidOption, SolverError
+from ihvp.evaluate import DampingPath, Outcomes
+from tests.benchmarks.memory import peak_of
+from tests.evaluation import ours, peers
+from tests.evaluation.methods import DAMPINGS, Fitted, Method, NotHere
+from tests.evaluation.tasks import Trained
+
+METHODS = {method.slug: method for method in (*ours.METHODS, *peers.METHODS)}
+
+
+def tuned(method: Method, trained: Trained, outcomes: Outcomes, folder: Path) -> DampingPath:
+    """The path of dampings over the outcomes that are for choosing; those that fail are left out."""
+    test, dampings = trained.split.tuning, list(DAMPINGS)
+    if method.curvature is not None:
+        objective = trained.objective()
+        curvature = method.curvature(objective)
+        while True:
+            try:
+                return ihvp.evaluate.dampings(objective, outcomes, test, dampings, curvature)
+            except (SolverError, InvalidOption):  # indefinite, or singular: with too small a one
+                if len(dampings) == 1:
+                    raise
+                del dampings[0]
+    with peers.quiet():
+        fitted, found, last = method.fit(trained, folder), {}, ""
+    for damping in dampings:
+        try:
+            found[damping] = ihvp.evaluate.lds(_scores(fitted, damping, test), outcomes)
+        except Exception as error:  # a peer's error may be of any kind
+            last = _short(error)
+    if not found:
+        raise NotHere(last)
+    return DampingPath(np.array(list(found)), list(found.values()))
+
+
+def measured(method: Method, trained: Trained, damping: float, folder: Path) -> tuple[dict[str, Any], Any]:
+    """What it took, and the scores of the test points that judge and of the training examples."""
+    found: list[Any] = []
+
+    def run() -> None:
+        start = time.process_time()
+        with peers.quiet():
+            fitted = method.fit(trained, folder)
+        scores = _scores(fitted, damping, trained.split.judged)
+        found.extend([fitted, scores, time.process_time() - start])
+
+    ihvp.GradientDot(trained.objective()).scores(tuple(part[:2] for part in trained.split.tuning))
+    peak = peak_of(run)
+    fitted, scores, seconds = found
+    own = np.zeros(0)
+    if method.on_itself:
+        own = np.diagonal(_scores(fitted, damping, trained.split.training))
+    return {"seconds": seconds, "memory": peak}, (scores, own)
+
+
+def _scores(fitted: Fitted, damping: float, test: Any) -> NDArray[np.float64]:
+    with peers.quiet():
+        return np.asarray(fitted(damping, *test), dtype=np.float64)
+
+
+def _short(error: Exception) -> str:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{type(error).__name__}: {first}"[:300]
+
+
+def main(task: str, slug: str, folder: Path) -> None:
+    """Choose the damping, and measure with it; what is known already in the task's folder stays."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for module in METHODS[slug].modules:
+        importlib.import_module(module)
+    # Two processes that find all code loaded: what choosing has left would count as memory.
+    for step in (_choose, _measure):
+        process = multiprocessing.get_context("fork").Process(target=step, args=(task, slug, folder))
+        process.start()
+        process.join()
+        if process.exitcode:
+            tell(folder, slug, {"failure": f"the process ended with {process.exitcode}"})
+
+
+def told(folder: Path, slug: str) -> dict[str, Any]:
+    """What is known about a method."""
+    file = folder / f"{slug}.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def tell(folder: Path, slug: str, news: dict[str, Any]) -> None:
+    """Add to it."""
+    (folder / f"{slug}.json").write_text(json.dumps(told(folder, slug) | news))
+
+
+def _choose(task: str, slug: str, folder: Path) -> None:
+    method, about = METHODS[slug], told(folder, slug)
+    if not method.tuned:
+        tell(folder, slug, {"damping": method.damping})
+    elif not about.keys() & {"damping", "failure"}:
+        kept = np.load(folder / "tuning.npz")
+        outcomes = Outcomes(kept["subsets"], kept["losses"])
+
+        def chosen(trained: Trained, scratch: Path) -> dict[str, Any]:
+            path = tuned(method, trained, outcomes, scratch)
+            curve = np.stack([path.dampings, path.value, path.standard_error]).tolist()
+            return {"damping": path.damping, "path": curve}
+
+        _run(task, slug, folder, chosen)
+
+
+def _measure(task: str, slug: str, folder: Path) -> None:
+    about = told(folder, slug)
+    if not about.keys() & {"seconds", "failure"}:
+
+        def found(trained: Trained, scratch: Path) -> dict[str, Any]:
+            took, (scores, own) = measured(METHODS[slug], trained, about["damping"], scratch)
+            np.savez(folder / f"{slug}.npz", scores=scores, own=own)
+            return took
+
+        _run(task, slug, folder, found)
+
+
+def _run(task: str, slug: str, folder: Path, step: Callable[[Trained, Path], dict[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            news = step(Trained(task, folder), Path(scratch))
+        except NotHere as reason:
+            news = {"failure": str(reason)}
+        except Exception as error:  # a peer's error may be of any kind, and is what the table says
+            news = {"failure": _short(error)}
+    tell(folder, slug, news)
