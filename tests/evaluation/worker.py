@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import multiprocessing
+import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from tests.benchmarks.memory import peak_of
 from tests.evaluation import ours, peers
 from tests.evaluation.methods import DAMPINGS, Fitted, Method, NotHere
 from tests.evaluation.tasks import Trained
+
+_CHOOSING, _MEASURING = 5.0, 60.0
+"""Seconds that a method has at each damping, and for each of its measurements."""
 
 METHODS = {method.slug: method for method in (*ours.METHODS, *peers.METHODS)}
 
@@ -42,14 +47,33 @@ def tuned(method: Method, trained: Trained, outcomes: Outcomes, folder: Path) ->
                 del dampings[0]
     with peers.quiet():
         fitted, found, last = method.fit(trained, folder), {}, ""
-    for damping in dampings:
+    # From the largest on: the smaller the damping, the longer an iteration takes; smaller ones fail as well.
+    for damping in reversed(dampings):
         try:
-            found[damping] = ihvp.evaluate.lds(_scores(fitted, damping, test), outcomes)
+            with _at_most(_CHOOSING):
+                found[damping] = ihvp.evaluate.lds(_scores(fitted, damping, test), outcomes)
         except Exception as error:  # a peer's error may be of any kind
             last = _short(error)
+            break
     if not found:
         raise NotHere(last)
-    return DampingPath(np.array(list(found)), list(found.values()))
+    order = sorted(found)
+    return DampingPath(np.array(order), [found[damping] for damping in order])
+
+
+@contextmanager
+def _at_most(limit: float) -> Iterator[None]:
+    """NotHere after so many seconds of the processor."""
+
+    def stop(*_: Any) -> None:
+        raise NotHere(f"not done after {limit:.0f} s")
+
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def measured(method: Method, trained: Trained, damping: float, folder: Path) -> tuple[dict[str, Any], Any]:
@@ -64,11 +88,13 @@ def measured(method: Method, trained: Trained, damping: float, folder: Path) -> 
         found.extend([fitted, scores, time.process_time() - start])
 
     ihvp.GradientDot(trained.objective()).scores(tuple(part[:2] for part in trained.split.tuning))
-    peak = peak_of(run)
+    with _at_most(_MEASURING):
+        peak = peak_of(run)
     fitted, scores, seconds = found
     own = np.zeros(0)
     if method.on_itself:
-        own = np.diagonal(_scores(fitted, damping, trained.split.training))
+        with _at_most(_MEASURING):
+            own = np.diagonal(_scores(fitted, damping, trained.split.training))
     return {"seconds": seconds, "memory": peak}, (scores, own)
 
 
