@@ -24,33 +24,16 @@ class NotHere(Exception):
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the tables.
-
-    Attributes
-    ----------
-    name, library : str
-    fit : callable
-        ``fit(trained, folder)``: what can be prepared for all dampings; files go to the folder.
-    tuned : bool
-        Whether the damping is chosen on the outcomes that are for that.
-    damping : float
-        What it has otherwise.
-    curvature : callable, optional
-        Of the objective, where ``ihvp.evaluate.dampings`` knows the path.
-    modules : sequence of str
-        What is imported before the clock starts.
-    change : bool
-        Whether its scores of an example on itself are high for outliers.
-    """
+    """One row of the tables."""
 
     name: str
     library: str
-    fit: Callable[[Trained, Path], Fitted]
-    tuned: bool = False
-    damping: float = 0.0
-    curvature: Callable[[Any], Any] | None = None
-    modules: Sequence[str] = ()
-    on_itself: bool = True
+    fit: Callable[[Trained, Path], Fitted]  # what can be prepared for all dampings; files go to the folder
+    tuned: bool = False  # the damping is chosen, on outcomes that judge nothing
+    damping: float = 0.0  # what it has otherwise
+    curvature: Callable[[Any], Any] | None = None  # where ihvp.evaluate.dampings knows the path
+    modules: Sequence[str] = ()  # what is imported before the clock starts
+    on_itself: bool = True  # whether its scores of an example on itself tell outliers
 
     @property
     def slug(self) -> str:

@@ -10,7 +10,7 @@ import torch
 
 import ihvp
 from tests.evaluation.methods import Fitted, Method, NotHere
-from tests.evaluation.tasks import Trained, loss
+from tests.evaluation.tasks import Trained, loss, predict
 
 _PAIRS = 50
 """Eigenpairs of Arnoldi influence, as captum's."""
@@ -102,13 +102,7 @@ def _representer(trained: Trained, folder: Path) -> Fitted:
     if len(layers) == 1:
         raise NotHere("the last layer is the whole model: products of gradients")
     weight = f"{layers[-1]}.weight"
-    objective = ihvp.Objective(
-        loss,
-        trained.net,
-        trained.split.training,
-        predict=lambda net, batch: net(batch[0]),
-        only=weight,
-    )
+    objective = ihvp.Objective(loss, trained.net, trained.split.training, predict=predict, only=weight)
     method = ihvp.RepresenterPoints(objective, trained.task.decay, train_loss=loss)
     return lambda damping, *test: method.scores(test)
 

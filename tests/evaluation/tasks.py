@@ -20,44 +20,23 @@ Data = tuple[Tensor, Tensor]
 
 _WRONG, _TUNING, _JUDGED = 0.08, 20, 30
 """The part of the training labels that is wrong; and how many test points choose dampings, and judge."""
-_CHECKPOINTS = 5
+_CHECKPOINTS, _DIM = 5, 2048
 
 
 @dataclass(frozen=True)
 class Task:
-    """A data set and a network.
-
-    Attributes
-    ----------
-    title : str
-        As the page has it.
-    read : callable
-        All inputs and labels.
-    net : callable
-        A network with random parameters, for so many inputs and classes.
-    training : int
-        N.
-    decay : float
-        γ of the regulariser ``γ/2 ‖ω‖²``, which is a part of what is minimised.
-    steps, rate : int, float
-        Of Adam over the whole data, whose rate falls to 0 with a cosine; 0 steps: L-BFGS to the optimum.
-    subsets, seeds : int
-        Halves of the data that judge, and trainings on each.
-    dim : int
-        What is kept of a gradient by projections.
-    """
+    """A data set and a network."""
 
     name: str
     title: str
     read: Callable[[], Data]
     net: Callable[[], nn.Module]
-    training: int
-    decay: float
-    steps: int = 0
-    rate: float = 0.01
+    decay: float  # γ of the regulariser γ/2 ‖ω‖², a part of what is minimised
+    steps: int = 0  # of Adam over all the data, with a cosine; 0: L-BFGS to the optimum
+    seeds: int = 1  # trainings on each of the subsets that judge
     subsets: int = 60
-    seeds: int = 1
-    dim: int = 2048
+    rate: float = 0.01
+    training: int = 300
 
 
 @dataclass(frozen=True)
@@ -134,25 +113,24 @@ def _sentences() -> Data:
     return torch.tensor(rows), torch.tensor(labels)
 
 
-def _words() -> int:
-    return len(_ANYWHERE.split()) + sum(len(words.split()) for words in _TOPICS)
+def _perceptron() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task("breast-cancer", "Breast cancer, logistic regression", _breast_cancer,
-             lambda: nn.Sequential(nn.Linear(30, 2)), 300, 0.01, subsets=100),
-        Task("softmax", "Digits, softmax regression", _digits,
-             lambda: nn.Sequential(nn.Linear(64, 10)), 300, 0.01, subsets=100),
-        Task("mlp", "Digits, perceptron 64–32–10", _digits,
-             lambda: nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)),
-             300, 1e-3, steps=200, seeds=2),
-        Task("cnn", "Digits, convolutions", _digits, _Convolutions, 300, 1e-3, steps=100, seeds=2),
-        Task("sentences", "Sentences, attention", _sentences,
-             lambda: _Attention(_words(), _LENGTH, len(_TOPICS)), 300, 1e-3, steps=100, seeds=2),
-    )
-}  # fmt: skip
+def _sentence_classifier() -> nn.Module:
+    return _Attention(len(" ".join((_ANYWHERE, *_TOPICS)).split()), _LENGTH, len(_TOPICS))
+
+
+_ALL = (
+    Task("breast-cancer", "Breast cancer, logistic regression", _breast_cancer,
+         lambda: nn.Sequential(nn.Linear(30, 2)), 0.01, subsets=100),
+    Task("softmax", "Digits, softmax regression", _digits,
+         lambda: nn.Sequential(nn.Linear(64, 10)), 0.01, subsets=100),
+    Task("mlp", "Digits, perceptron 64–32–10", _digits, _perceptron, 1e-3, 200, 2),
+    Task("cnn", "Digits, convolutions", _digits, _Convolutions, 1e-3, 100, 2),
+    Task("sentences", "Sentences, attention", _sentences, _sentence_classifier, 1e-3, 100, 2),
+)  # fmt: skip
+TASKS = {task.name: task for task in _ALL}
 
 
 @cache
@@ -249,7 +227,7 @@ class Trained:
     @property
     def dim(self) -> int:
         """What is kept of a gradient by projections."""
-        return min(self.task.dim, self.size)
+        return min(_DIM, self.size)
 
     def objective(self) -> ihvp.Objective:
         """The loss of the trained network over the training data."""

@@ -40,8 +40,9 @@ def tuned(method: Method, trained: Trained, outcomes: Outcomes, folder: Path) ->
         curvature = method.curvature(objective)
         while True:
             try:
-                return ihvp.evaluate.dampings(objective, outcomes, test, dampings, curvature)
-            except (SolverError, InvalidOption):  # indefinite, or singular: with too small a one
+                with _at_most(_MEASURING):
+                    return ihvp.evaluate.dampings(objective, outcomes, test, dampings, curvature)
+            except (SolverError, InvalidOption, NotHere):  # indefinite, singular or slow with so small a one
                 if len(dampings) == 1:
                     raise
                 del dampings[0]
