@@ -20,6 +20,9 @@ from tests.evaluation.methods import Fitted, Method, NotHere
 from tests.evaluation.tasks import Trained
 
 
+_DIM = 2048  # what TRAK keeps of a gradient where nothing is said
+
+
 def _all(data: Any) -> DataLoader[Any]:
     """One batch: of several, some sum the inverses."""
     return DataLoader(TensorDataset(*data), batch_size=len(data[1]))
@@ -146,9 +149,8 @@ def _trak(trained: Trained, folder: Path) -> Fitted:
             train_set_size=count,
             save_dir=str(folder / f"trak-{next(number)}"),
             device="cpu",
-            proj_dim=trained.dim,
             use_half_precision=False,
-            lambda_reg=damping * count * trained.dim / trained.size,
+            lambda_reg=damping * count * _DIM / trained.size,  # of its sums of products, which are larger so
             logging_level=logging.ERROR,
         )
         state = trained.net.state_dict()
