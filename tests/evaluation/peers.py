@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests.evaluation.methods import Fitted, Method, NotHere
 from tests.evaluation.tasks import Trained
 
-
 _DIM = 2048  # what TRAK keeps of a gradient where nothing is said
 
 
