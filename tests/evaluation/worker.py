@@ -26,7 +26,7 @@ from tests.evaluation import ours, peers
 from tests.evaluation.methods import DAMPINGS, Fitted, Method, NotHere
 from tests.evaluation.tasks import Trained
 
-_CHOOSING, _MEASURING = 5.0, 30.0
+_CHOOSING, _MEASURING = 15.0, 30.0
 """Seconds that a method has at each damping, and for each of its measurements."""
 
 METHODS = {method.slug: method for method in (*ours.METHODS, *peers.METHODS)}
@@ -105,6 +105,8 @@ def _scores(fitted: Fitted, damping: float, test: Any) -> NDArray[np.float64]:
 
 
 def _short(error: Exception) -> str:
+    if isinstance(error, NotHere):
+        return str(error)
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return f"{type(error).__name__}: {first}"[:300]
 
