@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import ihvp
 from ihvp.errors import InvalidOption, SolverError
 from ihvp.evaluate import DampingPath, Outcomes
-from tests.benchmarks.memory import peak_of
+from tests.benchmarks.memory import peak_of, resident
 from tests.evaluation import ours, peers
 from tests.evaluation.methods import DAMPINGS, Fitted, Method, NotHere
 from tests.evaluation.tasks import Trained
@@ -89,8 +89,9 @@ def measured(method: Method, trained: Trained, damping: float, folder: Path) -> 
         found.extend([fitted, scores, time.process_time() - start])
 
     ihvp.GradientDot(trained.objective()).scores(tuple(part[:2] for part in trained.split.tuning))
+    before = resident()
     with _at_most(_MEASURING):
-        peak = peak_of(run)
+        peak = max(peak_of(run) - before, 0)
     fitted, scores, seconds = found
     own = np.zeros(0)
     if method.on_itself:
