@@ -14,7 +14,7 @@ from tests.evaluation.tasks import Trained
 Fitted = Callable[[float, Any, Any], Any]
 """``fitted(damping, inputs, labels)``: scores ``(n_test, n_train)``, positive where an example helps."""
 
-DAMPINGS: tuple[float, ...] = tuple(float(damping) for damping in 10.0 ** np.arange(-6, 1.25, 0.5))
+DAMPINGS: tuple[float, ...] = tuple(float(damping) for damping in 10.0 ** np.arange(-4, 0.75, 0.5))
 """What every method that has a damping may choose from."""
 
 
