@@ -79,24 +79,27 @@ def _at_most(limit: float) -> Iterator[None]:
 
 def measured(method: Method, trained: Trained, damping: float, folder: Path) -> tuple[dict[str, Any], Any]:
     """What it took, and the scores of the test points that judge and of the training examples."""
-    found: list[Any] = []
+    kept: list[Any] = []
 
     def run() -> None:
         start = time.process_time()
         with peers.quiet():
             fitted = method.fit(trained, folder)
         scores = _scores(fitted, damping, trained.split.judged)
-        found.extend([fitted, scores, time.process_time() - start])
+        kept.extend([fitted, scores, time.process_time() - start])
 
     ihvp.GradientDot(trained.objective()).scores(tuple(part[:2] for part in trained.split.tuning))
     before = resident()
     with _at_most(_MEASURING):
         peak = max(peak_of(run) - before, 0)
-    fitted, scores, seconds = found
+    fitted, scores, seconds = kept
+    if not np.isfinite(scores).all():
+        raise NotHere("scores that are not finite")
     own = np.zeros(0)
     if method.on_itself:
         with suppress(NotHere), _at_most(_MEASURING):  # then there is no AUC
-            own = np.diagonal(_scores(fitted, damping, trained.split.training))
+            found = np.diagonal(_scores(fitted, damping, trained.split.training))
+            own = found if np.isfinite(found).all() else own
     return {"seconds": seconds, "memory": peak}, (scores, own)
 
 
