@@ -21,11 +21,26 @@ Row = tuple[Method, dict[str, Any]]
 
 def write(page: Path, build: Path) -> None:
     """Fill the template."""
-    parts = {"WHERE": where(_PACKAGES), "TABLES": tables(build), "BAR": bar(build)}
+    parts = {
+        "WHERE": where(_PACKAGES),
+        "MISSING": missing(build),
+        "TABLES": tables(build),
+        "BAR": bar(build),
+    }
     text = _TEMPLATE.read_text()
     for name, part in parts.items():
         text = text.replace(f"{{{name}}}", part.strip())
     page.write_text(text)
+
+
+def missing(build: Path) -> str:
+    """Which tasks have no table."""
+    titles = [task.title for name, task in TASKS.items() if not _is_measured(build / name)]
+    return f"Not measured yet: {'; '.join(titles)}." if titles else ""
+
+
+def _is_measured(folder: Path) -> bool:
+    return (folder / "bar.json").exists()
 
 
 def rows(folder: Path) -> list[Row]:
@@ -37,6 +52,8 @@ def tables(build: Path) -> str:
     """A section for each task."""
     sections = []
     for name, task in TASKS.items():
+        if not _is_measured(build / name):
+            continue
         found = rows(build / name)
         random = next((about["random"][0] for _, about in found if "random" in about), float("nan"))
         sections.append(
@@ -69,8 +86,9 @@ def bar(build: Path) -> str:
     """How far each index is from what it projects."""
     lines = [["task", "index", "at the index's damping", "each as chosen"], ["---"] * 4]
     for name, task in TASKS.items():
-        file = build / name / "bar.json"
-        for index, differences in (json.loads(file.read_text()) if file.exists() else {}).items():
+        if not _is_measured(build / name):
+            continue
+        for index, differences in json.loads((build / name / "bar.json").read_text()).items():
             told = [f"{value:+.3f} ± {error:.3f}".replace("-", "−") for value, error in differences]
             lines.append([task.title, index, *told])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"

@@ -24,3 +24,5 @@ def test_page_marks_the_best_of_each_column_and_says_why_a_row_is_empty(tmp_path
     assert "the loss rises by 0.040" in page
     assert "| EK-FAC | −0.012 ± 0.004 | +0.001 ± 0.002 |" in page
     assert "not measured" in page
+    assert "Not measured yet: Breast cancer" in page
+    assert "## Digits, softmax regression" not in page
