@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import os
-import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
 
 from tests.benchmarks.cases import CASES
 from tests.benchmarks.figure import draw
+from tests.benchmarks.machine import where
 from tests.benchmarks.rows import Row
 
 _PACKAGES = (
@@ -173,30 +170,3 @@ def _residuals(row: Row) -> str:
     if row.peer_residual is None:
         return ours
     return f"{ours} \\| {'–' if math.isnan(row.peer_residual) else f'{row.peer_residual:.1e}'}"
-
-
-def where(packages: Sequence[str]) -> str:
-    """The day, the machine, and the versions."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    today = datetime.datetime.now(tz=datetime.UTC).date()
-    versions = ", ".join(f"{name} {_version(name)}" for name in packages)
-    return (
-        f"Measured on {today} on {cores} core{'s' * (cores != 1)} ({_processor()}) with Python "
-        f"{platform.python_version()}, {versions}"
-    )
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"

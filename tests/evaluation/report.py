@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.report import where
+from tests.benchmarks.machine import where
 from tests.evaluation.methods import Method
 from tests.evaluation.tasks import TASKS
 from tests.evaluation.worker import METHODS, told
