@@ -59,7 +59,8 @@ def tables(build: Path) -> str:
         sections.append(
             f"## {task.title}\n\n{task.training:,} training examples, {task.subsets} halves"
             f"{f', each trained on {task.seeds} times' if task.seeds > 1 else ''}. Without "
-            f"as many examples at random the loss rises by {random:.3f}.\n\n{table(found)}"
+            f"as many examples at random the loss rises by {_signed(random)}.\n\n"
+            f'<div class="wide" markdown>\n\n{table(found)}\n</div>\n'
         )
     return "\n".join(sections)
 
@@ -102,7 +103,11 @@ def _cell(about: dict[str, Any], column: str) -> str:
         return f"{value:.2g}"
     if column == "memory":
         return f"{value / 2**20:.0f}"
-    return f"{value[0]:.3f} ± {value[1]:.3f}".replace("-", "−")
+    return f"{_signed(value[0])} ± {value[1]:.3f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
 
 
 def _best(found: Sequence[Row], column: str) -> str:
