@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import ihvp
-from ihvp.errors import InvalidOption, SolverError
+from ihvp.errors import InvalidOption, LossFailed, SolverError
 from ihvp.evaluate import DampingPath, Outcomes
 from tests.benchmarks.memory import peak_of, resident
 from tests.evaluation import ours, peers
@@ -42,7 +42,7 @@ def tuned(method: Method, trained: Trained, outcomes: Outcomes, folder: Path) ->
             try:
                 with _at_most(_MEASURING):
                     return ihvp.evaluate.dampings(objective, outcomes, test, dampings, curvature)
-            except (SolverError, InvalidOption, NotHere):  # indefinite, singular or slow with so small a one
+            except (SolverError, InvalidOption, LossFailed, NotHere):  # indefinite, singular or slow with so small a one
                 if len(dampings) == 1:
                     raise
                 del dampings[0]
@@ -108,9 +108,11 @@ def _scores(fitted: Fitted, damping: float, test: Any) -> NDArray[np.float64]:
         return np.asarray(fitted(damping, *test), dtype=np.float64)
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     if isinstance(error, NotHere):
         return str(error)
+    if isinstance(error.__cause__, NotHere):  # raised in the middle of a loss
+        return str(error.__cause__)
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return f"{type(error).__name__}: {first}"[:300]
 
