@@ -42,7 +42,8 @@ def tuned(method: Method, trained: Trained, outcomes: Outcomes, folder: Path) ->
             try:
                 with _at_most(_MEASURING):
                     return ihvp.evaluate.dampings(objective, outcomes, test, dampings, curvature)
-            except (SolverError, InvalidOption, LossFailed, NotHere):  # indefinite, singular or slow with so small a one
+            # Indefinite, singular or slow with so small a one.
+            except (SolverError, InvalidOption, LossFailed, NotHere):
                 if len(dampings) == 1:
                     raise
                 del dampings[0]
