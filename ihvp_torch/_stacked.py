@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ihvp_torch._tree import map_leaves
+
 aten = torch.ops.aten
 
 
@@ -83,13 +85,7 @@ def leaves_of(tree: Any) -> Iterator[Any]:
 
 def fill(tree: Any, values: Sequence[Any]) -> Any:
     """Nested arguments with values in their places."""
-    if isinstance(tree, Place):
-        return values[tree.number]
-    if isinstance(tree, (tuple, list)):
-        return type(tree)([fill(part, values) for part in tree])
-    if isinstance(tree, dict):
-        return {key: fill(part, values) for key, part in tree.items()}
-    return tree
+    return map_leaves(lambda leaf: values[leaf.number] if isinstance(leaf, Place) else leaf, tree)
 
 
 def apply(function: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
@@ -121,13 +117,7 @@ def apply(function: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -
 
 def _given(tree: Any, parts: Iterator[Tensor]) -> Any:
     """Nested arguments with the next of ``parts`` in the place of each Stacked."""
-    if isinstance(tree, Stacked):
-        return next(parts)
-    if isinstance(tree, (tuple, list)):
-        return type(tree)([_given(part, parts) for part in tree])
-    if isinstance(tree, dict):
-        return {key: _given(part, parts) for key, part in tree.items()}
-    return tree
+    return map_leaves(lambda leaf: next(parts) if isinstance(leaf, Stacked) else leaf, tree)
 
 
 def _merged(tensor: Tensor, axis: int, inner: int) -> tuple[Tensor, list[int], int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ihvp_torch._stacked import Place, Stacked, apply, fill, leaves_of
+from ihvp_torch._tree import map_leaves
 from ihvp_torch._vector import join, join_rows
 
 aten = torch.ops.aten
@@ -199,16 +200,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc]
         return pure
 
     def _numbered(self, tree: Any) -> Any:
-        if isinstance(tree, Tensor):
-            number = self._places.get(id(tree))
-            if id(tree) in self._stale:
-                raise CannotPlay("a view of what was written to")
-            return tree if number is None else Place(number)
-        if isinstance(tree, (tuple, list)):
-            return type(tree)([self._numbered(part) for part in tree])
-        if isinstance(tree, dict):
-            return {key: self._numbered(part) for key, part in tree.items()}
-        return tree
+        return map_leaves(self._place_of, tree)
+
+    def _place_of(self, leaf: Any) -> Any:
+        """The place of a result; what does not depend on the example stays."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if id(leaf) in self._stale:
+            raise CannotPlay("a view of what was written to")
+        number = self.place(leaf)
+        return leaf if number is None else Place(number)
 
 
 def _used(steps: list[_Step], wanted: list[int]) -> list[_Step]:
