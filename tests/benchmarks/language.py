@@ -34,6 +34,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.data import TensorDataset
 
 import ihvp
+from tests.benchmarks.kronfluence_task import kronfluence_task
 from tests.benchmarks.memory import peak_of, resident
 from tests.benchmarks.rows import Case, Row, seconds
 
@@ -195,7 +196,7 @@ class _Task:
         from kronfluence.analyzer import Analyzer, prepare_model
         from kronfluence.arguments import FactorArguments, ScoreArguments
 
-        task = _kronfluence_task()
+        task = kronfluence_task()
         training, questions = (TensorDataset(*part) for part in (self.data.training, self.data.questions))
         net, out = prepare_model(self.net, task), str(self.folder / "kronfluence")
         analyzer = Analyzer("language", net, task, cpu=True, disable_tqdm=True, output_dir=out)
@@ -215,22 +216,6 @@ class _Task:
             return analyzer.load_pairwise_scores("scores")["all_modules"].numpy() / SEQUENCES
 
         return scores
-
-
-def _kronfluence_task() -> Any:
-    """The losses as kronfluence asks for them: sums, and with labels that the model draws."""
-    from kronfluence.task import Task
-
-    class Language(Task):
-        def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
-            logits = model(batch[0]).flatten(0, 1)
-            drawn = torch.multinomial(logits.detach().softmax(-1), 1) if sample else batch[1]
-            return cross_entropy(logits, drawn.flatten(), reduction="sum")
-
-        def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
-            return cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten(), reduction="sum")
-
-    return Language()
 
 
 _WAYS: dict[str, Callable[[_Task], _Scored]] = {

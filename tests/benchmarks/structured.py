@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ihvp
 from tests.benchmarks.digit_networks import dense, trained
+from tests.benchmarks.kronfluence_task import kronfluence_task
 from tests.benchmarks.rows import Case, Row, seconds
 from tests.benchmarks.timing import Times, in_turns, once
 
@@ -286,22 +287,6 @@ class _Task:
                 with torch.no_grad():
                     loss += cross_entropy(net(self.test[0]), self.test[1], reduction="none").numpy() / _RUNS
         return losses, halves
-
-
-def kronfluence_task() -> Any:
-    """The losses as kronfluence asks for them: sums, and with labels that the model draws."""
-    from kronfluence.task import Task
-
-    class Digits(Task):
-        def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
-            outputs = model(batch[0])
-            drawn = torch.multinomial(outputs.detach().softmax(-1), 1).flatten() if sample else batch[1]
-            return cross_entropy(outputs, drawn, reduction="sum")
-
-        def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
-            return cross_entropy(model(batch[0]), batch[1], reduction="sum")
-
-    return Digits()
 
 
 def _scores(influence: ihvp.Influence, test: tuple[Tensor, Tensor]) -> NDArray[Any]:

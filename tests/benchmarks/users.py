@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import ihvp
+from tests.benchmarks.kronfluence_task import kronfluence_task
 from tests.benchmarks.rows import Case, Row, seconds
 from tests.benchmarks.timing import once
 
@@ -178,8 +179,6 @@ class _Task:
     def kronfluence(self, what: str, count: int) -> Any:
         from kronfluence.analyzer import Analyzer, prepare_model
         from kronfluence.arguments import FactorArguments, ScoreArguments
-
-        from tests.benchmarks.structured import kronfluence_task
 
         task, settings = kronfluence_task(), ScoreArguments(damping_factor=_DAMPING)
         net = prepare_model(copy.deepcopy(self.net), task)

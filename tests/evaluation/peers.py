@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.benchmarks.kronfluence_task import kronfluence_task
 from tests.evaluation.methods import Fitted, Method, NotHere
 from tests.evaluation.tasks import Trained
 
@@ -30,18 +31,8 @@ def _all(data: Any) -> DataLoader[Any]:
 def _kronfluence(trained: Trained, folder: Path) -> Fitted:
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
-    from kronfluence.task import Task
 
-    class Classes(Task):
-        def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
-            outputs = model(batch[0])
-            drawn = torch.multinomial(outputs.detach().softmax(-1), 1).flatten() if sample else batch[1]
-            return cross_entropy(outputs, drawn, reduction="sum")
-
-        def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
-            return cross_entropy(model(batch[0]), batch[1], reduction="sum")
-
-    task, count = Classes(), len(trained.split.wrong)
+    task, count = kronfluence_task(), len(trained.split.wrong)
     net, training = prepare_model(copy.deepcopy(trained.net), task), TensorDataset(*trained.split.training)
     analyzer = Analyzer("evaluation", net, task, cpu=True, disable_tqdm=True, output_dir=str(folder))
     analyzer.fit_all_factors("ekfac", training, count, factor_args=FactorArguments("ekfac"))
