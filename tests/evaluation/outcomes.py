@@ -91,12 +91,10 @@ class Judged:
         """The LDS of an index less that of what it projects: at one damping, and each as chosen."""
         objective, judged, found = self.trained.objective(), self.trained.split.judged, {}
         for name, (index, whole, curvature) in _INDICES.items():
-            if (
-                not {"lds"}
-                <= told(self.trained.folder, index).keys() & told(self.trained.folder, whole).keys()
-            ):
+            about = told(self.trained.folder, index)
+            if "lds" not in about or "lds" not in told(self.trained.folder, whole):
                 continue
-            damping = told(self.trained.folder, index)["damping"]
+            damping = about["damping"]
             exact = ihvp.Influence(objective, damping, curvature=curvature(objective)).scores(judged)
             ours = ihvp.evaluate.lds(self._scores(index), self.halves)
             differences = (

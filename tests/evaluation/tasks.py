@@ -164,14 +164,11 @@ def trained(name: str, kept: Any, seed: int, checkpoints: list[Any] | None = Non
     x, y = x[torch.as_tensor(kept)], y[torch.as_tensor(kept)]
     torch.manual_seed(seed)
     net = task.net()
-    convex = not task.steps
-    if convex:  # to an optimum that float32 cannot tell from it
+    if not task.steps:  # convex: to an optimum that float32 cannot tell from it
         net = net.double()
-        x = x.double()
         for p in net.parameters():
             nn.init.zeros_(p)
-    if convex:
-        _to_optimum(net, x, y, task.decay, checkpoints)
+        _to_optimum(net, x.double(), y, task.decay, checkpoints)
         return net.float()
     # Its weight decay is the derivative of the regulariser.
     optimizer = torch.optim.Adam(net.parameters(), task.rate, weight_decay=task.decay, fused=True)
