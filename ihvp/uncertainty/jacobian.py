@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.arguments import naming
@@ -23,6 +26,10 @@ from ihvp.objective import Objective
 _NUMBERS = 1 << 24
 # Of models with more outputs, a Gauss-Newton matrix is formed faster by its products.
 _OUTPUTS = 20
+# Rows that are multiplied at once, which stay in a processor's cache (1 MiB in float64).
+_CACHED = 1 << 17
+
+Pulled: TypeAlias = dict[str, tuple[Layer, Vector, Vector]]
 
 
 def require_layers(objective: Objective) -> None:
@@ -72,26 +79,94 @@ def unit_cotangents(layout: Layout, like: Vector) -> Vector:
     return layout.flat(xp.broadcast_to(eye, (layout.count, *eye.shape)))
 
 
-def pulled_layers(model: OpenModel, cotangents: Vector) -> dict[str, tuple[Layer, Vector, Vector]]:
+def pulled_layers(model: OpenModel, cotangents: Vector) -> Pulled:
     """Each layer with its inputs ``(B, S, groups, d_in)`` and derivatives ``(D, B, S, groups, d_out)``."""
     triples = zip(model.layers, model.inputs, model.pull_back(cotangents), strict=True)
     return {layer.name: (layer, with_bias(layer, inputs), gradient) for layer, inputs, gradient in triples}
 
 
 def jacobian(
-    objective: Objective, predict: Predict, batch: Batch, model: OpenModel, cotangents: Vector, *, whole: bool
+    objective: Objective, predict: Predict, batch: Batch, model: OpenModel, cotangents: Vector
 ) -> Vector:
     """``Jᵀ c`` of each example for the cotangents ``(V, F)``, ``(P, V B)``."""
     xp = array_api_compat.array_namespace(cotangents)
-    if not whole:
-        return xp.concat(list(cotangent_rows(objective, predict, batch, model, cotangents)), axis=0).T
+    return xp.concat(list(cotangent_rows(objective, predict, batch, model, cotangents)), axis=0).T
+
+
+def rows_of(pulled: Pulled) -> Vector:
+    """The same, ``(P, V B)``, by layers that have all parameters."""
     parts: dict[int, Vector] = {}
-    for layer, inputs, gradient in pulled_layers(model, cotangents).values():
+    for layer, inputs, gradient in pulled.values():
+        xp = array_api_compat.array_namespace(gradient)
         matrices = weight_gradients(gradient, inputs)
         flat = layer.parts(xp.reshape(matrices, (-1, *matrices.shape[2:])))
         parts |= {place.start: part for place, part in zip(layer.slices, flat, strict=True)}
+    xp = array_api_compat.array_namespace(*parts.values())
     # Row by row as they are, without a transposition.
     return xp.concat([parts[start].T for start in sorted(parts)], axis=1).T
+
+
+def single_places(objective: Objective, pulled: Pulled) -> bool:
+    """Whether each layer serves one place of an example, in the host's memory: rows are ``g ⊗ a`` there."""
+    return on_host(objective.space) and all(g.shape[2:4] == (1, 1) for _, _, g in pulled.values())
+
+
+def gram_of_roots(pulled: Pulled, root: Vector) -> NDArray[Any]:
+    """``J Wᵀ W Jᵀ`` of each example, ``(B, V, V)``, for W, ``(m, P)``, and :func:`single_places`.
+
+    W is contracted with a layer's inputs before its V derivatives, at the cost of one of these in place of V.
+    """
+    root = algebra.to_numpy(root)
+    layers = [
+        (
+            np.moveaxis(layer.read(root.T)[:, 0], 0, 2),  # (d_out, d_in, m)
+            algebra.to_numpy(inputs)[:, 0, 0],
+            np.moveaxis(algebra.to_numpy(gradient)[:, :, 0, 0], 0, 1),
+        )
+        for layer, inputs, gradient in pulled.values()
+    ]
+    count, widest = len(layers[0][1]), max(weights.shape[0] for weights, _, _ in layers)
+    step, found = max(1, 8 * _CACHED // (widest * len(root))), []
+    for start in range(0, count, step):
+        some = slice(start, start + step)
+        rows = sum(
+            gradient[some] @ np.moveaxis(inputs[some] @ weights, 0, 1) for weights, inputs, gradient in layers
+        )
+        found.append(rows @ rows.transpose(0, 2, 1))
+    return np.concatenate(found)
+
+
+def square_of_rows(pulled: Pulled, size: int) -> NDArray[Any]:
+    """``Σ_n Σ_v J_nᵀ c_v c_vᵀ J_n``, ``(P, P)``, for :func:`single_places`.
+
+    With ``g ⊗ a`` for rows it is ``Σ_n (Σ_v g gᵀ) ⊗ (a aᵀ)``: V derivatives take the time of one.
+    """
+    layers = [layer for layer, _, _ in pulled.values()]
+    inputs = [algebra.to_numpy(a)[:, 0, 0] for _, a, _ in pulled.values()]
+    gradient = np.concatenate([algebra.to_numpy(g)[:, :, 0, 0] for _, _, g in pulled.values()], axis=2)
+    moments = gradient.transpose(1, 2, 0) @ gradient.transpose(1, 0, 2)  # (B, units, units)
+    ends = np.cumsum([layer.d_out for layer in layers])
+    square = np.zeros((size, size), moments.dtype)
+    step = max(1, _CACHED // size)
+    for start in range(0, len(moments), step):
+        some, stop = slice(start, start + step), 0
+        for own, layer in enumerate(layers):
+            for unit in range(ends[own] - layer.d_out, ends[own]):
+                # With this unit and those after it; the others are their mirror image.
+                weighted = [
+                    moments[some, unit, max(unit, end - other.d_out) : end, None] * a[some, None, :]
+                    for other, end, a in zip(layers[own:], ends[own:], inputs[own:], strict=True)
+                ]
+                flat = np.concatenate([part.reshape(len(part), -1) for part in weighted], axis=1)
+                width = inputs[own].shape[1]
+                square[stop : stop + width, size - flat.shape[1] :] += inputs[own][some].T @ flat
+                stop += width
+    lower = np.tril_indices(size, -1)
+    square[lower] = square.T[lower]
+    places = np.concatenate([layer.read(np.arange(size)[:, None]).ravel() for layer in layers])
+    found = np.empty_like(square)
+    found[np.ix_(places, places)] = square
+    return found
 
 
 def gauss_newton_matrix(objective: Objective) -> Vector | None:
@@ -117,9 +192,14 @@ def gauss_newton_matrix(objective: Objective) -> Vector | None:
         except InvalidOption:  # of a loss that has no such root
             return None
         for some in roots:
-            factor = jacobian(objective, predict, piece, model, some, whole=True)
-            # numpy multiplies a matrix and its own transpose in half of the operations.
-            factor = algebra.to_numpy(factor) if on_host(objective.space) else factor
-            square = (factor @ factor.T) * (unit / objective.overall_weight)
+            pulled = pulled_layers(model, some)
+            if single_places(objective, pulled):
+                square = square_of_rows(pulled, objective.num_params)
+            else:
+                # numpy multiplies a matrix and its own transpose in half of the operations.
+                factor = rows_of(pulled)
+                factor = algebra.to_numpy(factor) if on_host(objective.space) else factor
+                square = factor @ factor.T
+            square = square * (unit / objective.overall_weight)
             total = square if total is None else total + square
     return None if total is None else objective.space.asarray(total)

@@ -116,14 +116,19 @@ class KnownPosterior(Posterior):
         root = self._root if v.ndim == 1 else self._root[:, None]
         return root * self.whitened.function(root * v, lambda values: 1 / (1 + values))
 
+    @cached_property
+    def root(self) -> Vector | None:
+        """W, ``(P, P)``, with ``Σ = Wᵀ W``, where the curvature's matrix was formed."""
+        blocks = self.whitened.blocks if isinstance(self.whitened, BlockStructured) else []
+        if not (len(blocks) == 1 and isinstance(blocks[0], DenseBlock)):
+            return None
+        return (1 + blocks[0].values[:, None]) ** -0.5 * (self._root * blocks[0].vectors.T)
+
     def half(self, v: Vector) -> Vector:
         """``W v`` of a block, with ``Σ = Wᵀ W``."""
-        whitened, v = self.whitened, self._root[:, None] * v
-        if isinstance(whitened, BlockStructured) and isinstance(whitened.blocks[0], DenseBlock):
-            block = whitened.blocks[0]
-            if block.size == self.space.size:
-                return (1 + block.values[:, None]) ** -0.5 * (block.vectors.T @ v)
-        return whitened.function(v, lambda values: (1 + values) ** -0.5)
+        if self.root is not None:
+            return self.root @ v
+        return self.whitened.function(self._root[:, None] * v, lambda values: (1 + values) ** -0.5)
 
     def sample(self, white: Vector, steps: int, rtol: float) -> Vector:
         return self._root[:, None] * self.whitened.function(white, lambda values: (1 + values) ** -0.5)

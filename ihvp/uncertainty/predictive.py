@@ -22,10 +22,13 @@ from ihvp.objective import Objective
 from ihvp.operators.base import LinearOperator, check_operator
 from ihvp.uncertainty.jacobian import (
     explained,
+    gram_of_roots,
     jacobian,
     opened_pieces,
     pulled_layers,
     require_layers,
+    rows_of,
+    single_places,
     unit_cotangents,
 )
 from ihvp.uncertainty.posterior import KnownPosterior
@@ -129,7 +132,8 @@ def output_covariance(
     predict, _ = objective.require_predict()
     require_matching("covariance", covariance, objective)
     require_layers(objective)
-    factors = covariance.factors if isinstance(covariance, KnownPosterior) else None
+    known = covariance if isinstance(covariance, KnownPosterior) else None
+    factors, root = (known.factors, known.root) if known is not None else (None, None)
     whole = factors is not None
     means: list[NDArray[np.float64]] = []
     found: list[NDArray[np.float64]] = []
@@ -138,18 +142,18 @@ def output_covariance(
         whole = whole or (not found and explained(objective, predict, piece))
         means.append(host(layout.rows(model.outputs()[:, None])[..., 0]))
         units = unit_cotangents(layout, model.outputs())
+        pulled = pulled_layers(model, units) if whole else {}
         if factors is not None:
-            pulled = pulled_layers(model, units)
             require_used(factors, pulled, predict)
-            found.append(
-                np.sum([host(_by_factors(*factors[name], *pulled[name])) for name in factors], axis=0)
-            )
+            parts = [host(_by_factors(*factors[name], *pulled[name])) for name in factors]
+            found.append(np.sum(parts, axis=0))
+        elif whole and root is not None and single_places(objective, pulled):
+            found.append(host(gram_of_roots(pulled, root)))
         else:
-            rows = jacobian(objective, predict, piece, model, units, whole=whole)
+            rows = rows_of(pulled) if whole else jacobian(objective, predict, piece, model, units)
             # Of a root, half of the products.
-            left = right = covariance.half(rows) if isinstance(covariance, KnownPosterior) else rows
-            if left is rows:
-                right = covariance.apply(rows)
+            left = rows if known is None else known.half(rows)
+            right = covariance.apply(rows) if known is None else left
             shape = (-1, layout.width, layout.count)
             left, right = (np.moveaxis(host(x).reshape(shape), 2, 0) for x in (left, right))
             found.append(left.transpose(0, 2, 1) @ right)

@@ -89,6 +89,7 @@ CURVATURES = {
 @pytest.mark.parametrize("curvature", CURVATURES)
 def test_predictions_are_those_of_the_jacobian(name, curvature, monkeypatch):
     monkeypatch.setattr(jacobian, "_NUMBERS", 1500)  # a few examples at a time
+    monkeypatch.setattr(jacobian, "_CACHED", 100)
     objective = OBJECTIVES[name]
     A = CURVATURES[curvature](objective)
     laplace = ihvp.Laplace(objective, A, prior_precision=0.3)
@@ -104,7 +105,8 @@ def test_predictions_are_those_of_the_jacobian(name, curvature, monkeypatch):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_gauss_newton_matrices_from_roots(name):
+def test_gauss_newton_matrices_from_roots(name, monkeypatch):
+    monkeypatch.setattr(jacobian, "_CACHED", 100)  # a few examples at a time
     objective = OBJECTIVES[name]
     weighted = objective.on(objective.batches.data, loss=weighted_loss, weights=lambda batch: batch[1] + 0.5)
     for some in (objective, weighted, objective.on(list(pieces(objective)))):
