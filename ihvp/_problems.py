@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
+Rows = slice | NDArray[np.intp]
 _STEP = 1e-20
 
 
@@ -72,12 +73,12 @@ class Problem(ABC):
         """P."""
         return sum(value.size for value in self.params.values())
 
-    def flat_gradient(self, at: NDArray[Any] | None = None, rows: slice = slice(None)) -> NDArray[Any]:
+    def flat_gradient(self, at: NDArray[Any] | None = None, rows: Rows = slice(None)) -> NDArray[Any]:
         """The gradient ``(P,)`` at the flat point ``at``, over some rows of the batch."""
         params = self.params if at is None else self.structured(at)
         return self.flat(self.gradient(params, tuple(array[rows] for array in self.batch)))
 
-    def hessian(self, rows: slice = slice(None)) -> NDArray[np.float64]:
+    def hessian(self, rows: Rows = slice(None)) -> NDArray[np.float64]:
         """The Hessian ``(P, P)``, over some rows of the batch."""
         return _complex_jacobian(lambda point: self.flat_gradient(point, rows), self.flat(self.params))
 

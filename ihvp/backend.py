@@ -135,6 +135,19 @@ class SupportsUniformBatches(Protocol):
 
 
 @runtime_checkable
+class SupportsBatchProducts(Protocol):
+    """Products at many batches of the same shapes take less than one by one."""
+
+    def batch_products(
+        self, loss: Loss | OutputLoss, params: Params, predict: Predict | None = None
+    ) -> Callable[[Batch, Vector], Vector]:
+        """The map ``(batch, v) ↦ ∇² loss(params, batch) · v``, with ``predict`` that of :meth:`gnvp`.
+
+        It is used while the parameters stay as they are, each batch once.
+        """
+
+
+@runtime_checkable
 class SupportsPerExampleGrads(Protocol):
     """The gradients of single examples can be computed together."""
 
@@ -330,6 +343,7 @@ class SupportsImplicit(Protocol):
 CAPABILITIES: dict[str, type] = {
     "linearize": SupportsLinearize,
     "uniform_batches": SupportsUniformBatches,
+    "batch_products": SupportsBatchProducts,
     "per_example_grads": SupportsPerExampleGrads,
     "gauss_newton": SupportsGaussNewton,
     "reduce": SupportsReduce,

@@ -28,6 +28,7 @@ from ihvp_torch._parameters import Parameters, parameters_of
 from ihvp_torch._per_example import per_example_gradients
 from ihvp_torch._processes import group
 from ihvp_torch._reach import content_with_replica
+from ihvp_torch._replay import Replayed
 from ihvp_torch._restore import restore
 from ihvp_torch._ski_rental import PATIENT, EagerFirst, compiler_is_there
 from ihvp_torch._vector import join, multiply, split
@@ -141,6 +142,19 @@ class TorchBackend:
         It follows parameters that are replaced or changed in place, unless through ``tensor.data``.
         """
         return Linearization(partial(self._curvature, loss, params, batch), params, batch)
+
+    def batch_products(
+        self, loss: Loss | OutputLoss, params: Params, predict: Predict | None = None
+    ) -> Callable[[Batch, Tensor], Tensor]:
+        """:meth:`hvp` at ``params``, or with ``predict`` :meth:`gnvp`, for many batches of the same shapes.
+
+        What is done for one of them is recorded, and done again for the others where that is right.
+        """
+        product = (
+            partial(self.hvp, loss, params) if predict is None else partial(self.gnvp, predict, loss, params)
+        )
+        # A program is faster where it was asked for.
+        return product if self._compiler is not None and predict is None else Replayed(product, params)
 
     @recording
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Tensor:

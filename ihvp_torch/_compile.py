@@ -76,7 +76,8 @@ class Compiler:
         shelf: dict[Hashable, Programs]
         shelf = self._shelves.setdefault(holder, weakref.WeakKeyDictionary()).setdefault(owner, {})
         code = getattr(loss, "__func__", None)
-        key = (code, _surroundings(), _parameters_key(parameters), _batch_key(batch))
+        leaves = [leaf for _, leaf in named_leaves(batch)]
+        key = (code, surroundings(), _parameters_key(parameters), batch_key(batch, leaves))
         if key not in shelf and len(shelf) >= _MOST:
             raise TypeError(f"{loss!r} has met {_MOST} kinds of data.")
         return shelf.setdefault(key, Programs())
@@ -209,7 +210,7 @@ def _kind(v: Tensor) -> Hashable:
     return "one vector" if v.ndim == 1 else f"{len(v)} vectors", v.dtype
 
 
-def _surroundings() -> Hashable:
+def surroundings() -> Hashable:
     """What changes the operations of one and the same code."""
     kinds = ("cpu", "cuda")
     casts = tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds)
@@ -227,8 +228,8 @@ def _parameters_key(parameters: Parameters) -> Hashable:
     return tuple(parameters.names), tied, modes, layouts
 
 
-def _batch_key(batch: Batch) -> Hashable:
-    leaves = [leaf for _, leaf in named_leaves(batch)]
+def batch_key(batch: Batch, leaves: list[Any]) -> Hashable:
+    """What a trace takes for granted of a batch. A TypeError says that a trace cannot know it."""
     if wrong := [leaf for leaf in leaves if not isinstance(leaf, (Tensor, *_CONSTANTS))]:
         raise TypeError(f"Unknown to a trace: {type(wrong[0])}.")
     entries = (_layout(leaf) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves)
@@ -236,6 +237,7 @@ def _batch_key(batch: Batch) -> Hashable:
 
 
 def _layout(tensor: Tensor) -> Hashable:
+    """What a trace takes for granted of a tensor. A TypeError says that it knows no tensors of its kind."""
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
     if not plain or tensor.is_inference():
         raise TypeError(f"Unknown to a trace: {type(tensor)}, {tensor.layout}.")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ihvp_torch._stacked import Place, Stacked, apply, fill, leaves_of
@@ -19,6 +22,9 @@ from ihvp_torch._vector import join, join_rows
 aten = torch.ops.aten
 # Zeros of the shape of a vector's part are the same for all vectors.
 _ZEROS = (aten.zeros_like.default, aten.new_zeros.default)
+_ALIASES = (aten.detach.default, aten.alias.default)
+# By these a function leaves torch, and what it does then is not seen.
+_READING = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr)
 
 Pass = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
 """A linear map of tensors."""
@@ -37,15 +43,19 @@ class _Step:
     options: dict[str, Any]
     result: int  # the place of the first result, and the number of results
     count: int
+    many: bool  # whether it is a sequence of results
     last: tuple[int, ...] = ()  # the places that no later step reads
 
-    def of(self, values: Sequence[Any]) -> Any:
+    stacked: bool = True  # whether an argument is a Stacked where many vectors are meant
+
+    def of(self, values: Sequence[Any], *, stacked: bool) -> Any:
         """The results for the values in these places."""
         # Arguments one by one, because calls are most of what a small product costs.
         arguments = [values[a.number] if type(a) is Place else a for a in self.arguments]
+        options = self.options
         if self.nested:
-            return apply(self.function, fill(arguments, values), fill(self.options, values))
-        return apply(self.function, arguments, self.options)
+            arguments, options = fill(arguments, values), fill(options, values)
+        return apply(self.function, arguments, options) if stacked else self.function(*arguments, **options)
 
     @cached_property
     def nested(self) -> bool:
@@ -55,35 +65,75 @@ class _Step:
 
 
 class Tape:
-    """A linear map of tensors, recorded while ``through`` computes it for ``example``.
+    """A map of tensors, recorded while ``through`` computes it for ``example``.
 
-    ``play`` computes it for many at once, each operation in one call: ``(k, *shape)`` in the place of each.
+    The first ``common`` inputs are the same wherever there are many of the others, in which it is linear.
 
     Raises
     ------
     CannotPlay
-        It leaves torch, or its operations write into tensors.
+        It leaves torch, its operations write into tensors, or make more than ``most`` numbers.
     """
 
-    def __init__(self, through: Pass, example: Sequence[Tensor]) -> None:
-        recorder = _Recorder(example)
-        with recorder:
+    def __init__(
+        self, through: Pass, example: Sequence[Tensor], common: int = 0, most: float = math.inf
+    ) -> None:
+        recorder = _Recorder(example, most)
+        with _Watch(recorder), recorder:
             results = through(example)
+        if recorder.objection:
+            raise CannotPlay(recorder.objection)
         self._outputs = [None if r is None else recorder.place(r) for r in results]
         for result, place in zip(results, self._outputs, strict=True):
             if result is not None and place is None and bool(result.any()):
                 raise CannotPlay("a result that does not depend on the vector")
-        self._places = len(recorder.alive)
-        self._steps = _used(recorder.steps, [place for place in self._outputs if place is not None])
+        self._places, self._inputs, self._common = len(recorder.alive), len(example), common
+        self.widest = max((t.numel() for t in recorder.alive if t is not None), default=1)
+        steps = _used(recorder.steps, [place for place in self._outputs if place is not None])
+        self._steps = _marked(steps, range(common, len(example)))
 
     def held(self) -> list[Tensor]:
         """The tensors that stay in memory for it."""
         leaves = [leaf for step in self._steps for leaf in leaves_of((step.arguments, step.options))]
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """The map of inputs like those of the example."""
+        with torch.no_grad():
+            return self._program(*inputs)
+
+    @cached_property
+    def _program(self) -> Callable[..., list[Tensor | None]]:
+        """All steps as one function, without a loop over them."""
+        graph, root = fx.Graph(), dict[str, Tensor]()
+        nodes = {number: graph.placeholder(f"input_{number}") for number in range(self._inputs)}
+
+        def argument(leaf: Any) -> Any:
+            if isinstance(leaf, Place):
+                return nodes[leaf.number]
+            if not isinstance(leaf, Tensor):
+                return leaf
+            name = f"constant_{len(root)}"
+            root[name] = leaf
+            return graph.get_attr(name)
+
+        for step in self._steps:
+            arguments, options = (map_leaves(argument, tree) for tree in (step.arguments, step.options))
+            node = graph.call_function(step.function, arguments, options)
+            nodes[step.result] = node
+            if step.many:
+                for number in range(step.count):
+                    nodes[step.result + number] = graph.call_function(operator.getitem, (node, number))
+        graph.output([None if place is None else nodes[place] for place in self._outputs])
+        graph.eliminate_dead_code()
+        program: Callable[..., list[Tensor | None]] = fx.GraphModule(root, graph)
+        return program
+
     def play(self, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-        """The map for each of the k entries along the first axes."""
-        values: list[Any] = [Stacked(tensor, 0) for tensor in inputs]
+        """The map for each of the k entries along the first axes of all inputs but the common ones."""
+        values: list[Any] = [
+            tensor if number < self._common else Stacked(tensor, 0) for number, tensor in enumerate(inputs)
+        ]
         values += [None] * (self._places - len(values))
         memories = [tensor.untyped_storage()._cdata for tensor in inputs] + [0] * (self._places - len(inputs))
         # How many values share a memory; that of the inputs is not to be written to.
@@ -91,17 +141,21 @@ class Tape:
         with torch.no_grad():
             for step in self._steps:
                 for number in step.last:
-                    values[number].spent = readers[memories[number]] == 1
-                result = step.of(values)
+                    if isinstance(values[number], Stacked):
+                        values[number].spent = readers[memories[number]] == 1
+                result = step.of(values, stacked=step.stacked)
                 for number in step.last:
                     readers[memories[number]] -= 1
                     values[number] = None
-                for number, value in enumerate(result if type(result) is list else [result], step.result):
+                many = isinstance(result, (list, tuple))
+                for number, value in enumerate(result if many else [result], step.result):
                     if value is not None:
-                        values[number] = Stacked(value.tensor, value.axis)
-                        memories[number] = memory = value.tensor.untyped_storage()._cdata
+                        tensor = value.tensor if isinstance(value, Stacked) else value
+                        values[number] = Stacked(tensor, value.axis) if tensor is not value else tensor
+                        memories[number] = memory = tensor.untyped_storage()._cdata
                         readers[memory] += 1
-            return [None if place is None else values[place].first() for place in self._outputs]
+            found = [None if place is None else values[place] for place in self._outputs]
+            return [value.first() if isinstance(value, Stacked) else value for value in found]
 
 
 class Recorded:
@@ -139,16 +193,32 @@ class Recorded:
         return join_rows(tape.play(self._pieces(rows)), self._leaves, len(rows))
 
 
+class _Watch(TorchFunctionMode):  # type: ignore[misc]
+    """Objects where a function leaves torch."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _READING:
+            self._recorder.objection = "a tensor that is read elsewhere than in torch"
+        return func(*args, **(kwargs or {}))
+
+
 class _Recorder(TorchDispatchMode):  # type: ignore[misc]
-    def __init__(self, example: Sequence[Tensor]) -> None:
+    def __init__(self, example: Sequence[Tensor], most: float) -> None:
         super().__init__()
         self.steps: list[_Step] = []
         self._places = {id(tensor): i for i, tensor in enumerate(example)}
         # Nothing that has a place may go, for its number would be another's.
         self.alive: list[Any] = list(example)
+        self.objection = ""  # why this cannot be played; nothing is recorded then
+        self._left = most
         self._zeros: dict[int, Tensor] = {}
         self._constants: dict[int, Any] = {}  # what the pass itself has made
         self._stale: set[int] = set()
+        self._transposed: dict[int, int] = {}  # by place, what it is the transpose of
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -160,39 +230,66 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        numbered = self._numbered(args), self._numbered(kwargs)
-        depends = any(isinstance(leaf, Place) for leaf in leaves_of(numbered))
+        if self.objection:
+            return func(*args, **kwargs)
+        try:
+            numbered = self._numbered(args), self._numbered(kwargs)
+            depends = any(isinstance(leaf, Place) for leaf in leaves_of(numbered))
+        except CannotPlay as error:
+            return self._object(str(error), func(*args, **kwargs))
         result = func(*args, **kwargs)
         if func._schema.is_mutable and (depends or id(args[0]) not in self._constants):
             func = self._pure(func, args)
+            if func is None:
+                return self._object("an operation that writes", result)
         if func in _ZEROS:
             self._zeros[id(result)] = result
         if func in _ZEROS or not depends:
             self._constants |= {id(leaf): leaf for leaf in leaves_of(result)}
             return result
-        if func is aten.add.Tensor and any(id(arg) in self._zeros for arg in args):
-            (kept,) = (arg for arg in args if id(arg) not in self._zeros)
-            if kept.shape == result.shape and kept.dtype == result.dtype:
-                self._places[id(result)] = self._places[id(kept)]
-                self.alive.append(result)
-                return result
-        results = list(result) if isinstance(result, (tuple, list)) else [result]
+        if (same := self._known(func, args, numbered[0], result)) is not None:
+            self._places[id(result)] = same
+            self.alive.append(result)
+            return result
+        many = isinstance(result, (tuple, list))
+        results = list(result) if many else [result]
         if not all(each is None or isinstance(each, Tensor) for each in results):
-            raise CannotPlay(str(func))
+            return self._object(f"the result of {func}", result)
         first = len(self.alive)
-        self.steps.append(_Step(func, *numbered, first, len(results)))
+        self.steps.append(_Step(func, *numbered, first, len(results), many))
+        if func is aten.t.default:
+            self._transposed[first] = numbered[0][0].number
         for each in results:
             if each is not None:
                 self._places[id(each)] = len(self.alive)
+                self._left -= each.numel()
             self.alive.append(each)
+        return result if self._left > 0 else self._object("many numbers", result)
+
+    def _object(self, reason: str, result: Any) -> Any:
+        self.objection = reason
+        self.steps.clear()
+        self.alive.clear()
         return result
 
+    def _known(self, function: Any, args: Any, numbered: Any, result: Any) -> int | None:
+        """The place that has this result already."""
+        if function in _ALIASES:
+            return int(numbered[0].number)
+        if function is aten.t.default:
+            return self._transposed.get(numbered[0].number)
+        if function is aten.add.Tensor and any(id(arg) in self._zeros for arg in args):
+            (kept,) = (arg for arg in args if id(arg) not in self._zeros)
+            if kept.shape == result.shape and kept.dtype == result.dtype:
+                return self._places[id(kept)]
+        return None
+
     def _pure(self, function: Any, arguments: Sequence[Any]) -> Any:
-        """The operation that gives what ``function`` writes into its first argument."""
+        """The operation that gives what ``function`` writes into its first argument; None without one."""
         name, target = function._schema.name.removeprefix("aten::"), arguments[0]
         pure = getattr(getattr(aten, name.removesuffix("_"), None), function._overloadname, None)
         if pure is None or id(target) not in self._places:
-            raise CannotPlay(str(function))
+            return None
         # What shares its memory has other values from here on, and may not be read any more.
         memory = target.untyped_storage()._cdata
         self._stale |= {id(t) for t in self.alive if t is not None and t.untyped_storage()._cdata == memory}
@@ -224,3 +321,15 @@ def _used(steps: list[_Step], wanted: list[int]) -> list[_Step]:
         kept.append(replace(step, last=tuple(places - needed)))
         needed |= places
     return kept[::-1]
+
+
+def _marked(steps: list[_Step], varying: Iterable[int]) -> list[_Step]:
+    """The steps, of which those with an argument that depends on a varying place are stacked."""
+    depends, marked = set(varying), list[_Step]()
+    for step in steps:
+        leaves = leaves_of((step.arguments, step.options))
+        stacked = any(isinstance(leaf, Place) and leaf.number in depends for leaf in leaves)
+        if stacked:
+            depends |= set(range(step.result, step.result + step.count))
+        marked.append(replace(step, stacked=stacked))
+    return marked

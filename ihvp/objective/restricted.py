@@ -138,6 +138,12 @@ class _Capable(_Restricted):
     def hvp_sum(self, loss: Loss, params: Params, batch: Batch, v: Vector, size: int) -> Vector:
         return self._part(self.inner.hvp_sum(loss, params, batch, self._whole(v), size))
 
+    def batch_products(
+        self, loss: Loss, params: Params, predict: Callable[..., Any] | None = None
+    ) -> Callable[[Batch, Vector], Vector]:
+        products = self.inner.batch_products(loss, params, predict)
+        return lambda batch, v: self._part(products(batch, self._whole(v)))
+
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
         return self._part(self.inner.per_example_grads(loss, params, batch), axis=1)
 

@@ -148,7 +148,12 @@ class CurvatureOperator(LinearOperator):
             return examples.rows(generator.choice(examples.count, size=batch_size, replace=False))
 
         draw = examples.draws(batch_size) if replace else without_replacement
-        return lambda generator: _BatchMean(self, draw(generator), batch_size, share)
+        product = self._batch_products()
+        return lambda generator: _BatchMean(self, product, draw(generator), batch_size, share)
+
+    def _batch_products(self) -> Callable[[Batch, Vector], Vector]:
+        """:meth:`batch_product` for many batches at the present parameters."""
+        return self.batch_product
 
     def _dense_mean(self, batch_matrix: Callable[[Batch], Vector]) -> Vector:
         """The matrix of the matrices of batches: products with the identity would make their rows again."""
@@ -164,9 +169,17 @@ class CurvatureOperator(LinearOperator):
 class _BatchMean(LinearOperator):
     """The mean of ``M_n`` over one batch; unchecked, as one of very many products that a method sums."""
 
-    def __init__(self, operator: CurvatureOperator, batch: Batch, count: int, share: float) -> None:
+    def __init__(
+        self,
+        operator: CurvatureOperator,
+        product: Callable[[Batch, Vector], Vector],
+        batch: Batch,
+        count: int,
+        share: float,
+    ) -> None:
         super().__init__(operator.space)
-        self._operator, self._batch, self._count, self._share = operator, batch, count, share
+        self._operator, self._product = operator, product
+        self._batch, self._count, self._share = batch, count, share
 
     def apply(self, v: Vector) -> Vector:
         return self._operator.in_range(self._mean_product, v)
@@ -184,7 +197,7 @@ class _BatchMean(LinearOperator):
                 continue
             # reduction="sum" has the factor `weight` in the product already.
             factor = (weight if objective.reduction == "mean" else 1) / self._count * self._share
-            part = self._operator.batch_product(piece, v)
+            part = self._product(piece, v)
             if total is None:
                 total = part if factor == 1.0 else factor * part
             else:

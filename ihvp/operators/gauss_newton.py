@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ihvp.backend import Batch, SupportsGaussNewton, Vector
+from collections.abc import Callable
+
+from ihvp.backend import Batch, SupportsBatchProducts, SupportsGaussNewton, Vector
 from ihvp.errors import MissingCapability
 from ihvp.objective import Objective
 from ihvp.operators.curvature import CurvatureOperator
@@ -67,3 +69,8 @@ class GaussNewton(CurvatureOperator):
 
     def batch_product(self, batch: Batch, v: Vector) -> Vector:
         return self._backend.gnvp(self._predict, self._output_loss, self.objective.params, batch, v)
+
+    def _batch_products(self) -> Callable[[Batch, Vector], Vector]:
+        if isinstance(self._backend, SupportsBatchProducts):
+            return self._backend.batch_products(self._output_loss, self.objective.params, self._predict)
+        return self.batch_product

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from ihvp.arguments import check_integer, naming
 from ihvp.backend import (
     Batch,
     Fusible,
+    SupportsBatchProducts,
     SupportsLinearize,
     SupportsProductError,
     SupportsUniformBatches,
@@ -84,6 +85,12 @@ class Hessian(CurvatureOperator):
 
     def batch_product(self, batch: Batch, v: Vector) -> Vector:
         return self.objective.backend.hvp(self.objective.loss, self.objective.params, batch, v)
+
+    def _batch_products(self) -> Callable[[Batch, Vector], Vector]:
+        objective, backend = self.objective, self.objective.backend
+        if isinstance(backend, SupportsBatchProducts):
+            return backend.batch_products(objective.loss, objective.params)
+        return self.batch_product
 
     def verify(self) -> None:
         self.objective.verify_second_derivative()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ihvp._problems import PROBLEMS, PredictingProblem, Problem
 from ihvp.algebra import to_numpy
 from ihvp.backend import CurvatureBackend, capabilities_of
+from ihvp.data import Examples
 from ihvp.errors import ParameterError
 from ihvp.testing.case import LARGE, NETWORK, TOY, Case, Contract, each_dtype, each_problem
 
@@ -92,6 +93,22 @@ class CapabilityContract(Contract):
                 product = case.optional.hvp_sum(case.loss, case.params, case.batch, case.native(v), size)
                 duty = "hvp_sum must be the sum over the whole pieces, and leave out what is beyond them"
                 self.close(case, product, total @ v, duty)
+
+    @each_dtype
+    @each_problem
+    def test_products_at_many_batches_are_those_at_each(self, problem: Problem, dtype: str) -> None:
+        self.require("batch_products")
+        case = self.case(problem, dtype)
+        generator = np.random.default_rng(31)
+        block = generator.standard_normal((problem.size, 4))
+        products, before = case.optional.batch_products(case.loss, case.params), case.bits()
+        for count in range(1, 25):
+            v = block if count % 2 else block[:, 0]
+            rows = generator.integers(0, problem.rows, problem.rows)
+            duty = f"a product must be right for every batch; this is number {count}"
+            product = products(Examples(case.batch, problem.rows).rows(rows), case.native(v))
+            self.close(case, product, problem.hessian(rows) @ v, duty)
+        assert case.bits() == before
 
     @each_problem
     def test_per_example_gradients_are_the_gradients_of_single_examples(self, problem: Problem) -> None:

@@ -90,6 +90,12 @@ METHODS = (
         lambda problem, v: _pieces(problem) @ v,
     ),
     Method(
+        "batch_products",
+        "batch_products",
+        lambda case: lambda v: case.optional.batch_products(case.loss, case.params)(case.batch, v),
+        lambda problem, v: problem.hessian() @ v,
+    ),
+    Method(
         "per_example_grads",
         "per_example_grads",
         lambda case: lambda v: case.optional.per_example_grads(case.loss, case.params, case.batch),

@@ -42,11 +42,12 @@ def tuned(method: Method, trained: Trained, outcomes: Outcomes, folder: Path) ->
             try:
                 with _at_most(_MEASURING):
                     return ihvp.evaluate.dampings(objective, outcomes, test, dampings, curvature)
-            # Indefinite, singular or slow with so small a one.
-            except (SolverError, InvalidOption, LossFailed, NotHere):
-                if len(dampings) == 1:
+            # Indefinite, singular or slow with so small a one: what is slow takes all its time at each try.
+            except (SolverError, InvalidOption, LossFailed, NotHere) as error:
+                fewer = 3 if isinstance(error, (LossFailed, NotHere)) else 1
+                if len(dampings) <= fewer:
                     raise
-                del dampings[0]
+                del dampings[:fewer]
     with peers.quiet():
         fitted, found, last = method.fit(trained, folder), {}, ""
     # From the largest on: the smaller the damping, the longer an iteration takes; smaller ones fail as well.
@@ -71,7 +72,8 @@ def _at_most(limit: float) -> Iterator[None]:
         raise NotHere(f"not done after {limit:.0f} s")
 
     signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, limit)
+    # Again and again: a library may swallow what is raised in it.
+    signal.setitimer(signal.ITIMER_PROF, limit, 1.0)
     try:
         yield
     finally:
