@@ -170,6 +170,16 @@ class SupportsGaussNewton(Protocol):
 
 
 @runtime_checkable
+class SupportsLinearizeGaussNewton(Protocol):
+    """The outputs of a model can be linearised once, and their curvature with them."""
+
+    def linearize_gauss_newton(
+        self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch
+    ) -> Matvec:
+        """The map ``v ↦ gnvp(predict, loss, params, batch, v)``; of its kind is that of ``linearize``."""
+
+
+@runtime_checkable
 class SupportsReduce(Protocol):
     """The data is spread over processes."""
 
@@ -346,6 +356,7 @@ CAPABILITIES: dict[str, type] = {
     "batch_products": SupportsBatchProducts,
     "per_example_grads": SupportsPerExampleGrads,
     "gauss_newton": SupportsGaussNewton,
+    "linearize_gauss_newton": SupportsLinearizeGaussNewton,
     "reduce": SupportsReduce,
     "product_error": SupportsProductError,
     "value": SupportsValue,

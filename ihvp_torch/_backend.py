@@ -169,14 +169,17 @@ class TorchBackend:
 
         ``predict`` returns a tensor, or a dict, list or tuple of tensors; ``v`` is ``(P,)`` or ``(P, k)``.
         """
-        parameters, batch = _read(params, batch)
+        return multiply(self._gauss_newton(predict, loss, params, batch), v)
 
-        def output_curvature(outputs: Outputs) -> FirstThatWorks:
-            function = Function(outputs.tensors, outputs.bind, lambda values: scalar(loss(values, batch)))
-            return curvature(function, loss, self._hessian_ways)
+    @recording
+    def linearize_gauss_newton(
+        self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch
+    ) -> Matvec:
+        """The map ``v ↦ gnvp(predict, loss, params, batch, v)``, its passes on the way to v done once.
 
-        prediction = _prediction(predict, parameters, batch)
-        return multiply(gauss_newton(prediction, output_curvature, predict, self._jacobian_ways), v)
+        It follows parameters as that of :meth:`linearize` does.
+        """
+        return Linearization(partial(self._gauss_newton, predict, loss, params, batch), params, batch)
 
     @recording
     def push_forward(self, predict: Predict, params: Params, batch: Batch, v: Tensor) -> list[Tensor]:
@@ -289,6 +292,18 @@ class TorchBackend:
             return eager
         return EagerFirst(eager, partial(PATIENT.curvature, loss, parameters, batch, ordinary), PATIENT)
 
+    def _gauss_newton(
+        self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch
+    ) -> FirstThatWorks:
+        parameters, batch = _read(params, batch)
+
+        def output_curvature(outputs: Outputs) -> FirstThatWorks:
+            function = Function(outputs.tensors, outputs.bind, lambda values: scalar(loss(values, batch)))
+            return curvature(function, loss, self._hessian_ways)
+
+        prediction = _prediction(predict, parameters, batch)
+        return gauss_newton(prediction, output_curvature, predict, self._jacobian_ways)
+
 
 def _read(params: Params, batch: Batch) -> tuple[Parameters, Batch]:
     """The parameters, and the batch on their device."""
@@ -298,7 +313,7 @@ def _read(params: Params, batch: Batch) -> tuple[Parameters, Batch]:
 
 def _prediction(predict: Predict, parameters: Parameters, batch: Batch) -> Function:
     predicted = content_with_replica(predict, parameters)
-    return Function(parameters.tensors, parameters.bind, lambda structure: predicted(structure, batch))
+    return Function(parameters.tensors, parameters.bind, lambda structure: predicted(structure, batch), batch)
 
 
 def _function(loss: Loss, parameters: Parameters, batch: Batch) -> Function:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -15,12 +17,15 @@ from ihvp.errors import LossIndependentOfParameters
 from ihvp_torch._curvature import unfused
 from ihvp_torch._derivatives import Function, duals, forward_mode
 from ihvp_torch._fallback import FirstThatWorks, Memory
+from ihvp_torch._graph import saved_tensors
 from ihvp_torch._opaque import refuse_constants, refuse_once_differentiable
 from ihvp_torch._parameters import Call
+from ihvp_torch._rows import rows_at_once, together, widest
+from ihvp_torch._tape import Recorded
 from ihvp_torch._tree import fill, named_leaves
-from ihvp_torch._vector import Product, join, row_by_row, split
+from ihvp_torch._vector import Product, join, split, vector_dtype
 
-OutputCurvature: TypeAlias = Callable[["Outputs"], Callable[[Tensor, bool], Tensor]]
+OutputCurvature: TypeAlias = Callable[["Outputs"], FirstThatWorks]
 """``∇²_outputs loss`` at these outputs, as a product with flat vectors."""
 
 
@@ -60,6 +65,7 @@ class Jacobian:
     outputs: Outputs
     push: Callable[[Tensor], Tensor]  # J v
     pull: Callable[[Tensor, bool], Tensor]  # pull(u, last): Jᵀ u
+    kept: Callable[[], Iterable[Tensor]]  # the tensors that its graphs keep
 
 
 def gauss_newton(
@@ -73,7 +79,23 @@ def gauss_newton(
 
     def of(jacobian: Jacobian) -> Product:
         curve = output_curvature(jacobian.outputs)
-        return Product(row_by_row(lambda v, last: jacobian.pull(curve(jacobian.push(v), False), last)))
+
+        def single(v: Tensor, last: bool) -> Tensor:
+            return jacobian.pull(curve(jacobian.push(v), False), last)
+
+        size = sum(tensor.numel() for tensor in predict.tensors)
+        like = torch.empty(size, dtype=vector_dtype(predict.tensors), device="meta")
+        recorded = Recorded(lambda parts: [single(parts[0], False)], lambda v: [v], [like])
+
+        @functools.cache
+        def at_once() -> int:
+            tensors = predict.tensors
+            return rows_at_once(widest(tensors, jacobian.kept(), predict.batch), tensors[0].device)
+
+        def held() -> Iterable[Tensor]:
+            return itertools.chain(jacobian.kept(), curve.held(), recorded.held())
+
+        return Product(together(single, recorded, at_once), held)
 
     return _first_that_works(of, predict, key, memory)
 
@@ -125,7 +147,8 @@ def double_backward(predict: Function) -> Jacobian:
         )
         return join(pushed, cotangents)
 
-    return Jacobian(outputs, push, partial(_pull, call, outputs, leaves))
+    roots = [pulled[i].grad_fn for i in reached]
+    return Jacobian(outputs, push, partial(_pull, call, outputs, leaves), lambda: saved_tensors(roots))
 
 
 def dual_numbers(predict: Function) -> Jacobian:
@@ -141,7 +164,8 @@ def dual_numbers(predict: Function) -> Jacobian:
             tangents = [forward_ad.unpack_dual(values[i]).tangent for i in outputs.varying]
             return join(tangents, outputs.tensors)
 
-    return Jacobian(outputs, push, partial(_pull, call, outputs, leaves))
+    roots = [output.grad_fn for output in outputs.tensors]
+    return Jacobian(outputs, push, partial(_pull, call, outputs, leaves), lambda: saved_tensors(roots))
 
 
 def _first_that_works(

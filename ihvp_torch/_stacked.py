@@ -275,6 +275,16 @@ def _slice(x: Stacked, dim: int = 0, *arguments: Any) -> Stacked:
     return Stacked(aten.slice.Tensor(x.tensor, x.axis_of(dim), *arguments), x.axis)
 
 
+def _split(x: Stacked, sizes: Sequence[int], dim: int = 0) -> list[Stacked]:
+    return [Stacked(part, x.axis) for part in x.tensor.split_with_sizes(sizes, x.axis_of(dim))]
+
+
+def _cat(parts: Sequence[Any], dim: int = 0) -> Any:
+    if not all(isinstance(part, Stacked) for part in parts):
+        return NotImplemented
+    return Stacked(torch.cat([part.first() for part in parts], dim % parts[0].ndim + 1), 0)
+
+
 def _tanh_backward(x: Any, output: Any) -> Any:
     return NotImplemented if isinstance(output, Stacked) else _scaled(torch.mul, x, 1 - output * output)
 
@@ -306,6 +316,50 @@ def _softmax_backward(x: Any, output: Any, dim: int, dtype: Any) -> Any:
     return Stacked(product.addcmul_(total, beside, value=-1), x.axis)
 
 
+def _convolution(x: Any, weight: Any, bias: Any, *how: Any) -> Any:
+    *_, transposed, _, groups = how
+    if transposed or groups != 1:
+        return NotImplemented
+    if isinstance(x, Stacked) and isinstance(weight, Tensor) and not isinstance(bias, Stacked):
+        # As many examples more.
+        images = x.along(1)
+        found = aten.convolution.default(images.flatten(0, 1), weight, bias, *how)
+        return Stacked(found.unflatten(0, images.shape[:2]), 1)
+    if isinstance(weight, Stacked) and isinstance(x, Tensor) and bias is None:
+        # As many channels more.
+        kernels = weight.first()
+        found = aten.convolution.default(x, kernels.flatten(0, 1), None, *how)
+        return Stacked(found.unflatten(1, kernels.shape[:2]), 1)
+    return NotImplemented
+
+
+def _convolution_backward(gradient: Any, x: Any, weight: Any, sizes: Any, *how: Any) -> Any:
+    *around, transposed, padding, groups, wanted = how
+    constant = isinstance(x, Tensor) and isinstance(weight, Tensor)
+    if not isinstance(gradient, Stacked) or not constant or transposed or groups != 1:
+        return NotImplemented
+
+    def backward(images: Tensor, given: Tensor, kernels: Tensor, *wanted: bool) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = aten.convolution_backward.default(
+            images, given, kernels, None, *around, transposed, padding, groups, wanted
+        )
+        return found
+
+    images = gradient.along(1)  # (B, k, channels, …)
+    shape, results = images.shape[:2], list[Stacked | None]([None, None, None])
+    if wanted[0]:
+        given = x.new_empty(1).expand(shape[0] * shape[1], *x.shape[1:])
+        found = backward(images.flatten(0, 1), given, weight, True, False, False)[0]
+        results[0] = Stacked(found.unflatten(0, shape), 1)
+    if wanted[1]:
+        kernels = weight.new_empty(1).expand(shape[1] * len(weight), *weight.shape[1:])
+        found = backward(images.flatten(1, 2), x, kernels, False, True, False)[1]
+        results[1] = Stacked(found.unflatten(0, (shape[1], len(weight))), 0)
+    if wanted[2]:
+        results[2] = Stacked(images.sum([0, *range(3, images.ndim)]), 0)
+    return results
+
+
 _RULES: dict[Any, Callable[..., Any]] = {
     aten.mm.default: _mm,
     aten.bmm.default: _bmm,
@@ -333,6 +387,10 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.squeeze.dim: _squeeze,
     aten.select.int: _select,
     aten.slice.Tensor: _slice,
+    aten.split_with_sizes.default: _split,
+    aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
+    aten.cat.default: _cat,
     aten.tanh_backward.default: _tanh_backward,
     aten.sigmoid_backward.default: _sigmoid_backward,
     aten.threshold_backward.default: _threshold_backward,

@@ -152,6 +152,11 @@ class _Capable(_Restricted):
     ) -> Vector:
         return self._part(self.inner.gnvp(predict, loss, params, batch, self._whole(v)))
 
+    def linearize_gauss_newton(
+        self, predict: Callable[..., Any], loss: Callable[..., Any], params: Params, batch: Batch
+    ) -> Matvec:
+        return _Linear(self.entries, self.inner.linearize_gauss_newton(predict, loss, params, batch))
+
     def push_forward(
         self, predict: Callable[..., Any], params: Params, batch: Batch, v: Vector
     ) -> Sequence[Vector]:

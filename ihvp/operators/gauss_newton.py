@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from ihvp.backend import Batch, SupportsBatchProducts, SupportsGaussNewton, Vector
+from ihvp.backend import (
+    Batch,
+    SupportsBatchProducts,
+    SupportsGaussNewton,
+    SupportsLinearizeGaussNewton,
+    Vector,
+)
 from ihvp.errors import MissingCapability
 from ihvp.objective import Objective
-from ihvp.operators.curvature import CurvatureOperator
+from ihvp.operators.kept import KeptCurvature
+from ihvp.operators.passes import Ways
 
 
-class GaussNewton(CurvatureOperator):
+class GaussNewton(KeptCurvature):
     r"""The generalised Gauss–Newton matrix of a model's loss.
 
     .. math:: \frac{1}{N} \sum_{n=1}^{N} J_n^\top \, \nabla^2_{f} \ell_n \, J_n
@@ -24,6 +32,8 @@ class GaussNewton(CurvatureOperator):
     ----------
     objective : Objective
         Made with ``predict=``, so that the outputs are known.
+    memory_budget : int, optional
+        As for :class:`ihvp.Hessian`.
 
     Raises
     ------
@@ -55,8 +65,8 @@ class GaussNewton(CurvatureOperator):
 
     _traceable = True
 
-    def __init__(self, objective: Objective) -> None:
-        super().__init__(objective)
+    def __init__(self, objective: Objective, memory_budget: int | None = None) -> None:
+        super().__init__(objective, memory_budget)
         self._predict, self._output_loss = objective.require_predict()
         if not isinstance(objective.backend, SupportsGaussNewton):
             raise MissingCapability(
@@ -67,8 +77,12 @@ class GaussNewton(CurvatureOperator):
             )
         self._backend = objective.backend
 
-    def batch_product(self, batch: Batch, v: Vector) -> Vector:
-        return self._backend.gnvp(self._predict, self._output_loss, self.objective.params, batch, v)
+    @property
+    def _ways(self) -> Ways:
+        backend, given = self._backend, (self._predict, self._output_loss, self.objective.params)
+        if isinstance(backend, SupportsLinearizeGaussNewton):
+            return Ways(partial(self._backend.gnvp, *given), partial(backend.linearize_gauss_newton, *given))
+        return Ways(partial(self._backend.gnvp, *given))
 
     def _batch_products(self) -> Callable[[Batch, Vector], Vector]:
         if isinstance(self._backend, SupportsBatchProducts):

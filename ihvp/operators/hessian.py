@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ihvp import algebra
-from ihvp.arguments import check_integer, naming
+from ihvp.arguments import naming
 from ihvp.backend import (
     Batch,
     Fusible,
@@ -20,13 +20,12 @@ from ihvp.backend import (
     Vector,
 )
 from ihvp.errors import LossFailed
-from ihvp.objective import Objective, Term
 from ihvp.operators.base import Measure
-from ihvp.operators.curvature import CurvatureOperator
-from ihvp.operators.passes import Passes
+from ihvp.operators.kept import KeptCurvature
+from ihvp.operators.passes import Ways
 
 
-class Hessian(CurvatureOperator):
+class Hessian(KeptCurvature):
     r"""The Hessian of the mean loss, by products that never form it.
 
     .. math:: H = \nabla^2 C(\omega) = \frac{1}{W} \sum_{n=1}^{N} w_n \nabla^2 C_n(\omega)
@@ -69,22 +68,14 @@ class Hessian(CurvatureOperator):
 
     _traceable = True
 
-    def __init__(self, objective: Objective, memory_budget: int | None = None) -> None:
-        super().__init__(objective)
-        check_integer("memory_budget", memory_budget, 0, expected="a number of bytes, or None", none=True)
-        self._budget = memory_budget
-        self._passes: Passes | None = None
-        self._lock = threading.RLock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Another process, or a copy, linearises again.
-        return {**self.__dict__, "_passes": None, "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock())
-
-    def batch_product(self, batch: Batch, v: Vector) -> Vector:
-        return self.objective.backend.hvp(self.objective.loss, self.objective.params, batch, v)
+    @property
+    def _ways(self) -> Ways:
+        backend, loss, params = self.objective.backend, self.objective.loss, self.objective.params
+        return Ways(
+            partial(backend.hvp, loss, params),
+            partial(backend.linearize, loss, params) if isinstance(backend, SupportsLinearize) else None,
+            partial(backend.hvp_sum, loss, params) if isinstance(backend, SupportsUniformBatches) else None,
+        )
 
     def _batch_products(self) -> Callable[[Batch, Vector], Vector]:
         objective, backend = self.objective, self.objective.backend
@@ -126,27 +117,10 @@ class Hessian(CurvatureOperator):
         """All the data linearised at once, where nothing but the product is to be done and it is compiled."""
         objective = self.objective
         plain = self.space.product_eps == self.space.eps and objective.processes.count == 1
-        if not plain or objective.weighting.function is not None or not self._lasts(SupportsLinearize):
+        lasting = objective.batches.lasting and isinstance(objective.backend, SupportsLinearize)
+        if not (plain and lasting) or objective.weighting.function is not None:
             return None
         return self._current_passes().whole()
-
-    def terms(self, v: Vector) -> Iterator[Term] | None:
-        # Batches that come from another iterable may be others at the next pass.
-        return self._terms(v) if self._lasts(SupportsLinearize, SupportsUniformBatches) else None
-
-    def _lasts(self, *capabilities: type) -> bool:
-        return self.objective.batches.lasting and isinstance(self.objective.backend, capabilities)
-
-    def _terms(self, v: Vector) -> Iterator[Term]:
-        yield from self._current_passes().terms(v)
-
-    def _current_passes(self) -> Passes:
-        with self._lock:
-            if self._passes is None or not self._passes.belong_to(self.objective):
-                # What is kept goes before its memory is counted.
-                self._passes = None
-                self._passes = Passes(self.objective, self._budget)
-            return self._passes
 
     @property
     def is_exact(self) -> bool:

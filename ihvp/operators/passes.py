@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
 
 from ihvp import algebra
-from ihvp.backend import Fusible, Matvec, SupportsLinearize, SupportsUniformBatches, Vector
+from ihvp.backend import Batch, Fusible, Matvec, Vector
 from ihvp.data import Piece, arrays_of
 from ihvp.memory import free_memory, on_host
 from ihvp.objective import Objective, Term
@@ -31,8 +31,17 @@ _LOOPED_ROWS = 128
 _SHARE, _UNKNOWN = 2, 1 << 30
 
 
+@dataclass(frozen=True)
+class Ways:
+    """How a matrix is multiplied with."""
+
+    once: Callable[[Batch, Vector], Vector]  # the product of a batch
+    linearise: Callable[[Batch], Matvec] | None = None  # what serves many products with it
+    loop: Callable[[Batch, Vector, int], Vector] | None = None  # the sum over its pieces of one size
+
+
 class Passes:
-    """Products with the Hessian over one and the same data, batch by batch.
+    """Products with a curvature matrix over one and the same data, batch by batch.
 
     Batches stay linearised as far as the budget goes. Where the backend has a loop for batches of one size,
     it takes small ones, and larger ones if they do not all fit. Data that is one batch without a
@@ -40,10 +49,10 @@ class Passes:
     is verified.
     """
 
-    def __init__(self, objective: Objective, budget: int | None) -> None:
-        self._objective, self._batches = objective, objective.batches
+    def __init__(self, objective: Objective, ways: Ways, budget: int | None) -> None:
+        self._objective, self._ways, self._batches = objective, ways, objective.batches
         self._subject = (objective.params, objective.loss, objective.batches)
-        self._linearised = _LinearisedBatches(objective, budget)
+        self._linearised = _LinearisedBatches(objective, ways, budget)
         self._weights: dict[int, tuple[Piece, float]] = {}
         if next(islice(self._batches.pieces(), 1, None), None) is not None:
             objective.require_additive()
@@ -85,16 +94,13 @@ class Passes:
         return known[1]
 
     def _product(self, place: int, piece: Piece, v: Vector) -> Vector:
-        objective = self._objective
         matvec = self._linearised.get(place, piece)
-        if matvec is not None:
-            return matvec(v)
-        return objective.backend.hvp(objective.loss, objective.params, piece.take(), v)
+        return self._ways.once(piece.take(), v) if matvec is None else matvec(v)
 
     def _loop(self, size: int, v: Vector) -> Vector:
-        objective, backend = self._objective, self._objective.backend
-        assert isinstance(backend, SupportsUniformBatches)  # or no piece would be looped
-        total = backend.hvp_sum(objective.loss, objective.params, objective.batches.data, v, size)
+        objective = self._objective
+        assert self._ways.loop is not None  # or no piece would be looped
+        total = self._ways.loop(objective.batches.data, v, size)
         return algebra.scale(total, 1 / self._looped) if objective.reduction == "mean" else total
 
     def _cut(self) -> None:
@@ -125,13 +131,13 @@ class Passes:
         """How many pieces, from the first on, go through one compiled loop."""
         if self._objective.weighting.function is not None:
             return 0  # the loop adds up means that count alike
-        if not (self._batches.in_memory and isinstance(self._objective.backend, SupportsUniformBatches)):
+        if not self._batches.in_memory or self._ways.loop is None:
             return 0
         first = next(self._batches.pieces())
         count = first.rows // first.count
         if count < 2 or not self._can_be_looped():
             return 0
-        if isinstance(self._objective.backend, SupportsLinearize) and first.count > _LOOPED_ROWS:
+        if self._ways.linearise is not None and first.count > _LOOPED_ROWS:
             self._linearised.get(0, first)
             if self._linearised.has_room_for(first.rows):
                 return 0
@@ -155,13 +161,13 @@ class _LinearisedBatches:
     ``nbytes`` takes all that is left. ``bytes_each`` is what an example of the last batch takes, if told.
     """
 
-    def __init__(self, objective: Objective, budget: int | None) -> None:
+    def __init__(self, objective: Objective, ways: Ways, budget: int | None) -> None:
         if budget is None:
             free = free_memory(objective.space)
             budget = _UNKNOWN if free is None else free // _SHARE
         self.budget = budget
         self.bytes_each: float | None = None
-        self._objective, self._left = objective, budget
+        self._linearise, self._left = ways.linearise, budget
         self._kept: dict[int, tuple[Piece, Matvec, int]] = {}
         self._lock = threading.RLock()
 
@@ -178,11 +184,10 @@ class _LinearisedBatches:
             # The user has put another batch there.
             del self._kept[place], matvec
             self._left += nbytes
-        backend = self._objective.backend
         expected = (self.bytes_each or 0.0) * piece.count
-        if not isinstance(backend, SupportsLinearize) or self._left == 0 or expected > self._left:
+        if self._linearise is None or self._left == 0 or expected > self._left:
             return None
-        matvec = backend.linearize(self._objective.loss, self._objective.params, piece.take())
+        matvec = self._linearise(piece.take())
         told = getattr(matvec, "nbytes", None)
         self.bytes_each = None if told is None else told / piece.count
         nbytes = self._left if told is None else told

@@ -114,6 +114,14 @@ METHODS = (
         lambda problem, v: problem.gauss_newton() @ v,
     ),
     Method(
+        "linearize_gauss_newton",
+        "linearize_gauss_newton",
+        lambda case: case.optional.linearize_gauss_newton(
+            case.functions.predict, case.functions.output_loss, case.params, case.batch
+        ),
+        lambda problem, v: problem.gauss_newton() @ v,
+    ),
+    Method(
         "push_forward",
         "push_forward",
         lambda case: (

@@ -26,8 +26,8 @@ from tests.evaluation import ours, peers
 from tests.evaluation.methods import DAMPINGS, Fitted, Method, NotHere
 from tests.evaluation.tasks import Trained
 
-_CHOOSING, _MEASURING = 15.0, 30.0
-"""Seconds that a method has at each damping, and for each of its measurements."""
+_CHOOSING, _CHOOSING_ALL, _MEASURING = 15.0, 60.0, 30.0
+"""Seconds that a method has at each damping, at all of them, and for each of its measurements."""
 
 METHODS = {method.slug: method for method in (*ours.METHODS, *peers.METHODS)}
 
@@ -44,14 +44,17 @@ def tuned(method: Method, trained: Trained, outcomes: Outcomes, folder: Path) ->
                     return ihvp.evaluate.dampings(objective, outcomes, test, dampings, curvature)
             # Indefinite, singular or slow with so small a one: what is slow takes all its time at each try.
             except (SolverError, InvalidOption, LossFailed, NotHere) as error:
-                fewer = 3 if isinstance(error, (LossFailed, NotHere)) else 1
+                fewer = 2 if isinstance(error, (LossFailed, NotHere)) else 1
                 if len(dampings) <= fewer:
                     raise
                 del dampings[:fewer]
-    with peers.quiet():
+    started = time.process_time()
+    with peers.quiet(), _at_most(_MEASURING):
         fitted, found, last = method.fit(trained, folder), {}, ""
     # From the largest on: the smaller the damping, the longer an iteration takes; smaller ones fail as well.
     for damping in reversed(dampings):
+        if time.process_time() - started > _CHOOSING_ALL:
+            break
         try:
             with _at_most(_CHOOSING):
                 found[damping] = ihvp.evaluate.lds(_scores(fitted, damping, test), outcomes)

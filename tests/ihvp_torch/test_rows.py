@@ -136,9 +136,21 @@ NETWORKS = {
         nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 2, padding=1), nn.BatchNorm2d(2), nn.SiLU(),
         nn.MaxPool2d(2, 1), nn.Flatten(), nn.Linear(8, 3),
     ),
+    "strides and dilations": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 3, 2, padding=2, dilation=2), nn.Tanh(),
+        nn.Conv1d(3, 2, 3, stride=2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(6, 3),
+    ),
+    "groups and transposed": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 2, 2)), nn.ConvTranspose2d(1, 4, 2), nn.Tanh(),
+        nn.Conv2d(4, 2, 2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3),
+    ),
     "attention": Attention,
     "mixture": lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.Softmax(1), nn.Softplus()),
 }  # fmt: skip
+
+
+def of_vectors_alone(single):
+    return lambda v, last: single(v, last) if v.ndim == 1 else pytest.fail("row by row")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -149,10 +161,28 @@ def test_recorded_block_has_the_products_of_its_columns(backend, name, monkeypat
     loss = lambda model, data: nn.functional.cross_entropy(model(data[0]), data[1])  # noqa: E731
     block, batch = columns(4, backend.flatten(model).numel()), (x, torch.arange(6) % 3)
     expected = torch.stack([backend.hvp(loss, model, batch, v) for v in block.T], dim=1)
-    monkeypatch.setattr(_rows, "row_by_row", lambda single: pytest.fail)
+    monkeypatch.setattr(_rows, "row_by_row", of_vectors_alone)
     product = backend.linearize(loss, model, batch)
     torch.testing.assert_close(product(block), expected)
     torch.testing.assert_close(product(2 * block), 2 * expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_recorded_block_of_a_gauss_newton_matrix_has_the_products_of_its_columns(backend, name, monkeypatch):
+    torch.manual_seed(0)
+    model = NETWORKS[name]().double()
+    x = torch.randint(5, (6, 3)) if name == "attention" else torch.randn(6, 4, dtype=torch.float64)
+    functions = lambda model, data: model(data[0]), lambda f, data: nn.functional.cross_entropy(f, data[1])
+    block, given = columns(4, backend.flatten(model).numel()), (*functions, model, (x, torch.arange(6) % 3))
+    expected = torch.stack([backend.gnvp(*given, v) for v in block.T], dim=1)
+    monkeypatch.setattr(_rows, "row_by_row", of_vectors_alone)
+    product = backend.linearize_gauss_newton(*given)
+    torch.testing.assert_close(product(block), expected)
+    torch.testing.assert_close(product(2 * block), 2 * expected)
+    assert product.nbytes > 0
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    torch.testing.assert_close(product(block[:, 0]), backend.gnvp(*given, block[:, 0]))
 
 
 def test_block_of_no_columns_is_empty(backend, net, square_loss, batch):
