@@ -19,7 +19,7 @@ from ihvp_torch._compile import batch_key, surroundings
 from ihvp_torch._parameters import live_tensors, parameters_of
 from ihvp_torch._rows import rows_at_once
 from ihvp_torch._tape import CannotPlay, Tape
-from ihvp_torch._tree import fill, named_leaves
+from ihvp_torch._tree import fill, named_leaves, structure
 
 _log = logging.getLogger("ihvp")
 
@@ -42,6 +42,7 @@ class Replayed:
         self._device = parameters_of(params).tensors[0].device
         self._read = live_tensors(params)
         self._versions = _versions(self._read)
+        self._last: tuple[Any, Hashable] = None, None  # what the last batch was like, and its kind
         self._made: Counter[Hashable] = Counter()
         # By shapes, a tape and whether it was found right; None where there is none.
         self._tapes: dict[Hashable, tuple[Tape, bool] | None] = {}
@@ -75,10 +76,13 @@ class Replayed:
         """What a tape is for; None where nothing may be recorded."""
         if self._versions is None or self._versions != _versions(self._read):
             return None
-        try:
-            return batch_key(batch, leaves), v.ndim, v.dtype, surroundings()
-        except TypeError:
-            return None
+        like = [structure(batch), v.ndim, v.dtype, surroundings(), *map(_like, leaves)]
+        if self._last[0] != like:
+            try:
+                self._last = like, (batch_key(batch, leaves), *like[1:4])
+            except TypeError:
+                self._last = None, None
+        return self._last[1]
 
     def _recorded(self, batch: Batch, leaves: list[Any], v: Tensor) -> Tape:
         def through(inputs: Any) -> list[Tensor]:
@@ -104,6 +108,13 @@ class Replayed:
         error, size = float((found - expected).norm()), float(expected.norm())
         if not error <= torch.finfo(found.dtype).eps ** _ROUNDING * size:
             raise CannotPlay(f"products that differ by {error:.1e} of {size:.1e}")
+
+
+def _like(leaf: Any) -> Any:
+    """What two leaves have in common where they may follow each other; a new object where that is unknown."""
+    if not isinstance(leaf, Tensor):
+        return leaf if isinstance(leaf, (str, int, float)) else object()
+    return type(leaf), leaf.shape, leaf.stride(), leaf.dtype, leaf.is_inference(), leaf.device
 
 
 def _versions(tensors: list[Tensor]) -> list[int] | None:

@@ -70,7 +70,7 @@ class Times:
 def in_turns(
     sides: dict[str, Callable[[], Any]],
     *,
-    budget: float = 10.0,
+    budget: float = 6.0,
     rounds: tuple[int, int] = (3, 15),
     felt: bool = False,
 ) -> Times:

@@ -12,7 +12,7 @@ from ihvp.evaluate import Outcomes, all_but, random_subsets
 from tests.evaluation.tasks import Trained
 from tests.evaluation.worker import told
 
-_TUNING_SUBSETS, _SINGLES, _BRITTLE, JOBS = 30, 40, 10, 2
+_TUNING_SUBSETS, _SINGLES, _BRITTLE, JOBS = 30, 40, 6, 2
 """Halves that choose dampings; examples that are left out alone; test points that lose their best;
 processes."""
 _INDICES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import multiprocessing
+import resource
 import signal
 import tempfile
 import time
@@ -29,6 +30,9 @@ from tests.evaluation.tasks import Trained
 _CHOOSING, _CHOOSING_ALL, _MEASURING = 15.0, 60.0, 30.0
 """Seconds that a method has at each damping, at all of them, and for each of its measurements."""
 
+_MEMORY = 8 << 30
+"""The bytes that a method's process may hold."""
+
 METHODS = {method.slug: method for method in (*ours.METHODS, *peers.METHODS)}
 
 
@@ -41,7 +45,9 @@ def tuned(method: Method, trained: Trained, outcomes: Outcomes, folder: Path) ->
         while True:
             try:
                 with _at_most(_MEASURING):
-                    return ihvp.evaluate.dampings(objective, outcomes, test, dampings, curvature)
+                    return ihvp.evaluate.dampings(
+                        objective, outcomes, test, dampings, curvature, solver=_solver(curvature)
+                    )
             # Indefinite, singular or slow with so small a one: what is slow takes all its time at each try.
             except (SolverError, InvalidOption, LossFailed, NotHere) as error:
                 fewer = 2 if isinstance(error, (LossFailed, NotHere)) else 1
@@ -65,6 +71,11 @@ def tuned(method: Method, trained: Trained, outcomes: Outcomes, folder: Path) ->
         raise NotHere(last)
     order = sorted(found)
     return DampingPath(np.array(order), [found[damping] for damping in order])
+
+
+def _solver(curvature: Any) -> ihvp.CG | None:
+    """A residual that a rank correlation does not see, and that float32 has with small dampings, too."""
+    return ihvp.CG(rtol=1e-3) if isinstance(curvature, (ihvp.Hessian, ihvp.GaussNewton, ihvp.OPG)) else None
 
 
 @contextmanager
@@ -178,6 +189,8 @@ def _measure(task: str, slug: str, folder: Path) -> None:
 
 
 def _run(task: str, slug: str, folder: Path, step: Callable[[Trained, Path], dict[str, Any]]) -> None:
+    # What needs more fails by itself, and not the machine.
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
     with tempfile.TemporaryDirectory() as scratch:
         try:
             news = step(Trained(task, folder), Path(scratch))
