@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -16,7 +17,8 @@ from tests.benchmarks import report
 from tests.benchmarks.cases import CASES
 from tests.benchmarks.rows import Row
 
-_OUTPUT = Path(__file__).parents[2] / "docs" / "performance"
+_ROOT = Path(__file__).parents[2]
+_OUTPUT, _SO_FAR = _ROOT / "docs" / "performance", _ROOT / "build" / "benchmarks.json"
 _ON_GPU = ("torch", "jax")
 _NOT_ON_GPU = ("memory", "indices")
 # Long, for an answer that changes rarely: measured where it is asked for.
@@ -52,6 +54,9 @@ def main() -> int:
                     failures[label] = result
                 else:
                     rows += result
+                    # What is there after a run that was stopped.
+                    _SO_FAR.parent.mkdir(exist_ok=True)
+                    _SO_FAR.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
                 spent = f"{time.perf_counter() - start:.0f} s, {_of_children() - before:.0f} of processors"
                 print(f"{label}: {spent}", file=sys.stderr, flush=True)
     if only or options.device:

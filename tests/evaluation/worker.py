@@ -126,6 +126,8 @@ def _scores(fitted: Fitted, damping: float, test: Any) -> NDArray[np.float64]:
 
 
 def _short(error: BaseException) -> str:
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return f"needs more than {_MEMORY >> 30} GiB"
     if isinstance(error, NotHere):
         return str(error)
     if isinstance(error.__cause__, NotHere):  # raised in the middle of a loss
