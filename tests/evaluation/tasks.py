@@ -143,9 +143,9 @@ def _sentence_encoder() -> dict[str, Tensor]:
 
 _ALL = (
     Task("breast-cancer", "Breast cancer, logistic regression", _breast_cancer,
-         lambda: nn.Sequential(nn.Linear(30, 2)), 0.01, subsets=100),
+         lambda: nn.Sequential(nn.Linear(30, 2)), 0.01, subsets=80),
     Task("softmax", "Digits, softmax regression", _digits,
-         lambda: nn.Sequential(nn.Linear(64, 10)), 0.01, subsets=100),
+         lambda: nn.Sequential(nn.Linear(64, 10)), 0.01, subsets=80),
     Task("mlp", "Digits, perceptron 64–32–10", _digits, _perceptron, 1e-3, 200, 2),
     Task("cnn", "Digits, convolutions", _digits, _Convolutions, 1e-3, 100, 2),
     Task("sentences", "Sentences, attention, tuned from other sentences", _sentences, _sentence_classifier,

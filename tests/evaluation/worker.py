@@ -27,7 +27,7 @@ from tests.evaluation import ours, peers
 from tests.evaluation.methods import DAMPINGS, Fitted, Method, NotHere
 from tests.evaluation.tasks import Trained
 
-_CHOOSING, _CHOOSING_ALL, _MEASURING = 15.0, 60.0, 30.0
+_CHOOSING, _CHOOSING_ALL, _MEASURING = 10.0, 45.0, 30.0
 """Seconds that a method has at each damping, at all of them, and for each of its measurements."""
 
 _MEMORY = 8 << 30
