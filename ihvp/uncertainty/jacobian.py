@@ -28,6 +28,8 @@ _NUMBERS = 1 << 24
 _OUTPUTS = 20
 # Rows that are multiplied at once, which stay in a processor's cache (1 MiB in float64).
 _CACHED = 1 << 17
+# So many times fewer units than parameters, for each derivative; the most numbers for a unit of all layers.
+_UNITS, _WIDEST = 8, 1 << 18
 
 Pulled: TypeAlias = dict[str, tuple[Layer, Vector, Vector]]
 
@@ -106,13 +108,21 @@ def rows_of(pulled: Pulled) -> Vector:
     return xp.concat([parts[start].T for start in sorted(parts)], axis=1).T
 
 
-def single_places(objective: Objective, pulled: Pulled) -> bool:
-    """Whether each layer serves one place of an example, in the host's memory: rows are ``g ⊗ a`` there."""
-    return on_host(objective.space) and all(g.shape[2:4] == (1, 1) for _, _, g in pulled.values())
+def sums_first(objective: Objective, pulled: Pulled) -> bool:
+    """Whether the sum over V derivatives is to come before products of rows, which are ``g ⊗ a`` then.
+
+    They are where each layer serves one place of an example. It pays on the host for several derivatives, and
+    layers that are not so wide that their inputs are few beside their outputs.
+    """
+    gradients = [gradient for _, _, gradient in pulled.values()]
+    units, size = [g.shape[-1] for g in gradients], objective.num_params
+    if not on_host(objective.space) or any(g.shape[2:4] != (1, 1) for g in gradients):
+        return False
+    return bool(_UNITS * sum(units) <= (len(gradients[0]) - 1) * size and max(units) * size <= _WIDEST)
 
 
 def gram_of_roots(pulled: Pulled, root: Vector) -> NDArray[Any]:
-    """``J Wᵀ W Jᵀ`` of each example, ``(B, V, V)``, for W, ``(m, P)``, and :func:`single_places`.
+    """``J Wᵀ W Jᵀ`` of each example, ``(B, V, V)``, for W, ``(m, P)``, where :func:`sums_first`.
 
     W is contracted with a layer's inputs before its V derivatives, at the cost of one of these in place of V.
     """
@@ -137,24 +147,25 @@ def gram_of_roots(pulled: Pulled, root: Vector) -> NDArray[Any]:
 
 
 def square_of_rows(pulled: Pulled, size: int) -> NDArray[Any]:
-    """``Σ_n Σ_v J_nᵀ c_v c_vᵀ J_n``, ``(P, P)``, for :func:`single_places`.
+    """``Σ_n Σ_v J_nᵀ c_v c_vᵀ J_n``, ``(P, P)``, where :func:`sums_first`.
 
     With ``g ⊗ a`` for rows it is ``Σ_n (Σ_v g gᵀ) ⊗ (a aᵀ)``: V derivatives take the time of one.
     """
     layers = [layer for layer, _, _ in pulled.values()]
     inputs = [algebra.to_numpy(a)[:, 0, 0] for _, a, _ in pulled.values()]
     gradient = np.concatenate([algebra.to_numpy(g)[:, :, 0, 0] for _, _, g in pulled.values()], axis=2)
-    moments = gradient.transpose(1, 2, 0) @ gradient.transpose(1, 0, 2)  # (B, units, units)
     ends = np.cumsum([layer.d_out for layer in layers])
-    square = np.zeros((size, size), moments.dtype)
+    square = np.zeros((size, size), gradient.dtype)
     step = max(1, _CACHED // size)
-    for start in range(0, len(moments), step):
+    for start in range(0, gradient.shape[1], step):
         some, stop = slice(start, start + step), 0
+        part = gradient[:, some]
+        moments = part.transpose(1, 2, 0) @ part.transpose(1, 0, 2)  # (b, units, units)
         for own, layer in enumerate(layers):
             for unit in range(ends[own] - layer.d_out, ends[own]):
                 # With this unit and those after it; the others are their mirror image.
                 weighted = [
-                    moments[some, unit, max(unit, end - other.d_out) : end, None] * a[some, None, :]
+                    moments[:, unit, max(unit, end - other.d_out) : end, None] * a[some, None, :]
                     for other, end, a in zip(layers[own:], ends[own:], inputs[own:], strict=True)
                 ]
                 flat = np.concatenate([part.reshape(len(part), -1) for part in weighted], axis=1)
@@ -193,7 +204,7 @@ def gauss_newton_matrix(objective: Objective) -> Vector | None:
             return None
         for some in roots:
             pulled = pulled_layers(model, some)
-            if single_places(objective, pulled):
+            if sums_first(objective, pulled):
                 square = square_of_rows(pulled, objective.num_params)
             else:
                 # numpy multiplies a matrix and its own transpose in half of the operations.

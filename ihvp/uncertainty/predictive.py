@@ -28,7 +28,7 @@ from ihvp.uncertainty.jacobian import (
     pulled_layers,
     require_layers,
     rows_of,
-    single_places,
+    sums_first,
     unit_cotangents,
 )
 from ihvp.uncertainty.posterior import KnownPosterior
@@ -147,7 +147,7 @@ def output_covariance(
             require_used(factors, pulled, predict)
             parts = [host(_by_factors(*factors[name], *pulled[name])) for name in factors]
             found.append(np.sum(parts, axis=0))
-        elif whole and root is not None and single_places(objective, pulled):
+        elif whole and root is not None and sums_first(objective, pulled):
             found.append(host(gram_of_roots(pulled, root)))
         else:
             rows = rows_of(pulled) if whole else jacobian(objective, predict, piece, model, units)

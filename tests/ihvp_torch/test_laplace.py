@@ -107,6 +107,10 @@ def test_predictions_are_those_of_the_jacobian(name, curvature, monkeypatch):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gauss_newton_matrices_from_roots(name, monkeypatch):
     monkeypatch.setattr(jacobian, "_CACHED", 100)  # a few examples at a time
+    square, late = jacobian.square_of_rows, []
+    monkeypatch.setattr(
+        jacobian, "square_of_rows", lambda pulled, size: late.append(size) or square(pulled, size)
+    )
     objective = OBJECTIVES[name]
     weighted = objective.on(objective.batches.data, loss=weighted_loss, weights=lambda batch: batch[1] + 0.5)
     for some in (objective, weighted, objective.on(list(pieces(objective)))):
@@ -114,6 +118,7 @@ def test_gauss_newton_matrices_from_roots(name, monkeypatch):
         assert (formed is None) == (name in ("embedding", "parameter without a layer"))
         if formed is not None:
             assert_allclose(formed, ihvp.GaussNewton(some).to_dense(), rtol=1e-10, atol=1e-14)
+    assert bool(late) == (name in ("mlp", "last layer"))
 
 
 def pieces(objective):
