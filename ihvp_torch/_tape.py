@@ -126,7 +126,8 @@ class Tape:
                     nodes[step.result + number] = graph.call_function(operator.getitem, (node, number))
         graph.output([None if place is None else nodes[place] for place in self._outputs])
         graph.eliminate_dead_code()
-        program: Callable[..., list[Tensor | None]] = fx.GraphModule(root, graph)
+        # Without what a module does around it.
+        program: Callable[..., list[Tensor | None]] = fx.GraphModule(root, graph).forward
         return program
 
     def play(self, inputs: Sequence[Tensor]) -> list[Tensor | None]:
