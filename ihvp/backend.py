@@ -141,9 +141,9 @@ class SupportsBatchProducts(Protocol):
     def batch_products(
         self, loss: Loss | OutputLoss, params: Params, predict: Predict | None = None
     ) -> Callable[[Batch, Vector], Vector]:
-        """The map ``(batch, v) ↦ ∇² loss(params, batch) · v``, with ``predict`` that of :meth:`gnvp`.
+        """The map ``(batch, v) ↦ ∇² loss(params, batch) · v`` at parameters that stay as they are.
 
-        It is used while the parameters stay as they are, each batch once.
+        With ``predict`` its products are those of :meth:`SupportsGaussNewton.gnvp`. Each batch comes once.
         """
 
 
@@ -176,7 +176,10 @@ class SupportsLinearizeGaussNewton(Protocol):
     def linearize_gauss_newton(
         self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch
     ) -> Matvec:
-        """The map ``v ↦ gnvp(predict, loss, params, batch, v)``; of its kind is that of ``linearize``."""
+        """The map ``v ↦ gnvp(predict, loss, params, batch, v)``.
+
+        It is one like that of :meth:`SupportsLinearize.linearize`.
+        """
 
 
 @runtime_checkable
