@@ -133,7 +133,7 @@ def _short(error: BaseException) -> str:
     if isinstance(error.__cause__, NotHere):  # raised in the middle of a loss
         return str(error.__cause__)
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{type(error).__name__}: {first}"[:300]
+    return f"{type(error).__name__}: {first}"[:60]
 
 
 def main(task: str, slug: str, folder: Path) -> None:
