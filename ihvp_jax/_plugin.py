@@ -32,7 +32,8 @@ def ihvp_backend() -> BackendPlugin:
         install="pip install 'ihvp[jax]'",
         factory=_factory,
         types=("jax", "jaxlib", "flax"),
-        capabilities=frozenset(CAPABILITIES) - {"reduce", "product_error"},
+        capabilities=frozenset(CAPABILITIES)
+        - {"reduce", "product_error", "batch_products", "linearize_gauss_newton"},
         dialect=_dialect,
         environment={"JAX_ENABLE_X64": "1"},
     )

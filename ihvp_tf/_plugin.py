@@ -32,6 +32,7 @@ def ihvp_backend() -> BackendPlugin:
         install="pip install 'ihvp[tf]'",
         factory=_factory,
         types=("tensorflow", "keras"),
-        capabilities=frozenset(CAPABILITIES) - {"linearize", "reduce", "product_error"},
+        capabilities=frozenset(CAPABILITIES)
+        - {"linearize", "reduce", "product_error", "batch_products", "linearize_gauss_newton"},
         dialect=_dialect,
     )

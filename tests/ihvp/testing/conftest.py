@@ -53,6 +53,14 @@ class Reference(AutogradBackend):
         columns = [J.T @ curvature(J @ column) for column in np.atleast_2d(v.T)]
         return (columns[0] if v.ndim == 1 else np.stack(columns, axis=1)).astype(w.dtype)
 
+    def linearize_gauss_newton(self, predict, loss, params, batch):
+        return Linearised(lambda: self.flatten(params), lambda v: self.gnvp(predict, loss, params, batch, v))
+
+    def batch_products(self, loss, params, predict=None):
+        if predict is None:
+            return lambda batch, v: self.hvp(loss, params, batch, v)
+        return lambda batch, v: self.gnvp(predict, loss, params, batch, v)
+
     def push_forward(self, predict, params, batch, v):
         w = self.flatten(params)
 
@@ -112,7 +120,15 @@ class Reference(AutogradBackend):
 
     def around(self, name, function):
         """Put ``function(original, functions, params, batch)`` in the place of a method."""
-        original, losses = getattr(self, name), 2 if name == "gnvp" else 1
+        original, losses = getattr(self, name), 2 if name in ("gnvp", "linearize_gauss_newton") else 1
+
+        def products(loss, params):
+            return lambda batch, v: function(
+                lambda functions, params, batch: original(*functions, params)(batch, v),
+                (loss,),
+                params,
+                batch,
+            )
 
         def method(*arguments):
             functions, (params, batch, *rest) = arguments[:losses], arguments[losses:]
@@ -123,14 +139,14 @@ class Reference(AutogradBackend):
                 batch,
             )
 
-        setattr(self, name, method)
+        setattr(self, name, products if name == "batch_products" else method)
 
     def change_results(self, name, change):
-        """Change the results of a method; of ``linearize``, those of its maps."""
+        """Change the results of a method, or those of the maps that it gives."""
 
         def method(original, functions, params, batch):
             result = original(functions, params, batch)
-            if name == "linearize":
+            if name in ("linearize", "linearize_gauss_newton"):
                 return lambda v: change(result(v))
             return type(result)(map(change, result)) if isinstance(result, tuple) else change(result)
 
