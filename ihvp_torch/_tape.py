@@ -45,7 +45,6 @@ class _Step:
     count: int
     many: bool  # whether it is a sequence of results
     last: tuple[int, ...] = ()  # the places that no later step reads
-
     stacked: bool = True  # whether an argument is a Stacked where many vectors are meant
 
     def of(self, values: Sequence[Any], *, stacked: bool) -> Any:

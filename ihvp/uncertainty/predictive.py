@@ -33,8 +33,6 @@ from ihvp.uncertainty.jacobian import (
 )
 from ihvp.uncertainty.posterior import KnownPosterior
 
-# Derivatives of outputs hold at most so many numbers at once (64 MiB in float32).
-_NUMBERS = 1 << 24
 _MISMATCH = 1e-3
 
 

@@ -117,13 +117,17 @@ def _perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
 
 
+def _untrained_classifier() -> _Attention:
+    return _Attention(len(" ".join((_ANYWHERE, *_TOPICS)).split()), _LENGTH, len(_TOPICS))
+
+
 def _sentence_classifier() -> nn.Module:
     """A network that was trained on other sentences, with a new head: trainings tune it further.
 
     From random embeddings two trainings on the same half agree so little (their losses have a rank
     correlation of 0.17 over halves) that no score could foretell either.
     """
-    net = _Attention(len(" ".join((_ANYWHERE, *_TOPICS)).split()), _LENGTH, len(_TOPICS))
+    net = _untrained_classifier()
     net.load_state_dict(_sentence_encoder())
     return net
 
@@ -135,7 +139,7 @@ def _sentence_encoder() -> dict[str, Tensor]:
     others = torch.tensor(np.random.default_rng(0).permutation(len(y))[task.training + _TUNING + _JUDGED :])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = _Attention(len(" ".join((_ANYWHERE, *_TOPICS)).split()), _LENGTH, len(_TOPICS))
+        net = _untrained_classifier()
         _by_adam(net, x[others], y[others], 0.01, task.decay, task.steps)
         net.head.reset_parameters()
     return net.state_dict()
