@@ -148,8 +148,17 @@ class CurvatureOperator(LinearOperator):
             return examples.rows(generator.choice(examples.count, size=batch_size, replace=False))
 
         draw = examples.draws(batch_size) if replace else without_replacement
-        product = self._batch_products()
-        return lambda generator: _BatchMean(self, product, draw(generator), batch_size, share)
+        last: np.random.Generator | None = None
+        product: Callable[[Batch, Vector], Vector] = self.batch_product
+
+        def drawn(generator: np.random.Generator) -> LinearOperator:
+            # Another generator begins another solve, before which parameters may have been replaced.
+            nonlocal last, product
+            if generator is not last:
+                last, product = generator, self._batch_products()
+            return _BatchMean(self, product, draw(generator), batch_size, share)
+
+        return drawn
 
     def _batch_products(self) -> Callable[[Batch, Vector], Vector]:
         """:meth:`batch_product` for many batches at the present parameters."""

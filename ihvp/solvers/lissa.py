@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -132,10 +132,6 @@ class LiSSA(Solver):
 
     def apply(self, prepared: Series, v: Vector, *, x0: Vector | None, monitor: Monitor) -> Solution:
         course = Course(self.recursion_depth, self.num_samples, self.average, self.rtol or 0.0, self.seed)
-        if self.batch_size is not None:
-            # Products at many batches are bound to the parameters of their time.
-            draw = prepared.operator.sampler(self.batch_size, replace=self.replace)
-            prepared = replace(prepared, draw=draw)
         recursion = Recursion(prepared, course, v, x0, monitor)
         if prepared.scale == 0 and np.any(recursion.sizes):
             ritz = contraction.spectrum(recursion.operator, recursion.worst())
