@@ -26,10 +26,13 @@ from ihvp.objective import Objective
 from ihvp.operators import LinearOperator
 from ihvp.packages import required
 from ihvp.progress import track
-from ihvp.solvers import Solver, solve
+from ihvp.solvers import CG, Solver, solve
+from ihvp.solvers.tolerances import relative_tolerance
 
 if TYPE_CHECKING:
     import pandas
+
+_RESIDUAL = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +139,11 @@ def dampings(
         As for :meth:`ihvp.Influence.scores`.
     dampings : sequence of float
         Different numbers ≥ 0.
-    curvature, solver, train_loss
+    curvature, train_loss
         As for :class:`ihvp.Influence`, which chooses for the smallest damping where nothing is named.
+    solver : Solver or "auto", optional
+        By default CG to a relative residual of 1e-3: the ranks of scores do not see what is left, and float32
+        has such residuals at small dampings, too.
 
     Raises
     ------
@@ -169,6 +175,9 @@ def dampings(
     masks_of(objective, outcomes.subsets)
     values = np.sort(values)
     model = Influence(objective, float(values[0]), solver, train_loss=train_loss, curvature=curvature)._model
+    chosen = model.inverse.solver
+    if solver is None and isinstance(chosen, CG):
+        chosen = CG(rtol=max(_RESIDUAL, relative_tolerance(None, objective.space)))
     question, training = model.question(test_data, test_loss), model.training()
     subsets, tests = outcomes.losses.shape
     if question.num_examples != tests:
@@ -179,7 +188,7 @@ def dampings(
     columns = tile_columns(training.num_params, training.num_examples)
     each = training.without_data()
     with track("Dampings", tests * training.num_examples, progress) as advance:
-        for asked, products in _queries(model, question, training, values, progress):
+        for asked, products in _queries(model, question, training, values, chosen, progress):
             rows = slice(asked.first, asked.first + asked.count)
             for block in counted_blocks(training, columns):
                 tile = products(each, block) / model.total
@@ -199,6 +208,7 @@ def _queries(
     question: Objective,
     training: Objective,
     dampings: NDArray[np.float64],
+    solver: Solver,
     progress: bool | None,
 ) -> Iterator[tuple[Block, Callable[[Objective, Block], NDArray[np.float64]]]]:
     """Blocks of test points, and what gives their products with a block of examples, ``(L, k, b)``."""
@@ -216,7 +226,7 @@ def _queries(
 
             yield asked, contracted
         return
-    operator, solver = model.inverse.operator, model.inverse.solver
+    operator = model.inverse.operator
     # The solves of all dampings are held together.
     most = max(1, rows_at_once(operator.space.size) // (2 * len(dampings)))
     for asked in counted_blocks(question, min(most, solve_width(model.inverse, question.num_examples))):

@@ -17,6 +17,7 @@ from ihvp.kronecker import KFAC
 from ihvp.memory import on_host
 from ihvp.objective import Objective
 from ihvp.projection import Projection
+from ihvp.projection.eigen import EigenMap, eigen_map
 from ihvp.projection.factored import FactoredMap
 from ihvp.projection.map import DenseMap, RandomMap, SparseMap
 
@@ -35,17 +36,20 @@ class Features:
     def __init__(
         self, projection: Projection, objective: Objective, curvature: KFAC | None, damping: float
     ) -> None:
-        self.map: RandomMap = (
-            FactoredMap(projection, objective)
-            if projection.kind == "factored"
-            else (SparseMap if projection.kind == "sparse" else DenseMap)(projection, objective.num_params)
-        )
+        self.map: RandomMap
+        if projection.kind == "eigen":
+            self.map, curvature = eigen_map(projection, curvature, damping), None  # it has the root in it
+        elif projection.kind == "factored":
+            self.map = FactoredMap(projection, objective)
+        else:
+            made = SparseMap if projection.kind == "sparse" else DenseMap
+            self.map = made(projection, objective.num_params)
         self._curvature, self._damping = curvature, damping
 
     @property
     def parts(self) -> dict[str, slice]:
         """The numbers that belong to each layer, where the projection keeps them apart."""
-        return dict(self.map.parts) if isinstance(self.map, FactoredMap) else {}
+        return dict(self.map.parts)
 
     def width(self, objective: Objective) -> int:
         """How many examples make a block."""
@@ -75,7 +79,7 @@ class Features:
         parts = []
         for batch in block.batches:
             with loss_on(what, batch):
-                assert isinstance(self.map, FactoredMap)
+                assert isinstance(self.map, FactoredMap | EigenMap)
                 parts.append(algebra.to_numpy(self.map.project_examples(objective, batch, power)))
         return np.concatenate(parts)
 
@@ -88,7 +92,9 @@ class Features:
         return algebra.to_numpy(whitened.T)
 
     def _by_layers(self, objective: Objective) -> bool:
-        return self._curvature is None and isinstance(self.map, FactoredMap) and self.map.serves(objective)
+        if self._curvature is not None or not isinstance(self.map, FactoredMap | EigenMap):
+            return False
+        return self.map.serves(objective)
 
     def _root(self, values: Vector) -> Vector:
         return (values + self._damping) ** -0.5

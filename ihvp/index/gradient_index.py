@@ -208,7 +208,7 @@ class GradientIndex(Streamed):
         Raises
         ------
         InvalidOption
-            "layer": the projection mixes the layers, it is not "factored".
+            "layer": the projection mixes the layers, it is not "factored" or "eigen".
         """
         check_choice("by", by, ("layer", "token"))
         if by == "layer" and not self.parts:

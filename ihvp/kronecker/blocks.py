@@ -36,12 +36,16 @@ class Block(ABC):
         """The block with its factors damped one by one; with its eigenvalues damped where it has none."""
 
     @abstractmethod
-    def function(self, v: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
-        """``Q of(values) Qᵀ v`` for the entries of a block ``(P, k)``: for each of the slices ``(…, k)``."""
+    def coordinates(self, v: Vector) -> Vector:
+        """``Qᵀ v`` of the entries of a block ``(P, k)``, as ``(k, *values.shape)``."""
 
     @abstractmethod
-    def colour(self, white: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
-        """``Q of(values) w`` in the same form, for independent numbers w in place of v's."""
+    def back(self, values: Vector, coordinates: Vector) -> list[Vector]:
+        """``Q (values c)`` of coordinates c: for each of the slices ``(…, k)``."""
+
+    def function(self, v: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
+        """``Q of(values) Qᵀ v`` for the entries of a block ``(P, k)``: for each of the slices ``(…, k)``."""
+        return self.back(of(self.values), self.coordinates(v))
 
 
 class KroneckerBlock(Block):
@@ -79,17 +83,15 @@ class KroneckerBlock(Block):
         """``Q_Bᵀ M Q_A``."""
         return _rotated(matrices, self.q_out, self.q_in)
 
-    def back(self, values: Vector, matrices: Vector) -> Vector:
+    def rotate_back(self, values: Vector, matrices: Vector) -> Vector:
         """``Q_B M Q_Aᵀ``, the matrices M times the values."""
         return _back(values, matrices, self.q_out, self.q_in)
 
-    def function(self, v: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
-        rotated = _read(v, self.q_out, self.q_in, self.layer)
-        return _parts(of(self.values), rotated, self.q_out, self.q_in, self.layer)
+    def coordinates(self, v: Vector) -> Vector:
+        return _read(v, self.q_out, self.q_in, self.layer)
 
-    def colour(self, white: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
-        matrices = self.layer.read(white)
-        return _parts(of(self.values), matrices, self.q_out, self.q_in, self.layer)
+    def back(self, values: Vector, coordinates: Vector) -> list[Vector]:
+        return _parts(values, coordinates, self.q_out, self.q_in, self.layer)
 
 
 class DenseBlock(Block):
@@ -101,11 +103,11 @@ class DenseBlock(Block):
     def split(self, damping: float) -> Block:
         return DenseBlock(self.name, self.slices[0], self.values + damping, self.vectors)
 
-    def function(self, v: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
-        return [self.vectors @ (of(self.values)[:, None] * (self.vectors.T @ v[self.slices[0], :]))]
+    def coordinates(self, v: Vector) -> Vector:
+        return v[self.slices[0], :].T @ self.vectors
 
-    def colour(self, white: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
-        return [self.vectors @ (of(self.values)[:, None] * white[self.slices[0], :])]
+    def back(self, values: Vector, coordinates: Vector) -> list[Vector]:
+        return [self.vectors @ (values * coordinates).T]
 
 
 class DiagonalBlock(Block):
@@ -119,11 +121,11 @@ class DiagonalBlock(Block):
     def split(self, damping: float) -> Block:
         return DiagonalBlock(self.name, self.slices[0], self.values + damping)
 
-    def function(self, v: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
-        return [of(self.values)[:, None] * v[self.slices[0], :]]
+    def coordinates(self, v: Vector) -> Vector:
+        return v[self.slices[0], :].T
 
-    def colour(self, white: Vector, of: Callable[[Vector], Vector]) -> list[Vector]:
-        return self.function(white, of)
+    def back(self, values: Vector, coordinates: Vector) -> list[Vector]:
+        return [(values * coordinates).T]
 
 
 def eigenvectors(matrices: Vector, like: Vector, *, definite: bool = True) -> tuple[Vector, Vector]:

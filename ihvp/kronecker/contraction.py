@@ -62,7 +62,7 @@ class Contraction:
         """
         names = [block.name for block in self._blocks]
         found, factors = example_gradients(objective, batch, power, names)
-        rows = [_rows(block, *found[block.name], factors) for block in self._blocks]
+        rows = [weight_rows(block, *found[block.name], factors) for block in self._blocks]
         for part in rows:
             if not all(map(algebra.all_finite, part if isinstance(part, tuple) else (part,))):
                 raise NonFinite("A gradient of the examples")
@@ -156,7 +156,7 @@ class _Kernel:
         return rows[0] @ self._block.q_out[0], rows[1] @ self._block.q_in[0]
 
     def _multiplied(self, rotated: Vector) -> Vector:
-        return _flat(self._block.back(self._values, rotated))
+        return _flat(self._block.rotate_back(self._values, rotated))
 
 
 @algebra.fused()
@@ -181,7 +181,10 @@ def _low_rank(values: Vector, tolerance: float) -> _Terms | None:
     return _Terms(algebra.as_like(left, values), algebra.as_like(right, values))
 
 
-def _rows(block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: NDArray[np.float64]) -> Rows:
+def weight_rows(
+    block: KroneckerBlock, inputs: Vector, gradient: Vector, factors: NDArray[np.float64]
+) -> Rows:
+    """The gradients by one layer's weights, from what :func:`example_gradients` has for it."""
     xp, layer = array_api_compat.array_namespace(gradient), block.layer
     gradient = gradient * algebra.as_like(factors, gradient)[:, None, None, None]
     if layer.groups == 1 and gradient.shape[1] == 1 and block.q_in is not None:

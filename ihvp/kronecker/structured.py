@@ -44,7 +44,7 @@ class BlockStructured(LinearOperator):
 
     def function(self, v: Vector, of: Callable[[Vector], Vector]) -> Vector:
         """``f(A) v`` of a flat native vector or block, with f, ``of``, applied to the eigenvalues."""
-        return self._join(v, [block.function(_block(v), of) for block in self.blocks])
+        return self.join(v, [block.function(_block(v), of) for block in self.blocks])
 
     def solve_damped(self, v: Vector, damping: float) -> Vector:
         """``(A + λI)⁻¹ v`` of a flat native vector or block; by the pseudo-inverse where that is singular."""
@@ -80,9 +80,13 @@ class BlockStructured(LinearOperator):
         check_integer("n", n, 1)
         check_seed(seed)
         self.require_definite(damping)
-        white = self.space.asarray(np.random.default_rng(seed).standard_normal((int(n), self.space.size))).T
-        draws = [block.colour(white, lambda values: (values + damping) ** -0.5) for block in self.blocks]
-        return self._join(white, draws)
+        white = self.space.asarray(np.random.default_rng(seed).standard_normal((int(n), self.space.size)))
+        xp, draws, start = array_api_compat.array_namespace(white), [], 0
+        for block in self.blocks:
+            own = xp.reshape(white[:, start : start + block.size], (int(n), *block.values.shape))
+            draws.append(block.back((block.values + damping) ** -0.5, own))
+            start += block.size
+        return self.join(white.T, draws)
 
     def require_definite(self, damping: float) -> None:
         """Refuse, as InvalidOption, a damping with which ``A + λI`` is not positive definite."""
@@ -104,7 +108,8 @@ class BlockStructured(LinearOperator):
             found.append(float(getattr(xp, which)(block.values)))
         return float(getattr(np, which)(found))
 
-    def _join(self, v: Vector, parts: list[list[Vector]]) -> Vector:
+    def join(self, v: Vector, parts: list[list[Vector]]) -> Vector:
+        """What the blocks have for each of their slices, ``(…, k)``, in the form of v."""
         placed = [
             (place.start, part)
             for block, found in zip(self.blocks, parts, strict=True)

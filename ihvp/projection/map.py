@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import array_api_compat
@@ -27,6 +27,10 @@ class RandomMap(Protocol):
 
     dim: int  # how many numbers it gives
 
+    @property
+    def parts(self) -> Mapping[str, slice]:
+        """The numbers of each layer, where they are kept apart."""
+
     def project(self, rows: Vector) -> Vector:
         """``R x`` of each row x, ``(b, P)``, as rows ``(b, dim)``."""
 
@@ -44,6 +48,8 @@ def check_dim(projection: Projection, size: int) -> None:
 
 class DenseMap:
     """Independent entries ±1/√dim, or normal ones with that deviation."""
+
+    parts: Mapping[str, slice] = {}
 
     def __init__(self, projection: Projection, size: int) -> None:
         check_dim(projection, size)
@@ -82,6 +88,8 @@ class SparseMap:
     parameters of one run never fall together, and two of different runs do with probability 1/dim. That is
     all that the variance asks for, and only neighbours in memory are read and written together.
     """
+
+    parts: Mapping[str, slice] = {}
 
     def __init__(self, projection: Projection, size: int) -> None:
         check_dim(projection, size)

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 from ihvp.arguments import check_choice, check_integer, check_seed
 
-ProjectionKind: TypeAlias = Literal["sparse", "rademacher", "gaussian", "factored"]
+ProjectionKind: TypeAlias = Literal["sparse", "rademacher", "gaussian", "factored", "eigen"]
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,15 @@ class Projection:
     ----------
     dim : int
         How many numbers are kept of a gradient; at most P.
-    kind : {"sparse", "rademacher", "gaussian", "factored"}
+    kind : {"sparse", "rademacher", "gaussian", "factored", "eigen"}
         "sparse": one ±1 in each column, at one addition a parameter (Kane and Nelson, "Sparser
         Johnson–Lindenstrauss transforms", JACM 61, 2014). "rademacher", "gaussian": independent entries, at
         dim multiplications a parameter. "factored": for each layer of a model a product
         :math:`R_{out} \otimes R_{in}` of random orthonormal rows, so that the gradient of an example is never
         formed (Choe et al., "What is your data worth to GPT?", 2024, section 3.1); its variance is larger,
-        and parameters outside of layers are left out. At most dim numbers, shared by the layers.
+        and parameters outside of layers are left out. At most dim numbers, shared by the layers. "eigen": not
+        random, but the coordinates along the eigenvectors of an index's ``curvature`` with the largest
+        eigenvalues, which loses least where dim is a good part of P.
     seed : int
 
     Examples

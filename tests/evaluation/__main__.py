@@ -56,7 +56,9 @@ def evaluate(name: str, folder: Path) -> None:
     trained = Trained(name, folder)
     judged = Judged(trained)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.evaluation.worker"])
+    # With all code loaded, also what torch loads at the first gradient: it takes longer than most methods.
+    libraries = {module for method in worker.METHODS.values() for module in method.modules}
+    context.set_forkserver_preload(["tests.evaluation.worker", "torch._dynamo", *sorted(libraries)])
 
     def score(slug: str) -> None:
         process = context.Process(target=worker.main, args=(name, slug, folder))

@@ -60,16 +60,19 @@ def _at(index: ihvp.GradientIndex, damping: float) -> ihvp.GradientIndex:
     return index
 
 
-def _whitened(trained: Trained, folder: Path) -> Fitted:
-    objective = trained.objective()
-    factors, projection = ihvp.EKFAC(objective), ihvp.Projection(trained.dim)
+def _whitened(kind: Any) -> Callable[[Trained, Path], Fitted]:
+    def fit(trained: Trained, folder: Path) -> Fitted:
+        objective = trained.objective()
+        factors, projection = ihvp.EKFAC(objective), ihvp.Projection(trained.dim, kind)
 
-    def scores(damping: float, *test: Any) -> Any:
-        out = folder / f"index-{damping:g}"
-        index = ihvp.build_index(objective, out, projection, curvature=factors, damping=damping)
-        return index.scores(test)
+        def scores(damping: float, *test: Any) -> Any:
+            out = folder / f"index-{damping:g}"
+            index = ihvp.build_index(objective, out, projection, curvature=factors, damping=damping)
+            return index.scores(test)
 
-    return scores
+        return scores
+
+    return fit
 
 
 def _trak(trained: Trained, folder: Path) -> Fitted:
@@ -116,7 +119,8 @@ METHODS = (
     _influence("Arnoldi: Gauss–Newton, 50 eigenpairs", _pairs),
     Method("RelatIF, EK-FAC", "ihvp", _relatif, tuned=True),
     Method("Index, own Gram matrix", "ihvp", _index, tuned=True),
-    Method("Index, EK-FAC", "ihvp", _whitened, tuned=True),
+    Method("Index, EK-FAC", "ihvp", _whitened("eigen"), tuned=True),
+    Method("Index, EK-FAC, sparse", "ihvp", _whitened("sparse"), tuned=True),
     Method("LoGra", "ihvp", _logra, tuned=True),
     Method("TRAK, one training", "ihvp", _trak, tuned=True),
     Method("TracIn, 5 checkpoints", "ihvp", _tracin),

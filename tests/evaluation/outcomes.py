@@ -18,6 +18,7 @@ processes."""
 _INDICES = {
     "own Gram matrix": ("ihvp-index--own-gram-matrix", "ihvp-influence--outer-products", ihvp.OPG),
     "EK-FAC": ("ihvp-index--ek-fac", "ihvp-influence--ek-fac", ihvp.EKFAC),
+    "EK-FAC, sparse": ("ihvp-index--ek-fac--sparse", "ihvp-influence--ek-fac", ihvp.EKFAC),
 }
 """Each index, and what it is without the projection."""
 

@@ -30,13 +30,14 @@ class Task:
     name: str
     title: str
     read: Callable[[], Data]
-    net: Callable[[], nn.Module]  # as a training begins with it
+    net: Callable[[], nn.Module]
     decay: float  # γ of the regulariser γ/2 ‖ω‖², a part of what is minimised
     steps: int = 0  # of Adam over all the data, with a cosine; 0: L-BFGS to the optimum
     seeds: int = 1  # trainings on each of the subsets that judge
     subsets: int = 60
     rate: float = 0.01
     training: int = 300
+    start: Callable[[nn.Module], None] = lambda net: None  # what the network has learnt before a training
 
 
 @dataclass(frozen=True)
@@ -117,19 +118,17 @@ def _perceptron() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
 
 
-def _untrained_classifier() -> _Attention:
+def _sentence_classifier() -> nn.Module:
     return _Attention(len(" ".join((_ANYWHERE, *_TOPICS)).split()), _LENGTH, len(_TOPICS))
 
 
-def _sentence_classifier() -> nn.Module:
-    """A network that was trained on other sentences, with a new head: trainings tune it further.
+def _know_other_sentences(net: nn.Module) -> None:
+    """Begin with what was learnt from other sentences, but with a new head: trainings tune it further.
 
     From random embeddings two trainings on the same half agree so little (their losses have a rank
     correlation of 0.17 over halves) that no score could foretell either.
     """
-    net = _untrained_classifier()
     net.load_state_dict(_sentence_encoder())
-    return net
 
 
 @cache
@@ -139,9 +138,9 @@ def _sentence_encoder() -> dict[str, Tensor]:
     others = torch.tensor(np.random.default_rng(0).permutation(len(y))[task.training + _TUNING + _JUDGED :])
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = _untrained_classifier()
+        net = task.net()
         _by_adam(net, x[others], y[others], 0.01, task.decay, task.steps)
-        net.head.reset_parameters()
+        net.head.reset_parameters()  # type: ignore[operator, union-attr]
     return net.state_dict()
 
 
@@ -153,7 +152,7 @@ _ALL = (
     Task("mlp", "Digits, perceptron 64–32–10", _digits, _perceptron, 1e-3, 200, 2),
     Task("cnn", "Digits, convolutions", _digits, _Convolutions, 1e-3, 100, 2),
     Task("sentences", "Sentences, attention, tuned from other sentences", _sentences, _sentence_classifier,
-         1e-3, 100, rate=0.003),
+         1e-3, 100, rate=0.003, start=_know_other_sentences),
 )  # fmt: skip
 TASKS = {task.name: task for task in _ALL}
 
@@ -189,6 +188,7 @@ def trained(name: str, kept: Any, seed: int, checkpoints: list[Any] | None = Non
     x, y = x[torch.as_tensor(kept)], y[torch.as_tensor(kept)]
     torch.manual_seed(seed)
     net = task.net()
+    task.start(net)
     if not task.steps:  # convex: to an optimum that float32 cannot tell from it
         net = net.double()
         for p in net.parameters():

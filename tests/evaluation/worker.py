@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import gc
 import json
 import multiprocessing
 import resource
@@ -20,17 +20,17 @@ import torch
 from numpy.typing import NDArray
 
 import ihvp
-from ihvp.errors import InvalidOption, LossFailed, SolverError
+from ihvp.errors import LossFailed, SolverError
 from ihvp.evaluate import DampingPath, Outcomes
 from tests.benchmarks.memory import peak_of, resident
 from tests.evaluation import ours, peers
 from tests.evaluation.methods import DAMPINGS, Fitted, Method, NotHere
 from tests.evaluation.tasks import Trained
 
-_CHOOSING, _CHOOSING_ALL, _MEASURING = 10.0, 45.0, 30.0
-"""Seconds that a method has at each damping, at all of them, and for each of its measurements."""
+_PATH, _CHOOSING, _CHOOSING_ALL, _MEASURING = 15.0, 10.0, 45.0, 20.0
+"""Seconds that a method has for all dampings at once, at each, at all one by one, and to be measured."""
 
-_MEMORY = 8 << 30
+_MEMORY = 4 << 30
 """The bytes that a method's process may hold."""
 
 METHODS = {method.slug: method for method in (*ours.METHODS, *peers.METHODS)}
@@ -38,27 +38,18 @@ METHODS = {method.slug: method for method in (*ours.METHODS, *peers.METHODS)}
 
 def tuned(method: Method, trained: Trained, outcomes: Outcomes, folder: Path) -> DampingPath:
     """The path of dampings over the outcomes that are for choosing; those that fail are left out."""
-    test, dampings = trained.split.tuning, list(DAMPINGS)
+    test = trained.split.tuning
     if method.curvature is not None:
         objective = trained.objective()
         curvature = method.curvature(objective)
-        while True:
-            try:
-                with _at_most(_MEASURING):
-                    return ihvp.evaluate.dampings(
-                        objective, outcomes, test, dampings, curvature, solver=_solver(curvature)
-                    )
-            # Indefinite, singular or slow with so small a one: what is slow takes all its time at each try.
-            except (SolverError, InvalidOption, LossFailed, NotHere) as error:
-                fewer = 2 if isinstance(error, (LossFailed, NotHere)) else 1
-                if len(dampings) <= fewer:
-                    raise
-                del dampings[:fewer]
+        # Of a matrix that is indefinite with the smallest, or too slow with it, one after another below.
+        with suppress(SolverError, LossFailed, NotHere), _at_most(_PATH):
+            return ihvp.evaluate.dampings(objective, outcomes, test, DAMPINGS, curvature)
     started = time.process_time()
     with peers.quiet(), _at_most(_MEASURING):
         fitted, found, last = method.fit(trained, folder), {}, ""
     # From the largest on: the smaller the damping, the longer an iteration takes; smaller ones fail as well.
-    for damping in reversed(dampings):
+    for damping in reversed(DAMPINGS):
         if time.process_time() - started > _CHOOSING_ALL:
             break
         try:
@@ -71,11 +62,6 @@ def tuned(method: Method, trained: Trained, outcomes: Outcomes, folder: Path) ->
         raise NotHere(last)
     order = sorted(found)
     return DampingPath(np.array(order), [found[damping] for damping in order])
-
-
-def _solver(curvature: Any) -> ihvp.CG | None:
-    """A residual that a rank correlation does not see, and that float32 has with small dampings, too."""
-    return ihvp.CG(rtol=1e-3) if isinstance(curvature, (ihvp.Hessian, ihvp.GaussNewton, ihvp.OPG)) else None
 
 
 @contextmanager
@@ -140,9 +126,8 @@ def main(task: str, slug: str, folder: Path) -> None:
     """Choose the damping, and measure with it; what is known already in the task's folder stays."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for module in METHODS[slug].modules:
-        importlib.import_module(module)
-    # Two processes that find all code loaded: what choosing has left would count as memory.
+    gc.freeze()  # A library that collects garbage often does not pay for what the others have loaded.
+    # Two processes: what choosing has left would count as memory.
     for step in (_choose, _measure):
         process = multiprocessing.get_context("fork").Process(target=step, args=(task, slug, folder))
         process.start()

@@ -363,7 +363,7 @@ def test_what_scores_by_token_are_good_for():
             draw()
 
 
-@pytest.mark.parametrize("options", [("factored", False), ("sparse", True)])
+@pytest.mark.parametrize("options", [("factored", False), ("sparse", True), ("eigen", True)])
 def test_tokens_of_an_index_add_up_to_its_scores(options, tmp_path):
     make, batches, test = KINDS["causal attention, ragged batches"]
     torch.manual_seed(0)

@@ -200,6 +200,25 @@ def test_an_index_of_the_curvature_of_factors(backend, kind, tmp_path):
         assert relative(found.scores(TEST), A[:3] @ A.T / N) <= 1e-8
 
 
+@each_framework
+def test_an_index_along_the_eigenvectors_of_its_curvature(backend, tmp_path):
+    target = objective(backend)
+    K, damping = ihvp.EKFAC(target), 0.1
+    options = {"curvature": K, "damping": damping, "dtype": "float64"}
+    values, vectors = np.linalg.eigh(np.asarray(K.to_dense()))
+    whitened = gradients() @ (vectors * (values + damping) ** -0.5)
+    for dim in (DIM, P):
+        index = ihvp.build_index(target, tmp_path / str(dim), ihvp.Projection(dim, "eigen"), **options)
+        A = whitened[:, -dim:]
+        for found in (index, ihvp.GradientIndex(tmp_path / str(dim), target)):
+            assert relative(found.scores(TEST), A[:3] @ A.T / N) <= 1e-8
+        # Row by row as well: by layers above, of gradients that are formed here, and backwards.
+        assert relative(index.features.map.project(gradients()), index.rows()) <= 1e-8
+        assert relative(gradients() @ index.features.pull_back(np.eye(dim)).T, index.rows()) <= 1e-8
+        parts = index.scores_by("layer", TEST)
+        assert relative(sum(np.asarray(part) for part in parts.values()), index.scores(TEST)) <= 1e-8
+
+
 def test_frameworks_have_one_matrix(tmp_path):
     for kind in ("sparse", "rademacher", "factored"):
         rows = [
