@@ -17,7 +17,7 @@ from ihvp.errors import gigabytes
 from ihvp.index import GradientIndex, build_index, forecast
 from ihvp.index.records import IndexDtype
 from ihvp.influence.top_k import Which
-from ihvp.projection import Projection, ProjectionKind
+from ihvp.projection import Projection, RandomKind
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 
@@ -28,7 +28,7 @@ def build(
     out: Annotated[Path, typer.Option(help="The folder of the index.", file_okay=False)],
     dim: Annotated[int, typer.Option(help="How many numbers are kept of a gradient.", min=1)] = 1024,
     kind: Annotated[
-        ProjectionKind,
+        RandomKind,
         typer.Option(help="The projection; factored is by far the quickest where layers are seen."),
     ] = "sparse",
     seed: Annotated[int, typer.Option(help="Of the projection.", min=0)] = 0,

@@ -214,8 +214,8 @@ def _prepared(
         raise InvalidOption("damping", damping, "0 without a curvature")
     if curvature is not None:
         check_instance("curvature", curvature, KFAC, "an ihvp.KFAC or ihvp.EKFAC, or None")
-        if not curvature.space.matches(objective.space):
-            raise InvalidOption("curvature", curvature, "one on the parameters of the objective")
+        if not (curvature.space.matches(objective.space) and curvature.is_at(objective)):
+            raise InvalidOption("curvature", curvature, "one made at the parameters that the objective has")
         curvature.require_definite(damping)
     operator = ScalarMatrix(objective.space) if curvature is None else curvature
     model = TrainedModel(

@@ -54,7 +54,8 @@ class Features:
     def width(self, objective: Objective) -> int:
         """How many examples make a block."""
         rows = rows_at_once(objective.num_params)
-        return max(rows, _EXAMPLES) if self._by_layers(objective) else rows
+        forms_none = isinstance(self.map, FactoredMap) and self._by_layers(objective)
+        return max(rows, _EXAMPLES) if forms_none else rows
 
     def of(self, objective: Objective, block: Block, what: str, power: float) -> NDArray[Any]:
         """Those of a block's examples, ``(b, dim)``.

@@ -20,6 +20,7 @@ from ihvp.kronecker.coverage import opened, require_used
 from ihvp.kronecker.factors import weight_gradients, with_bias
 from ihvp.kronecker.structured import KFAC
 from ihvp.objective import Objective
+from ihvp.weighting import scale_rows
 
 Rows: TypeAlias = "tuple[Vector, Vector] | Vector"
 """The gradients of B examples by a layer's weights.
@@ -186,7 +187,7 @@ def weight_rows(
 ) -> Rows:
     """The gradients by one layer's weights, from what :func:`example_gradients` has for it."""
     xp, layer = array_api_compat.array_namespace(gradient), block.layer
-    gradient = gradient * algebra.as_like(factors, gradient)[:, None, None, None]
+    gradient = scale_rows(gradient, factors)
     if layer.groups == 1 and gradient.shape[1] == 1 and block.q_in is not None:
         return gradient[:, 0, 0, :], with_bias(layer, inputs)[:, 0, 0, :]
     if layer.one_hot:

@@ -158,7 +158,7 @@ class Remainder:
         for layer in covered:
             for part in layer.slices:
                 free[part] = False
-        self.places = _named(objective, free)
+        self.places = _named(objective, free, {layer.name for layer in covered})
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -208,8 +208,8 @@ def _rows(objective: Objective, loss: Loss, batch: Batch) -> Vector:
     return objective.space.xp.stack([backend.grad(loss, objective.params, one) for one in single], axis=0)
 
 
-def _named(objective: Objective, free: np.ndarray) -> dict[str, slice]:
-    """The free entries of each array of the parameters, as slices."""
+def _named(objective: Objective, free: np.ndarray, taken: set[str]) -> dict[str, slice]:
+    """The free entries of each array of the parameters; names that are layers' too are ``taken``."""
     backend = objective.backend
     blocks = {"parameters": slice(0, objective.num_params)}
     if isinstance(backend, SupportsBlocks):
@@ -219,6 +219,7 @@ def _named(objective: Objective, free: np.ndarray) -> dict[str, slice]:
         edges = np.flatnonzero(np.diff(np.concatenate([[False], free[place], [False]]).astype(np.int8)))
         pairs = edges.reshape(-1, 2) + place.start
         for start, stop in pairs:
-            label = name if len(pairs) == 1 else f"{name}[{start - place.start}:{stop - place.start}]"
+            whole = len(pairs) == 1 and name not in taken
+            label = name if whole else f"{name}[{start - place.start}:{stop - place.start}]"
             found[label] = slice(int(start), int(stop))
     return found

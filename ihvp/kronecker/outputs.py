@@ -20,8 +20,9 @@ FisherKind: TypeAlias = Literal["exact", "mc", "empirical"]
 
 # Cotangents at once hold at most so many numbers (128 MiB in float32).
 _NUMBERS = 1 << 25
-# Roundings of a product with the outputs' curvature are within so many √ε of its size.
-_ROUNDING = 4.0
+# Roundings of a product with the outputs' curvature are within so many √ε of its size; in half precision,
+# where that would be a large part of it, within so many ε.
+_ROUNDING, _ROUNDING_OF_HALF, _HALF = 4.0, 8.0, 1e-5
 
 
 def cotangents(
@@ -52,7 +53,8 @@ def cotangents(
         gradient = layout.rows(model.output_gradient(loss)[:, None])[..., 0]
         yield layout.flat((gradient * algebra.as_like(factors, outputs)[:, None])[..., None])
         return
-    root = _root(model, loss, outputs, layout, _ROUNDING * eps**0.5)
+    rounding = _ROUNDING * eps**0.5 if eps < _HALF else _ROUNDING_OF_HALF * eps
+    root = _root(model, loss, outputs, layout, rounding)
     if fisher == "mc":
         seen = zlib.crc32(np.ascontiguousarray(algebra.to_numpy(outputs)).tobytes())
         yield root.draw(num_samples, np.random.default_rng([seed, seen]))
@@ -174,7 +176,7 @@ class _Categorical:
 def _root(
     model: OpenModel, loss: Callable[[Any, Batch], Any], outputs: Vector, layout: Layout, rounding: float
 ) -> _Root:
-    """The root in the simplest form that two random products agree with, but for such a part of them."""
+    """The root in the simple form that fits two random products best, if but for such a part of them."""
     xp = array_api_compat.array_namespace(outputs)
     generator = np.random.default_rng(0)
     probe = algebra.as_like(generator.standard_normal((outputs.shape[0], 2)), outputs)
@@ -184,25 +186,28 @@ def _root(
         raise InvalidOption("loss", loss, "a loss whose curvature in the outputs is finite")
     allowed = rounding * size
 
-    def agrees(expected: Vector) -> bool:
-        return bool(algebra.norms(products - expected).max() <= allowed)
+    def misfit(expected: Vector) -> float:
+        return float(algebra.norms(products - expected).max())
 
     diagonal = products[:, 0] / probe[:, 0]
-    if agrees(diagonal[:, None] * probe):
+    of_diagonal = misfit(diagonal[:, None] * probe)
+    if layout.last > 1:
+        weights, p, expected = _categorical(outputs, probe, products, layout.last)
+        of_categorical = misfit(expected)
+        # Of few outputs in half precision, both may be near enough.
+        if of_categorical <= min(allowed, of_diagonal) and float(xp.min(weights)) >= 0:
+            return _Categorical(layout, weights, p)
+    if of_diagonal <= allowed:
         if float(xp.min(diagonal)) < -allowed:
             raise _not_convex(float(xp.min(diagonal)))
         roots = xp.sqrt(xp.where(diagonal > 0, diagonal, xp.zeros_like(diagonal)))
         return _Diagonal(layout, layout.rows(roots[:, None])[..., 0])
-    if layout.last > 1:
-        weights, p, expected = _categorical(outputs, probe, products, layout.last)
-        if agrees(expected) and float(xp.min(weights)) >= 0:
-            return _Categorical(layout, weights, p)
     units = xp.zeros((layout.count, layout.width, 1), dtype=outputs.dtype) + xp.eye(
         layout.width, dtype=outputs.dtype, device=algebra.device(outputs)
     )
     matrices = layout.rows(model.output_hvp(loss, layout.flat(units).T))
     expected = layout.flat(matrices @ layout.rows(probe)).T
-    if not agrees(expected):
+    if not misfit(expected) <= allowed:
         raise InvalidOption(
             "loss",
             loss,

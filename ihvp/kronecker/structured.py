@@ -177,10 +177,7 @@ class KFAC(BlockStructured):
     ...     return ihvp.solve(K, v, damping=[1e-3, 1e-2, 1e-1])
     """
 
-    passes = 0.0
-    """How many passes backwards over the data the factors took; 0 where they were read from a file."""
-
-    _corrected = False
+    _corrected, _passes = False, 0.0
 
     def __init__(
         self,
@@ -212,10 +209,19 @@ class KFAC(BlockStructured):
         else:
             # What one of several processes has summed so far is of no use to another number of them.
             kept = file if processes.count == 1 else None
-            blocks, self._refused, self.passes = estimate(objective, options, self._corrected, kept)
+            blocks, self._refused, self._passes = estimate(objective, options, self._corrected, kept)
             if file is not None and processes.rank == 0:
                 file.save(blocks, self._refused)
         super().__init__(objective.space, blocks)
+
+    @property
+    def passes(self) -> float:
+        """How many passes backwards over the data the factors took; 0 where they were read from a file."""
+        return self._passes
+
+    def is_at(self, objective: Objective) -> bool:
+        """Whether it was made at the parameters that the objective has."""
+        return self._depends_on["parameters"] == self._fingerprint(objective)["parameters"]
 
     def report(self) -> str:
         """Which parameters have factors, and which have not, line by line."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 import array_api_compat
@@ -18,7 +18,6 @@ from ihvp.kronecker.contraction import example_gradients, formed, weight_rows
 from ihvp.objective import Objective
 from ihvp.projection.map import check_dim
 from ihvp.projection.projection import Projection
-from ihvp.weighting import scale_rows
 
 
 class EigenMap:
@@ -43,17 +42,15 @@ class EigenMap:
 
     def project(self, rows: Vector) -> Vector:
         columns = self._curvature.space.asarray(rows).T
-        return self._kept([block.coordinates(columns) for block in self._curvature.blocks])
+        return self._kept(block.coordinates(columns) for block in self._curvature.blocks)
 
     def project_examples(self, objective: Objective, batch: Batch, power: float) -> Vector:
-        """As :meth:`ihvp.projection.factored.FactoredMap.project_examples`."""
+        """As :meth:`ihvp.projection.factored.FactoredMap.project_examples`, layer by layer formed."""
         names = [block.name for block in self._layers]
         found, factors = example_gradients(objective, batch, power, names)
-        ones = np.ones_like(factors)
-        kept = self._kept(
-            [block.rotate(formed(weight_rows(block, *found[block.name], ones))) for block in self._layers]
+        return self._kept(
+            block.rotate(formed(weight_rows(block, *found[block.name], factors))) for block in self._layers
         )
-        return scale_rows(kept, factors)
 
     def serves(self, objective: Objective) -> bool:
         """Whether an objective is a loss of the outputs of the curvature's model, all of it in layers."""
@@ -82,7 +79,7 @@ class EigenMap:
     def _root(self, values: Vector) -> Vector:
         return (values + self._damping) ** -0.5
 
-    def _kept(self, coordinates: list[Vector]) -> Vector:
+    def _kept(self, coordinates: Iterable[Vector]) -> Vector:
         """Of coordinates ``(b, *values.shape)`` of each block those to be kept, ``(b, dim)``."""
         parts = []
         for block, found, places in zip(self._curvature.blocks, coordinates, self._places, strict=True):
@@ -99,7 +96,6 @@ def _taken(rows: Vector, places: NDArray[np.intp]) -> Vector:
 def eigen_map(projection: Projection, curvature: KFAC | None, damping: float) -> EigenMap:
     """The map, for which there must be a curvature."""
     if curvature is None:
-        raise InvalidOption(
-            "kind", projection.kind, "another kind without curvature=: its eigenvectors are kept"
-        )
+        expected = "curvature=ihvp.EKFAC(objective) with it, whose eigenvectors are kept, or another kind"
+        raise InvalidOption("kind", projection.kind, expected)
     return EigenMap(projection, curvature, damping)

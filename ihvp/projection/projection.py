@@ -7,7 +7,8 @@ from typing import Literal, TypeAlias, get_args
 
 from ihvp.arguments import check_choice, check_integer, check_seed
 
-ProjectionKind: TypeAlias = Literal["sparse", "rademacher", "gaussian", "factored", "eigen"]
+RandomKind: TypeAlias = Literal["sparse", "rademacher", "gaussian", "factored"]
+ProjectionKind: TypeAlias = Literal[RandomKind, "eigen"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,6 @@ class Projection:
         check_integer("dim", self.dim, 1)
         check_choice("kind", self.kind, get_args(ProjectionKind))
         check_seed(self.seed)
+        # As Python's own numbers, which go to files.
+        object.__setattr__(self, "dim", int(self.dim))
+        object.__setattr__(self, "seed", int(self.seed))

@@ -23,6 +23,13 @@ _ON_GPU = ("torch", "jax")
 _NOT_ON_GPU = ("memory", "indices")
 # Long, for an answer that changes rarely: measured where it is asked for.
 _BY_NAME = ("language",)
+# Threads that wait for each other take more time than small operations do, most of all on a busy machine.
+_ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+}
 _HAS_GPU = {
     "torch": "import sys, torch; sys.exit(not torch.cuda.is_available())",
     "jax": "import sys, jax; sys.exit(jax.default_backend() != 'gpu')",
@@ -84,7 +91,7 @@ def _measure(case: str, framework: str, device: str) -> list[Row] | str:
 
 
 def _run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg"}
+    environment = _ONE_THREAD | os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "MPLBACKEND": "agg"}
     return subprocess.run(
         [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
     )

@@ -23,7 +23,7 @@ from tests.benchmarks.timing import once
 
 _TRAINING, _QUERIES, _WIDTH, _DAMPING, _RTOL = 1500, 32, 16, 0.01, 1e-2
 # Iterations of a block that Kronecker factors precondition, of which some take many more than the others.
-_MOST = 40
+_MOST = 20
 
 
 def measure(device: str) -> list[Row]:
@@ -57,7 +57,7 @@ def _rows(what: str, objective: ihvp.Objective, test: tuple[Tensor, Tensor]) -> 
     ways = {name: functools.partial(solve, name, solver) for name, solver in solvers.items()}
     # The best of some turns: fewer where they are long, one where there are many times more products.
     found = {name: once(way) for name, way in ways.items()}
-    turns = 7 if min(found.values()) < 1 else 1
+    turns = 3 if min(found.values()) < 1 else 1
     for _ in range(turns):
         for name in ways:
             if "FAC" not in name:

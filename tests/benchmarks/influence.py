@@ -74,7 +74,7 @@ def _times(framework: str, device: str) -> list[Row]:
     if wrong:
         raise RuntimeError(f"The scores of {', '.join(wrong)} are others than those of dense linear algebra.")
     dattri = sides.pop("dattri", None)  # it takes far longer
-    times = in_turns(sides, budget=10.0, felt=framework == "torch")
+    times = in_turns(sides, budget=8.0, felt=framework == "torch")
     alone = {"dattri": once(dattri)} if dattri else {}
     shape = " × ".join(f"{length:,}" for length in exact.shape[::-1])
     return [

@@ -46,7 +46,7 @@ def _of_a_solve(framework: str, device: str, *hidden: int) -> Row:
     def solve(checks: bool) -> Any:
         return ihvp.solve(ihvp.Hessian(model.objective(checks=checks)), V, damping=_DAMPING).x
 
-    times = in_turns({"with": partial(solve, True), "without": partial(solve, False)}, budget=5.0)
+    times = in_turns({"with": partial(solve, True), "without": partial(solve, False)}, budget=4.0)
     return Row(
         what=f"cost of first-use checks in a default solve, {_COLUMNS} test gradients, digits {problem.name}",
         ours=f"{seconds(times['with'])} with checks",

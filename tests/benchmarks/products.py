@@ -26,7 +26,7 @@ def measure(framework: str, device: str) -> list[Row]:
     if isinstance(model, TorchModel):
         other = curvlinops_hessian(model)
         sides["curvlinops"] = lambda: other @ v
-    times = in_turns(sides, budget=6.0)
+    times = in_turns(sides, budget=4.0)
     exact = problem.hessian_product(direction)
     computed = np.asarray(H @ direction, dtype=np.float64)
     error = float(np.linalg.norm(computed - exact) / np.linalg.norm(exact))

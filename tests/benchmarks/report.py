@@ -36,8 +36,8 @@ _TEXT = """# Performance
 
 {where}.
 
-- Both sides of a row ran in turns in one process, in float32, with the same data, damping and device; times
-  are medians, and the number is the median of the ratios within a round.
+- Both sides of a row ran in turns in one process and, on the processor, in one thread, in float32, with the
+  same data, damping and device; times are medians, and the number is the median of the ratios within a round.
 - `torch` is the backend as it is by default: beside other solvers its warm-up counts, and the number is a
   ratio of means. `torch-eager` never compiles, `torch-compiled` always does, before the clock starts.
 - What a side prepares for an operator counts on both sides; what a framework compiles does not elsewhere.

@@ -651,6 +651,29 @@ def test_half_precision():
         )
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_few_outputs_in_half_precision_have_the_curvature_of_their_loss(count):
+    for seed in range(6):
+        torch.manual_seed(seed)
+        half = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).bfloat16()
+        net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+        net.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
+        x, y = torch.randn(count, 4).bfloat16(), torch.randint(0, 3, (count,))
+
+        def matrix(net, x, y=y):
+            return ihvp.KFAC(
+                ihvp.Objective(
+                    lambda outputs, batch: functional.cross_entropy(outputs, batch[1]),
+                    net,
+                    (x, y),
+                    predict=lambda net, batch: net(batch[0]),
+                )
+            ).to_dense()
+
+        exact = matrix(net, x.float())
+        assert float((matrix(half, x) - exact).norm()) <= 0.05 * float(exact.norm())
+
+
 def test_no_parameter_is_dropped():
     o = objective(Exotic(), random(COUNT, 4), labels())
     operator = ihvp.EKFAC(o)

@@ -235,7 +235,7 @@ def test_what_is_no_index(objective, tmp_path):
         ({"projection": ihvp.Projection(31)}, "at most 30"),
         ({"projection": 16}, "an ihvp.Projection"),
         ({"projection": ihvp.Projection(8, "factored")}, "predict"),
-        ({"projection": ihvp.Projection(8, "eigen")}, "without curvature="),
+        ({"projection": ihvp.Projection(8, "eigen")}, "curvature=ihvp.EKFAC"),
         ({"dtype": "int8"}, "dtype"),
         ({"damping": 0.1}, "0 without a curvature"),
         ({"curvature": "gram"}, "ihvp.KFAC"),
