@@ -25,6 +25,7 @@ from ihvp.errors import (
     ParameterError,
     UnequalBatches,
     describe,
+    is_traced,
 )
 
 # So many random batches are taken at once, if they have so few entries together.
@@ -198,18 +199,19 @@ class Examples:
         It takes the rows of several calls at once, which costs little more than those of one; what is left
         of them when another generator comes is dropped.
         """
-        arrays = [array for _, array in arrays_of(self.batch)]
+        here = replace(self, batch=map_leaves(_at_hand, self.batch))
+        arrays = [array for _, array in arrays_of(here.batch)]
         entries = size * sum(math.prod(array.shape[1:]) for array in arrays)
-        # XLA compiles a program for each slice.
-        compiled = any(map(array_api_compat.is_jax_array, arrays))
-        count = 1 if compiled else max(1, min(_DRAWN_BATCHES, _DRAWN_ENTRIES // max(1, entries)))
+        count = max(1, min(_DRAWN_BATCHES, _DRAWN_ENTRIES // max(1, entries)))
+        if any(map(array_api_compat.is_jax_array, arrays)):  # XLA compiles a program for each slice
+            return lambda generator: here.rows(generator.integers(0, here.count, size=size))
         last: np.random.Generator | None = None
         left: list[Batch] = []
 
         def draw(generator: np.random.Generator) -> Batch:
             nonlocal last, left
             if not left or generator is not last:
-                rows = self.rows(generator.integers(0, self.count, size=count * size))
+                rows = here.rows(generator.integers(0, here.count, size=count * size))
                 parts = [slice(i * size, (i + 1) * size) for i in reversed(range(count))]
                 left = [
                     map_leaves(lambda leaf, at=at: leaf[at] if is_array(leaf) else leaf, rows) for at in parts
@@ -370,6 +372,14 @@ def _joined(first: Any, *others: Any) -> Any:
             "draw examples from all of them. Pad them to one shape."
         )
     return leaves[0] if not others else array_api_compat.array_namespace(*leaves).concat(leaves, axis=0)
+
+
+def _at_hand(leaf: Any) -> Any:
+    """An array of JAX that is in the host's memory as one of numpy's, whose rows cost less to take."""
+    plain = array_api_compat.is_jax_array(leaf) and isinstance(leaf.dtype, np.dtype) and not is_traced(leaf)
+    if plain and getattr(array_api_compat.device(leaf), "platform", None) == "cpu":
+        return algebra.to_numpy(leaf)
+    return leaf
 
 
 def _rows(leaf: Any, numbers: NDArray[np.intp]) -> Any:
