@@ -23,7 +23,7 @@ from tests.benchmarks.rows import Case, Row, seconds
 from tests.benchmarks.timing import in_turns, once
 
 _DAMPING, _RTOL = 0.02, 1e-3
-_TESTS, _SMALL, _LARGE, _SAMPLE = 256, 20_000, 200_000, 2_000
+_TESTS, _SMALL, _LARGE, _SAMPLE = 256, 10_000, 100_000, 2_000
 """Test points, training examples, and how many of them the curvature is taken over."""
 
 
@@ -159,7 +159,7 @@ def _dattri(model: TorchModel, test: Any) -> Pipeline:
     return Pipeline(
         lambda iterations: attributor(iterations).attribute(loader, tests).detach().T,
         products,
-        range(18, 60, 3),
+        range(24, 60, 6),
     )
 
 
