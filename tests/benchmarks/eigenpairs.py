@@ -34,7 +34,7 @@ def measure(framework: str, device: str) -> list[Row]:
     }
     if isinstance(model, JaxModel):
         sides["matfree"] = _matfree(model, problem)
-    sides[_UNPROBED] = lambda: eigsh(model.hessian(), k=_PAIRS, tol=_TOL, missed=None).vectors
+    sides[_UNPROBED] = lambda: eigsh(model.hessian(), k=_PAIRS, tol=_TOL, confidence=None).vectors
     times = in_turns(sides, budget=7.0)
     pairs = eigsh(model.hessian(), k=_PAIRS, tol=_TOL)
     residual = problem.eigen_residual(pairs.values, _numpy(pairs.vectors))
@@ -57,7 +57,7 @@ def measure(framework: str, device: str) -> list[Row]:
         )
         for name in others
     ]
-    unprobed = eigsh(model.hessian(), k=_PAIRS, tol=_TOL, missed=None)
+    unprobed = eigsh(model.hessian(), k=_PAIRS, tol=_TOL, confidence=None)
     rows.append(
         Row(
             what=what,
