@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,7 +73,7 @@ class Features:
         rows = gradients(objective, block, what, power, checked=False)
         if self._curvature is not None:
             rows = self._curvature.function(rows.T, self._root).T
-        if on_host(objective.space):
+        if on_host(objective.space) and not array_api_compat.is_torch_array(rows):
             rows = algebra.to_numpy(rows)  # whose operations cost less there
         return algebra.to_numpy(self.map.project(rows))
 

@@ -19,7 +19,7 @@ from ihvp.projection.projection import Projection
 # A piece of a matrix with independent entries has so many of them (16 MiB in float32).
 _ENTRIES = 1 << 22
 # So many rows pass through all pieces at once.
-_ROWS = 64
+_ROWS = 128
 
 
 class RandomMap(Protocol):
@@ -99,10 +99,12 @@ class SparseMap:
         self._signs = 2 * generator.integers(0, 2, size, dtype=np.int8) - 1
 
     def project(self, rows: Vector) -> Vector:
-        if isinstance(rows, np.ndarray):
+        if isinstance(rows, np.ndarray) or array_api_compat.is_torch_array(rows):
             # Few rows at once, which stay in a processor's cache until all runs are added.
-            parts = [self._on_host(rows[start : start + _ROWS]) for start in range(0, len(rows), _ROWS)]
-            return np.concatenate([np.zeros((0, self.dim), rows.dtype), *parts])
+            added = self._in_numpy if isinstance(rows, np.ndarray) else self._in_torch
+            starts = range(0, max(1, len(rows)), _ROWS)
+            xp = array_api_compat.array_namespace(rows)
+            return xp.concat([added(rows[start : start + _ROWS]) for start in starts], axis=0)
         total: Any = None
         for run, shift in self._runs():
             part = rows[:, run] * algebra.as_like(self._signs[run], rows)
@@ -114,7 +116,18 @@ class SparseMap:
             total = part if total is None else total + part
         return total
 
-    def _on_host(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def _in_torch(self, rows: Vector) -> Vector:
+        xp = array_api_compat.array_namespace(rows)
+        total = xp.zeros((rows.shape[0], self.dim), dtype=rows.dtype, device=algebra.device(rows))
+        for run, shift in self._runs():
+            width, part, signs = run.stop - run.start, rows[:, run], algebra.as_like(self._signs[run], rows)
+            cut = min(width, self.dim - shift)
+            # Each in one pass, where numpy writes the products first.
+            algebra.axpy(total[:, shift : shift + cut], signs[:cut], part[:, :cut])
+            algebra.axpy(total[:, : width - cut], signs[cut:], part[:, cut:])
+        return total
+
+    def _in_numpy(self, rows: NDArray[Any]) -> NDArray[Any]:
         total = np.zeros((len(rows), self.dim), rows.dtype)
         signed = np.empty_like(total)
         for run, shift in self._runs():
