@@ -18,7 +18,7 @@ from ihvp.kronecker import KFAC
 from ihvp.memory import on_host
 from ihvp.objective import Objective
 from ihvp.projection import Projection
-from ihvp.projection.eigen import EigenMap, eigen_map
+from ihvp.projection.eigen import EigenMap
 from ihvp.projection.factored import FactoredMap
 from ihvp.projection.map import DenseMap, RandomMap, SparseMap
 
@@ -39,7 +39,7 @@ class Features:
     ) -> None:
         self.map: RandomMap
         if projection.kind == "eigen":
-            self.map, curvature = eigen_map(projection, curvature, damping), None  # it has the root in it
+            self.map, curvature = EigenMap(projection, curvature, damping), None  # it has the root in it
         elif projection.kind == "factored":
             self.map = FactoredMap(projection, objective)
         else:

@@ -14,7 +14,7 @@ from ihvp.influence.points import Points, Unsolved
 from ihvp.influence.trained import TrainedModel
 from ihvp.kronecker import KFAC
 from ihvp.kronecker.blocks import KroneckerBlock
-from ihvp.kronecker.contraction import Contraction, Rows, formed
+from ihvp.kronecker.contraction import Contraction, Rows, formed, is_loss_of
 from ihvp.kronecker.dual import DualInverse, dual_inverse
 from ihvp.objective import Objective
 from ihvp.operators import GaussNewton
@@ -31,7 +31,7 @@ def contraction_of(
     inverse, losses = model.inverse, (training, points.question)
     if isinstance(inverse.operator, GaussNewton) and isinstance(inverse.solver, Auto):
         own = inverse.operator.objective
-        if not all(_is_composed(loss, own.predict) for loss in losses):
+        if not all(is_loss_of(loss, own.predict) for loss in losses):
             return None
         return dual_inverse(
             inverse.operator, inverse.damping, relative_tolerance(inverse.solver.rtol, inverse.space)
@@ -49,16 +49,11 @@ def factored_form(model: TrainedModel, *losses: Objective) -> KFAC | None:
         isinstance(operator, KFAC)
         and isinstance(model.inverse.solver, ClosedForm)
         and all(isinstance(block, KroneckerBlock) for block in operator.blocks)
-        and all(_is_composed(loss, operator.predict) for loss in losses)
+        and all(is_loss_of(loss, operator.predict) for loss in losses)
         and not operator.is_singular(model.inverse.damping)
     ):
         return operator
     return None
-
-
-def _is_composed(loss: Objective, predict: object) -> bool:
-    """Whether it is a loss of the outputs of this model."""
-    return loss.output_loss is not None and loss.predict is predict
 
 
 def layered(

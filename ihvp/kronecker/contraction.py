@@ -103,6 +103,11 @@ def example_gradients(
     return found, objective.part_factors(batch, power)
 
 
+def is_loss_of(objective: Objective, predict: object) -> bool:
+    """Whether an objective is a loss of the outputs of this model."""
+    return objective.output_loss is not None and objective.predict is predict
+
+
 @dataclass
 class _Terms:
     """``L = α βᵀ``, ``(d_out, R)`` and ``(d_in, R)``."""

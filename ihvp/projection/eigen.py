@@ -7,14 +7,13 @@ from functools import cached_property
 
 import array_api_compat
 import numpy as np
-from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Batch, Vector
 from ihvp.errors import InvalidOption
 from ihvp.kronecker import KFAC
 from ihvp.kronecker.blocks import KroneckerBlock
-from ihvp.kronecker.contraction import example_gradients, formed, weight_rows
+from ihvp.kronecker.contraction import example_gradients, formed, is_loss_of, weight_rows
 from ihvp.objective import Objective
 from ihvp.projection.map import check_dim
 from ihvp.projection.projection import Projection
@@ -27,7 +26,10 @@ class EigenMap:
     the smallest shares in the gradients of the training examples, :math:`\Lambda / (\Lambda + \lambda)`.
     """
 
-    def __init__(self, projection: Projection, curvature: KFAC, damping: float) -> None:
+    def __init__(self, projection: Projection, curvature: KFAC | None, damping: float) -> None:
+        if curvature is None:
+            expected = "curvature=ihvp.EKFAC(objective) with it, whose eigenvectors are kept, or another kind"
+            raise InvalidOption("kind", projection.kind, expected)
         check_dim(projection, curvature.space.size)
         self.dim, self._curvature, self._damping = projection.dim, curvature, damping
         values = np.concatenate([algebra.to_numpy(block.values).reshape(-1) for block in curvature.blocks])
@@ -54,8 +56,8 @@ class EigenMap:
 
     def serves(self, objective: Objective) -> bool:
         """Whether an objective is a loss of the outputs of the curvature's model, all of it in layers."""
-        own = objective.output_loss is not None and objective.predict is self._curvature.predict
-        return own and len(self._layers) == len(self._curvature.blocks)
+        whole = len(self._layers) == len(self._curvature.blocks)
+        return whole and is_loss_of(objective, self._curvature.predict)
 
     def pull_back(self, rows: Vector) -> Vector:
         space, found = self._curvature.space, []
@@ -68,7 +70,7 @@ class EigenMap:
             order = np.full(block.size, len(places))
             order[places] = np.arange(len(places))
             kept = xp.concat([rows[:, part], nothing], axis=1)
-            coordinates = xp.reshape(_taken(kept, order), (rows.shape[0], *block.values.shape))
+            coordinates = xp.reshape(algebra.take(kept, order, axis=1), (rows.shape[0], *block.values.shape))
             found.append(block.back(self._root(block.values), coordinates))
         return self._curvature.join(rows.T, found).T
 
@@ -84,18 +86,6 @@ class EigenMap:
         parts = []
         for block, found, places in zip(self._curvature.blocks, coordinates, self._places, strict=True):
             xp = array_api_compat.array_namespace(found)
-            parts.append(_taken(xp.reshape(self._root(block.values) * found, (found.shape[0], -1)), places))
+            scaled = xp.reshape(self._root(block.values) * found, (found.shape[0], -1))
+            parts.append(algebra.take(scaled, places, axis=1))
         return xp.concat(parts, axis=1)
-
-
-def _taken(rows: Vector, places: NDArray[np.intp]) -> Vector:
-    xp = array_api_compat.array_namespace(rows)
-    return xp.take(rows, xp.asarray(places, device=algebra.device(rows)), axis=1)
-
-
-def eigen_map(projection: Projection, curvature: KFAC | None, damping: float) -> EigenMap:
-    """The map, for which there must be a curvature."""
-    if curvature is None:
-        expected = "curvature=ihvp.EKFAC(objective) with it, whose eigenvectors are kept, or another kind"
-        raise InvalidOption("kind", projection.kind, expected)
-    return EigenMap(projection, curvature, damping)

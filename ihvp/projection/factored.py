@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ihvp import algebra
 from ihvp.backend import Batch, Vector
 from ihvp.errors import InvalidOption
-from ihvp.kronecker.contraction import example_gradients
+from ihvp.kronecker.contraction import example_gradients, is_loss_of
 from ihvp.kronecker.coverage import complete_layers
 from ihvp.kronecker.estimate import require_layers
 from ihvp.kronecker.factors import with_bias
@@ -91,7 +91,7 @@ class FactoredMap:
 
     def serves(self, objective: Objective) -> bool:
         """Whether an objective is a loss of the outputs of this map's model."""
-        return objective.output_loss is not None and objective.predict is self._predict
+        return is_loss_of(objective, self._predict)
 
     def project(self, rows: Vector) -> Vector:
         xp, parts = array_api_compat.array_namespace(rows), []
