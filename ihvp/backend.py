@@ -144,7 +144,16 @@ class SupportsBatchProducts(Protocol):
         """The map ``(batch, v) ↦ ∇² loss(params, batch) · v`` at parameters that stay as they are.
 
         With ``predict`` its products are those of :meth:`SupportsGaussNewton.gnvp`. Each batch comes once.
+        The map may be :class:`FusibleAtBatches`.
         """
+
+
+@runtime_checkable
+class FusibleAtBatches(Protocol):
+    """A map that :meth:`SupportsBatchProducts.batch_products` gives, where more can be compiled with it."""
+
+    def then(self, function: Callable[..., Any], batch: Batch, v: Vector, *arguments: Any, fixed: Any) -> Any:
+        """:meth:`Fusible.then` of the product at a batch."""
 
 
 @runtime_checkable

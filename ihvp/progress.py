@@ -60,6 +60,11 @@ class Monitor:
         if self._bar is not None:
             self._bar.close()
 
+    @property
+    def listens(self) -> bool:
+        """Whether anything is to be told."""
+        return self._bar is not None or self._callback is not None
+
     def step(self, step: Step) -> None:
         """Report one step."""
         if self._bar is not None:

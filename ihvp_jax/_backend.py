@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 
 from ihvp.backend import Batch, Loss, Matvec, OpenModel, OutputLoss, Params, Predict, Vector
-from ihvp.errors import TracedValue, is_traced
 from ihvp_jax import _derivatives, _examples, _implicit, _loop
+from ihvp_jax._calls import divided_of, product_of, refusing, whole_of
 from ihvp_jax._layers import CotangentLoss, Opened
-from ihvp_jax._mesh import computed, divided, laid_like, over_mesh, place_of, whole
+from ihvp_jax._maps import BatchProducts, Linearized
+from ihvp_jax._mesh import computed, laid_like, place_of
 from ihvp_jax._parameters import blocks, require_floating
 from ihvp_jax._restore import restore
 from ihvp_jax._static import Static, hold_constants
-
-T = TypeVar("T")
 
 
 class JaxBackend:
@@ -66,24 +65,24 @@ class JaxBackend:
 
     def flatten(self, params: Params) -> Vector:
         """The leaves in the order of ``jax.tree.leaves`` as one vector ``(P,)``."""
-        return _whole(params, _derivatives.flatten, params)
+        return whole_of(params, _derivatives.flatten, params)
 
     def unflatten(self, vector: Vector, like: Params) -> Params:
         """The exact inverse of ``flatten``, in the structure, shapes and dtypes of ``like``."""
-        return laid_like(_refusing(like, computed, _derivatives.unflatten, vector, like), like)
+        return laid_like(refusing(like, computed, _derivatives.unflatten, vector, like), like)
 
     def grad(self, loss: Loss, params: Params, batch: Batch) -> Vector:
         """The gradient ``∇ loss(params, batch)``, ``(P,)``."""
-        return _whole(params, _derivatives.grad, Static(loss), params, hold_constants(batch))
+        return whole_of(params, _derivatives.grad, Static(loss), params, hold_constants(batch))
 
     def hvp(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
         """The product ``∇² loss(params, batch) · v`` for ``v`` of shape ``(P,)`` or ``(P, k)``."""
-        return _product(v, _derivatives.hvp, Static(loss), params, hold_constants(batch))
+        return product_of(v, _derivatives.hvp, Static(loss), params, hold_constants(batch))
 
     def hvp_sum(self, loss: Loss, params: Params, batch: Batch, v: Vector, size: int) -> Vector:
         """The sum of the products of all whole pieces of ``size`` rows of ``batch``, in one compiled loop."""
         held = hold_constants(batch)
-        return _whole(params, _loop.hvp_sum, Static(loss), params, held, v, Static(size))
+        return whole_of(params, _loop.hvp_sum, Static(loss), params, held, v, Static(size))
 
     def linearize(self, loss: Loss, params: Params, batch: Batch) -> Matvec:
         """The map ``v ↦ ∇² loss(params, batch) · v``, its forward and first backward pass done once.
@@ -92,19 +91,27 @@ class JaxBackend:
         each product. The map's ``nbytes`` is the
         memory that it keeps.
         """
-        return _Linearized(Static(loss), params, hold_constants(batch))
+        return Linearized(Static(loss), params, hold_constants(batch))
+
+    def batch_products(
+        self, loss: Loss | OutputLoss, params: Params, predict: Predict | None = None
+    ) -> BatchProducts:
+        """:meth:`hvp` at ``params``, or with ``predict`` :meth:`gnvp`, for many batches."""
+        if predict is None:
+            return BatchProducts(_derivatives.hvp, params, Static(loss))
+        return BatchProducts(_derivatives.gnvp, params, Static(predict), Static(loss))
 
     def per_example_grads(self, loss: Loss, params: Params, batch: Batch) -> Vector:
         """The gradients of the batch's examples, ``(B, P)``; an example keeps a leading dimension of 1."""
-        return _divided(params, _derivatives.per_example_grads, Static(loss), params, hold_constants(batch))
+        return divided_of(params, _derivatives.per_example_grads, Static(loss), params, hold_constants(batch))
 
     def value(self, loss: Loss, params: Params, batch: Batch) -> Any:
         """``loss(params, batch)``, compiled."""
-        return _whole(params, _examples.value, Static(loss), params, hold_constants(batch))
+        return whole_of(params, _examples.value, Static(loss), params, hold_constants(batch))
 
     def example_products(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Vector:
         """``∇C_i · v`` for each of the batch's examples, ``(B,)`` or ``(B, k)``, in forward mode."""
-        return _divided(params, _examples.example_products, Static(loss), params, hold_constants(batch), v)
+        return divided_of(params, _examples.example_products, Static(loss), params, hold_constants(batch), v)
 
     def input_derivatives(self, loss: Loss, params: Params, batch: Batch, v: Vector) -> Batch:
         """The derivatives of ``∇ loss(params, batch) · v`` by the batch's floating arrays; None for the rest.
@@ -112,18 +119,18 @@ class JaxBackend:
         For ``v`` of shape ``(P, k)`` they have a leading axis k.
         """
         held = hold_constants(batch)
-        arrays = _divided(params, _examples.input_derivatives, Static(loss), params, held, v)
+        arrays = divided_of(params, _examples.input_derivatives, Static(loss), params, held, v)
         return _examples.in_place_of_inputs(arrays, held)
 
     def gnvp(self, predict: Predict, loss: OutputLoss, params: Params, batch: Batch, v: Vector) -> Vector:
         """``Jᵀ (∇²_outputs loss) J v`` with ``J`` the Jacobian of ``predict``; outputs may be any pytree."""
         held = hold_constants(batch)
-        return _product(v, _derivatives.gnvp, Static(predict), Static(loss), params, held)
+        return product_of(v, _derivatives.gnvp, Static(predict), Static(loss), params, held)
 
     def push_forward(self, predict: Predict, params: Params, batch: Batch, v: Vector) -> list[Vector]:
         """``J v`` for each array that ``predict`` returns: ``(*shape)``, or ``(*shape, k)``."""
         arguments = Static(predict), params, hold_constants(batch), v
-        pushed: list[Vector] = _divided(params, _derivatives.push_forward, *arguments)
+        pushed: list[Vector] = divided_of(params, _derivatives.push_forward, *arguments)
         return pushed
 
     def open(self, predict: Predict, params: Params, batch: Batch) -> OpenModel:
@@ -142,7 +149,7 @@ class JaxBackend:
         ihvp.errors.UnequalBatches
             The arrays of the batch differ in their first dimension.
         """
-        return _refusing(params, Opened, Static(predict), params, hold_constants(batch))
+        return refusing(params, Opened, Static(predict), params, hold_constants(batch))
 
     def cotangent_loss(self, predict: Predict) -> Loss:
         """The loss ``⟨outputs, cotangents⟩`` of a batch ``(batch, cotangents)``; equal for equal models."""
@@ -167,82 +174,8 @@ class JaxBackend:
     def curvature_gradient(self, loss: Loss, params: Params, batch: Batch, x: Vector, y: Vector) -> Vector:
         """The gradient ``∇ (yᵀ ∇² loss x)``, ``(P,)``."""
         arguments = Static(loss), params, hold_constants(batch), x, y
-        return _whole(params, _derivatives.curvature_gradient, *arguments)
+        return whole_of(params, _derivatives.curvature_gradient, *arguments)
 
     def blocks(self, params: Params) -> dict[str, slice]:
         """The part of the flat vector that each leaf is, by its path, as in ``"dense/kernel"``."""
         return blocks(params)
-
-
-class _Linearized:
-    def __init__(self, loss: Static, params: Params, batch: Batch) -> None:
-        self._loss, self._params, self._batch = loss, params, batch
-        self._linearize()
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that this map keeps beside the parameters and the batch."""
-        linear, seen = self._known
-        copies = [leaf for leaf in seen if isinstance(leaf, np.ndarray)]
-        return sum(leaf.nbytes for leaf in [*jax.tree.leaves(linear), *copies])
-
-    def _linearize(self) -> Any:
-        leaves = jax.tree.leaves(self._params)
-        seen = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
-        arguments = self._loss, self._params, self._batch
-        linear = _refusing(self._params, computed, _derivatives.linearize, *arguments)
-        # Both at once: another thread finds what belongs together.
-        self._known = linear, seen
-        self._over_mesh = over_mesh((linear, self._params))
-        return linear
-
-    def _current(self) -> Any:
-        linear, seen = self._known
-        unchanged = all(map(_is_unchanged, jax.tree.leaves(self._params), seen))
-        return linear if unchanged else self._linearize()
-
-    def __call__(self, v: Vector) -> Vector:
-        return _whole(self._params, _derivatives.apply, self._current(), self._params, v)
-
-    def then(self, function: Callable[..., Any], v: Vector, *arguments: Any, fixed: Any) -> Any:
-        """``function(product, v, *arguments, fixed)`` of the product with ``v``, compiled with it as one."""
-        linear, then = self._current(), Static((function, fixed))
-        if self._over_mesh or is_traced(v) or over_mesh(v):
-            return _whole(self._params, _derivatives.applied, linear, self._params, v, then, arguments)
-        # To look at all that was linearised again would take longer than a small product.
-        result = _derivatives.applied(linear, self._params, v, then, arguments)
-        if any(map(is_traced, jax.tree.leaves(result))):
-            raise TracedValue("A result")
-        return result
-
-
-def _is_unchanged(leaf: Any, seen: Any) -> bool:
-    return leaf is seen or (isinstance(leaf, np.ndarray) and np.array_equal(leaf, seen))
-
-
-def _refusing(params: Params, function: Callable[..., T], *arguments: Any) -> T:
-    """``function(*arguments)``; a leaf of ``params`` that jit itself refuses is a ``ParameterError`` too."""
-    try:
-        return function(*arguments)
-    except TypeError:
-        require_floating(params)
-        raise
-
-
-def _product(v: Vector, function: Callable[..., Any], *arguments: Any) -> Any:
-    """``function(*arguments, v)`` of the parameters before last; a traced ``v`` is let in."""
-    if not is_traced(v):
-        return _whole(arguments[-2], function, *arguments, v)
-    if any(map(is_traced, jax.tree.leaves(arguments))):
-        raise TracedValue("A parameter or an array of the batch")
-    return function(*arguments, v)
-
-
-def _whole(params: Params, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The same of a compiled function, its result :func:`whole` where the parameters lie."""
-    return whole(_refusing(params, computed, function, *arguments), params)
-
-
-def _divided(params: Params, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The same, its result :func:`divided`."""
-    return divided(_refusing(params, computed, function, *arguments), params)

@@ -83,10 +83,12 @@ def apply(linear: Any, params: Params, v: Vector) -> Vector:
 
 
 @compiled
-def applied(linear: Any, params: Params, v: Vector, then: Static, arguments: tuple[Any, ...]) -> Any:
-    """A function of the product, ``v``, further arrays and a constant."""
+def followed(
+    product: Static, known: tuple[Any, ...], v: Vector, then: Static, arguments: tuple[Any, ...]
+) -> Any:
+    """A function of ``product(*known, v)``, ``v``, further arrays and a constant."""
     function, fixed = then.value
-    return function(apply(linear, params, v), v, *arguments, fixed)
+    return function(product.value(*known, v), v, *arguments, fixed)
 
 
 @compiled

@@ -32,8 +32,7 @@ def ihvp_backend() -> BackendPlugin:
         install="pip install 'ihvp[jax]'",
         factory=_factory,
         types=("jax", "jaxlib", "flax"),
-        capabilities=frozenset(CAPABILITIES)
-        - {"reduce", "product_error", "batch_products", "linearize_gauss_newton"},
+        capabilities=frozenset(CAPABILITIES) - {"reduce", "product_error", "linearize_gauss_newton"},
         dialect=_dialect,
         environment={"JAX_ENABLE_X64": "1"},
     )

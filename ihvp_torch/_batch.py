@@ -19,6 +19,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     Dtypes are kept. Leaves of any other kind stay as they are. Nothing is copied that is there already. A
     tensor that requires a gradient becomes a leaf of its own.
     """
+    if isinstance(batch, tuple) and all(_is_there(leaf, device) for leaf in batch):
+        return batch  # which a loss cannot change, as it may a dict
 
     def move(leaf: Any) -> Any:
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
@@ -37,6 +39,10 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return leaf.to(device) if isinstance(leaf, PackedSequence) else leaf
 
     return map_leaves(move, batch)
+
+
+def _is_there(leaf: Any, device: torch.device) -> bool:
+    return type(leaf) is Tensor and leaf.device == device and not (leaf.requires_grad or leaf.is_inference())
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

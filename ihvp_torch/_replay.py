@@ -19,7 +19,7 @@ from ihvp_torch._compile import batch_key, surroundings
 from ihvp_torch._parameters import live_tensors, parameters_of
 from ihvp_torch._rows import rows_at_once
 from ihvp_torch._tape import CannotPlay, Tape
-from ihvp_torch._tree import fill, named_leaves, structure
+from ihvp_torch._tree import fill, leaves, structure
 
 _log = logging.getLogger("ihvp")
 
@@ -49,9 +49,9 @@ class Replayed:
 
     def __call__(self, batch: Batch, v: Tensor) -> Tensor:
         batch = to_device(batch, self._device)
-        leaves = [leaf for _, leaf in named_leaves(batch)]
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        kind = self._kind(batch, leaves, v)
+        found = leaves(batch)
+        tensors = [leaf for leaf in found if isinstance(leaf, Tensor)]
+        kind = self._kind(batch, found, v)
         tape, right = self._tapes.get(kind) or (None, False)
         if tape is not None and right:
             if peek_interpreter_stack() is not None:
@@ -66,32 +66,32 @@ class Replayed:
                 self._tapes[kind] = tape, True
             self._made[kind] += 1
             if self._made[kind] == _FIRST:
-                self._tapes[kind] = self._recorded(batch, leaves, v), False
+                self._tapes[kind] = self._recorded(batch, found, v), False
         except Exception as error:
             self._tapes[kind] = None
             _log.debug("Products of %r with batches are not replayed: %r", self._product, error)
         return product
 
-    def _kind(self, batch: Batch, leaves: list[Any], v: Tensor) -> Hashable:
+    def _kind(self, batch: Batch, found: list[Any], v: Tensor) -> Hashable:
         """What a tape is for; None where nothing may be recorded."""
         if self._versions is None or self._versions != _versions(self._read):
             return None
-        like = [structure(batch), v.ndim, v.dtype, surroundings(), *map(_like, leaves)]
+        like = [structure(batch), v.ndim, v.dtype, surroundings(), *map(_like, found)]
         if self._last[0] != like:
             try:
-                self._last = like, (batch_key(batch, leaves), *like[1:4])
+                self._last = like, (batch_key(batch, found), *like[1:4])
             except TypeError:
                 self._last = None, None
         return self._last[1]
 
-    def _recorded(self, batch: Batch, leaves: list[Any], v: Tensor) -> Tape:
+    def _recorded(self, batch: Batch, found: list[Any], v: Tensor) -> Tape:
         def through(inputs: Any) -> list[Tensor]:
             *tensors, vector = inputs
             following = iter(tensors)
-            filled = (next(following) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+            filled = (next(following) if isinstance(leaf, Tensor) else leaf for leaf in found)
             return [self._product(fill(batch, filled), vector)]
 
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in found if isinstance(leaf, Tensor)]
         vector = v if v.ndim == 1 else v[:, 0].contiguous()
         return Tape(through, [*tensors, vector], len(tensors), _MOST)
 

@@ -46,6 +46,15 @@ def named_leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, tree
 
 
+def leaves(tree: Any) -> list[Any]:
+    """The leaves in order."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, Mapping):
+        return [leaf for value in tree.values() for leaf in leaves(value)]
+    return [leaf for item in tree for leaf in leaves(item)] if _is_sequence(tree) else [tree]
+
+
 def structure(tree: Any) -> Any:
     """The containers of a tree without its leaves, hashable: equal for trees that differ in leaves only."""
     if isinstance(tree, Mapping):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -75,6 +75,16 @@ class LinearOperator(ABC):
         # A compiled identity hands its argument back, and products are written to.
         product = algebra.copy(product) if product is v else product
         return algebra.shifted(product, v, 1.0, shift, measure) if shift or measure else (product, None)
+
+    def followed_by(
+        self, function: Callable[..., Any], v: Vector, *arguments: Any, fixed: Hashable = None
+    ) -> Any:
+        """``function(A v, v, *arguments, fixed)``; it may write to the product.
+
+        Overridden where one compiled program does both, which is kept for each function and ``fixed``.
+        """
+        product = self.apply(v)
+        return function(algebra.copy(product) if product is v else product, v, *arguments, fixed)
 
     def apply_traced(self, v: Vector) -> Vector:
         """The product with a vector that JAX traces, as a part of its program, where that is possible."""
@@ -313,6 +323,11 @@ class Shifted(LinearOperator):
     def measured(self, v: Vector, measure: Measure | None = None, shift: float = 0.0) -> tuple[Vector, Any]:
         return self.operator.measured(v, measure, self.shift + shift)
 
+    def followed_by(
+        self, function: Callable[..., Any], v: Vector, *arguments: Any, fixed: Hashable = None
+    ) -> Any:
+        return self.operator.followed_by(combined, v, 1.0, self.shift, *arguments, fixed=(function, fixed))
+
     def apply_traced(self, v: Vector) -> Vector:
         return self.operator.apply_traced(v) + self.shift * v
 
@@ -329,6 +344,12 @@ class Shifted(LinearOperator):
     def sampler(self, batch_size: int, *, replace: bool = True) -> Sampler | None:
         draw = self.operator.sampler(batch_size, replace=replace)
         return None if draw is None else lambda generator: Shifted(draw(generator), self.shift)
+
+
+def combined(product: Vector, v: Vector, factor: float, shift: float, *rest: Any) -> Any:
+    """A function of ``factor A v + shift v`` as one of ``A v``, for :meth:`LinearOperator.followed_by`."""
+    *arguments, (function, fixed) = rest
+    return function(algebra.shifted(product, v, factor, shift, None)[0], v, *arguments, fixed)
 
 
 class Scaled(LinearOperator):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from ihvp import algebra
 from ihvp.arguments import check_instance
-from ihvp.backend import Batch, Matvec, Vector
+from ihvp.backend import Batch, FusibleAtBatches, Matvec, Vector
 from ihvp.data import Batches, Examples, as_data
 from ihvp.errors import InvalidOption, NonFinite, TracedValue, VectorError
 from ihvp.objective import Objective, Term
-from ihvp.operators.base import LinearOperator, Measure, Sampler
+from ihvp.operators.base import LinearOperator, Measure, Sampler, combined
 
 
 class CurvatureOperator(LinearOperator):
@@ -149,14 +149,14 @@ class CurvatureOperator(LinearOperator):
 
         draw = examples.draws(batch_size) if replace else without_replacement
         last: np.random.Generator | None = None
-        product: Callable[[Batch, Vector], Vector] = self.batch_product
+        means: _BatchMeans
 
         def drawn(generator: np.random.Generator) -> LinearOperator:
             # Another generator begins another solve, before which parameters may have been replaced.
-            nonlocal last, product
+            nonlocal last, means
             if generator is not last:
-                last, product = generator, self._batch_products()
-            return _BatchMean(self, product, draw(generator), batch_size, share)
+                last, means = generator, _BatchMeans(self, self._batch_products(), batch_size, share)
+            return _BatchMean(means, draw(generator))
 
         return drawn
 
@@ -175,42 +175,63 @@ class CurvatureOperator(LinearOperator):
         return f"A product with the {type(self).__name__}"
 
 
-class _BatchMean(LinearOperator):
-    """The mean of ``M_n`` over one batch; unchecked, as one of very many products that a method sums."""
+class _BatchMeans:
+    """What the means of ``M_n`` over batches of ``count`` examples have in common during a solve."""
 
     def __init__(
         self,
         operator: CurvatureOperator,
         product: Callable[[Batch, Vector], Vector],
-        batch: Batch,
         count: int,
         share: float,
     ) -> None:
-        super().__init__(operator.space)
-        self._operator, self._product = operator, product
-        self._batch, self._count, self._share = batch, count, share
+        self.operator, self.product, self.count, self.share = operator, product, count, share
+        objective, space = operator.objective, operator.space
+        self.limit = objective.batches.batch_size or count
+        # Whether a mean is a multiple of one product, and more is compiled with that.
+        self.fusible: FusibleAtBatches | None = None
+        kind: object = product
+        one = self.limit >= count and objective.weighting.function is None and objective.processes.count == 1
+        if one and space.product_eps == space.eps and isinstance(kind, FusibleAtBatches):
+            self.fusible = kind
+
+    def factor(self, weight: float) -> float:
+        """Of the product of a piece. ``reduction="sum"`` has the factor ``weight`` in the product already."""
+        mean = self.operator.objective.reduction == "mean"
+        return (weight if mean else 1) / self.count * self.share
+
+    def pieces(self, batch: Batch) -> Iterable[tuple[Batch, int]]:
+        """The batch, in parts of the objective's ``batch_size``."""
+        return [(batch, self.count)] if self.limit >= self.count else Batches(as_data(batch), self.limit)
+
+
+class _BatchMean(LinearOperator):
+    """The mean of ``M_n`` over one batch; unchecked, as one of very many products that a method sums."""
+
+    def __init__(self, means: _BatchMeans, batch: Batch) -> None:
+        super().__init__(means.operator.space)
+        self._means, self._batch = means, batch
 
     def apply(self, v: Vector) -> Vector:
-        return self._operator.in_range(self._mean_product, v)
+        return self._means.operator.in_range(self._mean_product, v)
+
+    def followed_by(
+        self, function: Callable[..., Any], v: Vector, *arguments: Any, fixed: Hashable = None
+    ) -> Any:
+        fusible, factor = self._means.fusible, self._means.factor(self._means.count)
+        if fusible is None:
+            return super().followed_by(function, v, *arguments, fixed=fixed)
+        return fusible.then(combined, self._batch, v, factor, 0.0, *arguments, fixed=(function, fixed))
 
     def _mean_product(self, v: Vector) -> Vector:
-        objective = self._operator.objective
-        limit = objective.batches.batch_size or self._count
-        pieces = (
-            [(self._batch, self._count)] if limit >= self._count else Batches(as_data(self._batch), limit)
-        )
-        total: Vector = None
-        for piece, count in pieces:
+        objective, total = self._means.operator.objective, None
+        for piece, count in self._means.pieces(self._batch):
             weight = objective.weighting.total(piece, count)
             if not weight:
                 continue
-            # reduction="sum" has the factor `weight` in the product already.
-            factor = (weight if objective.reduction == "mean" else 1) / self._count * self._share
-            part = self._product(piece, v)
+            factor, part = self._means.factor(weight), self._means.product(piece, v)
             if total is None:
                 total = part if factor == 1.0 else factor * part
             else:
                 total = algebra.axpy(total, factor, part)
-        if total is None:
-            total = algebra.zeros_like(v)
-        return objective.processes.reduce(total)
+        return objective.processes.reduce(algebra.zeros_like(v) if total is None else total)

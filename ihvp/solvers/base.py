@@ -127,6 +127,12 @@ class Log:
         if self.watch is not None and self.forecast is None:
             self.forecast = self.watch.look(self._rows)
 
+    def repeat(self) -> None:
+        """One more iteration, of which nobody has looked at the residuals: those of the last."""
+        self.iterations += 1
+        self._rows.append(self._rows[-1])
+        self._tell(self.sizes.size)
+
     def goes_on(self, limit: int) -> bool:
         """Whether another iteration is within the limit and the budget."""
         return self.iterations < limit and self.forecast is None
@@ -134,7 +140,11 @@ class Log:
     def step(self, numbers: NDArray[np.intp], norms: NDArray[np.float64]) -> None:
         """Record an iteration and tell the monitor."""
         self.record(numbers, norms)
-        self.monitor.step(Step(self.iterations, float(self._current.max()), numbers.size))
+        self._tell(numbers.size)
+
+    def _tell(self, active: int) -> None:
+        if self.monitor.listens:
+            self.monitor.step(Step(self.iterations, float(self._current.max()), active))
 
     def solution(
         self,

@@ -120,7 +120,10 @@ class Recursion:
                     part = None
             self._multiply()
             look = step <= _INTERVAL or step % _INTERVAL == 0
-            calm = watch.calm(step) if look else True
+            if not look:
+                self._log.repeat()
+                continue
+            calm = watch.calm(step)
             self._log.step(np.arange(self.sizes.size), self.norms)
             if not calm:
                 return "diverged"
@@ -128,12 +131,11 @@ class Recursion:
 
     def _multiply(self) -> None:
         if self.series.draw is None:
-            product = self.operator.apply(self.s)
-        else:
-            self.recent.append(self.series.draw(self._generator))
-            product = self.recent[-1].apply(self.s)
-            self.operator.products += self.sizes.size
-        self.r = algebra.xpay(product, -1 / self.scale, self.v)
+            self.r = algebra.xpay(self.operator.apply(self.s), -1 / self.scale, self.v)
+            return
+        self.recent.append(self.series.draw(self._generator))
+        self.r = self.recent[-1].followed_by(_remainder, self.s, -1 / self.scale, self.v)
+        self.operator.products += self.sizes.size
 
     def solution(self, reason: str) -> Solution:
         """The answer with its certificate, whose residual takes the place of ``r``."""
@@ -253,6 +255,10 @@ class RunningMean:
         return relative(
             student * np.sqrt(self._squares / (self.count * (self.count - 1))), _norms(self.value)
         )
+
+
+def _remainder(product: Vector, s: Vector, factor: float, v: Vector, _: None) -> Vector:
+    return algebra.xpay(product, factor, v)
 
 
 def _norms(block: Vector) -> NDArray[np.float64]:

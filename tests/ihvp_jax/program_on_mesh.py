@@ -111,6 +111,8 @@ def other_results(objective, v, test):
     for solver in solvers:
         x = ihvp.solve(hessian, v[:, 0], damping=DAMPING, solver=solver).x
         results[type(solver).__name__] = x
+    batches = ihvp.LiSSA(batch_size=5, recursion_depth=50, rtol=None)
+    results["random batches"] = ihvp.solve(hessian, v[:, 0], damping=DAMPING, solver=batches).x
     return results
 
 

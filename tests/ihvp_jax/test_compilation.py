@@ -13,7 +13,7 @@ import pytest
 
 import ihvp
 from ihvp_jax._backend import JaxBackend
-from ihvp_jax._derivatives import applied
+from ihvp_jax._derivatives import followed
 
 
 class Counted:
@@ -82,12 +82,36 @@ def test_every_linearisation_shares_the_compiled_application(backend: JaxBackend
 
 
 def test_products_solves_and_certificates_of_equal_objectives_share_one_program() -> None:
-    loss, v, compiled = Counted(), jnp.ones(3), applied._cache_size()
+    loss, v, compiled = Counted(), jnp.ones(3), followed._cache_size()
     for damping in (2.0, 3.0):
         hessian = ihvp.Hessian(ihvp.Objective(loss, *problem()))
         x = ihvp.solve(hessian, v, damping=damping, solver=ihvp.CG(rtol=1e-5)).x
         np.testing.assert_allclose(hessian @ x + damping * x, v, rtol=1e-4)
-    assert applied._cache_size() == compiled + 1
+    assert followed._cache_size() == compiled + 1
+
+
+def test_steps_with_random_batches_share_one_program() -> None:
+    loss, v = Counted(), jnp.ones(3)
+    solves = [ihvp.LiSSA(scale=scale, batch_size=2, recursion_depth=20, rtol=None) for scale in (30.0, 40.0)]
+    compiled = []
+    for damping, solver in zip((2.0, 3.0), solves, strict=True):
+        hessian = ihvp.Hessian(ihvp.Objective(loss, *problem()))
+        # All examples are the same, so that each batch has the Hessian.
+        matrix, before = hessian.to_dense() + damping * np.eye(3), followed._cache_size()
+        x = ihvp.solve(hessian, v, damping=damping, solver=solver).x
+        compiled.append(followed._cache_size() - before)
+        np.testing.assert_allclose(x, neumann(matrix, solver), rtol=1e-5)
+    # One for the steps, and one for the certificate.
+    assert compiled == [2, 0]
+
+
+def neumann(matrix: np.ndarray, solver: ihvp.LiSSA) -> np.ndarray:
+    """The mean over the second half of the recursion's steps from ones."""
+    step, s, path = np.asarray(matrix, np.float64) / solver.scale, np.ones(3), []
+    for _ in range(solver.recursion_depth):
+        s = 1 + s - step @ s
+        path.append(s)
+    return np.mean(path[solver.recursion_depth // 2 :], axis=0) / solver.scale
 
 
 def test_products_after_the_first_compile_nothing(

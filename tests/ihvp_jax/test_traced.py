@@ -15,6 +15,7 @@ import ihvp
 
 A = np.diag([1.0, 2.0, 3.0])
 V = np.array([1.0, -1.0, 2.0])
+RANDOM = ihvp.LiSSA(batch_size=2, scale=10.0, recursion_depth=3, rtol=None)
 
 
 def half_square(w: jax.Array, x: jax.Array) -> jax.Array:
@@ -39,6 +40,10 @@ CALLS: dict[str, Callable[[jax.Array], Any]] = {
     "weighed data": lambda t: hessian(x=t * A, weights=lambda x: x[:, 0] ** 2).objective.gradient(),
     "the value": lambda t: hessian(x=t * A).objective.value(),
     "what the loss refers to": lambda t: hessian(loss=lambda w, x: t * half_square(w, x)) @ V,
+    "what the loss of random batches refers to": lambda t: (
+        ihvp.solve(hessian(loss=lambda w, x: t * half_square(w, x)), V, solver=RANDOM).x
+    ),
+    "random batches of data": lambda t: ihvp.solve(hessian(x=t * A), V, solver=RANDOM).x,
     "damping": lambda t: ihvp.solve(hessian(), V, damping=t).x,
     "several dampings": lambda t: ihvp.solve(hessian(), V, damping=[1.0, t])[0].x,
     "a shift": lambda t: (hessian() + t) @ V,
