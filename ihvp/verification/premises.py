@@ -206,10 +206,10 @@ class Premises:
 def _verified_gradient(subject: Subject, batch: Batch) -> Vector:
     """The gradient of a batch, checked by a second one: finite, the same twice, not identically zero."""
     one, two = subject.gradient(batch), subject.gradient(batch)
-    size = float(algebra.norms(one))
+    two, *parts = _subtracted(two, one)
+    size, difference = (float(algebra.norms(x, part)) for x, part in zip((one, two), parts, strict=True))
     if not np.isfinite(size):
         raise NonFinite("The gradient", 0)
-    difference = float(algebra.norms(algebra.axpy(two, -1.0, one)))
     difference = difference if np.isfinite(difference) else np.inf
     del two
     # Parallel sums may differ in their last bits from call to call; dropout differs by far more.
@@ -228,3 +228,10 @@ def _verified_gradient(subject: Subject, batch: Batch) -> Vector:
     if difference > allowed * size:
         raise NonDeterministicGradient(difference / size, allowed)
     return one
+
+
+@algebra.fused(0)
+def _subtracted(two: Vector, one: Vector) -> tuple[Vector, Any, Any]:
+    """``two − one``, and the parts of what the norms of ``one`` and of it sum up."""
+    difference = algebra.axpy(two, -1.0, one)
+    return difference, algebra.dot_parts(one, one), algebra.dot_parts(difference, difference)
