@@ -206,7 +206,8 @@ class Premises:
 def _verified_gradient(subject: Subject, batch: Batch) -> Vector:
     """The gradient of a batch, checked by a second one: finite, the same twice, not identically zero."""
     one, two = subject.gradient(batch), subject.gradient(batch)
-    two, *parts = _subtracted(two, one)
+    with np.errstate(invalid="ignore"):  # infinite entries are named below
+        two, *parts = _subtracted(two, one)
     size, difference = (float(algebra.norms(x, part)) for x, part in zip((one, two), parts, strict=True))
     if not np.isfinite(size):
         raise NonFinite("The gradient", 0)
