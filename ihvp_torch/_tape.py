@@ -201,10 +201,10 @@ class Recorded:
 def _keep_freed_memory() -> None:
     """Let the C library of Linux keep up to 64 MiB of freed memory for the next operations.
 
-    It keeps twice the size of the largest array that was freed, of those up to 32 MiB, and returns the rest to
-    the system (``M_MMAP_THRESHOLD`` in mallopt(3)). A block's many values of a MiB or two went back again and
-    again, and the page faults of taking them anew were a fifth of a product's time. This array is never written
-    to, and so takes no memory itself.
+    It keeps twice the size of the largest array that was freed, of those up to 32 MiB, and returns the rest
+    to the system (``M_MMAP_THRESHOLD`` in mallopt(3)). A block's many values of a MiB or two went back again
+    and again, and the page faults of taking them anew were a fifth of a product's time. This array is never
+    written to, and so takes no memory itself.
     """
     torch.empty((1 << 25) - (1 << 16), dtype=torch.uint8)
 
