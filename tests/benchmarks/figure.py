@@ -33,13 +33,14 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(lines) + 0.8), layout="constrained")
     for place, (_, rivals) in enumerate(reversed(lines)):
         axes.axhline(place, color="#dddddd", linewidth=0.8, zorder=0)
-        last = 0.0
+        last = {_ABOVE: 0.0, _BELOW: 0.0}
         for row in sorted(rivals, key=lambda row: -row.value):
             times = 1 / row.value
             axes.plot(times, place, "o", markersize=6, zorder=3, color=_FASTER if times >= 1 else _SLOWER)
-            height = _BELOW if last and times / last < _APART else _ABOVE
-            axes.text(times, place + height, row.peer, ha="center", fontsize=8, bbox=_BACKGROUND, zorder=2)
-            last = 0.0 if height == _BELOW else times
+            free = [height for height, other in last.items() if not other or times / other >= _APART]
+            height, side = (free[0], "center") if free else (_ABOVE, "left")
+            axes.text(times, place + height, row.peer, ha=side, fontsize=8, bbox=_BACKGROUND, zorder=2)
+            last[height] = times
     axes.axvline(1.0, color="black", linewidth=1, zorder=0)
     axes.set_xscale("log")
     axes.margins(x=0.12)
