@@ -235,7 +235,7 @@ class Lanczos:
         """A random unit vector that is orthogonal to the basis."""
         space = self.product.space
         entries = self._random.standard_normal(space.size)
-        v = space.xp.asarray(entries, dtype=space.dtype, device=space.device)
+        v = space.asarray(entries)
         v, _, norm = self._basis.orthogonalise(v)
         return algebra.scale(v, 1 / norm)
 

@@ -218,9 +218,10 @@ class _BatchMean(LinearOperator):
     def followed_by(
         self, function: Callable[..., Any], v: Vector, *arguments: Any, fixed: Hashable = None
     ) -> Any:
-        fusible, factor = self._means.fusible, self._means.factor(self._means.count)
+        fusible = self._means.fusible
         if fusible is None:
             return super().followed_by(function, v, *arguments, fixed=fixed)
+        factor = self._means.factor(self._means.count)
         return fusible.then(combined, self._batch, v, factor, 0.0, *arguments, fixed=(function, fixed))
 
     def _mean_product(self, v: Vector) -> Vector:
