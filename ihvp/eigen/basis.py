@@ -16,8 +16,6 @@ from ihvp.space import VectorSpace
 # A pass that leaves less than this of a vector has cancelled digits, and another one restores orthogonality.
 _CANCELLED = 0.5**0.5
 _MOST_PASSES = 4
-# Where each number of rows is compiled, so many do for the whole of a large basis, of more numbers than this.
-_LENGTHS, _LARGE = 5, 1 << 21
 
 
 class GrowingBasis:
@@ -72,12 +70,11 @@ class GrowingBasis:
         self._rows = _mixed(self._rows, self._padded(np.hstack([matrix, unused])))
 
     def _count(self, first: int) -> int:
-        """The number of vectors from this one on, with zeros after them where each number is compiled."""
+        """The number of vectors from this one on; all rows, the last of zeros, where each number is compiled."""
         if first or array_api_compat.is_writeable_array(self._rows):
             return self.size - first
-        capacity: int = self._rows.shape[0]
-        step = math.ceil(capacity / _LENGTHS) if capacity * self._rows.shape[1] > _LARGE else capacity
-        return min(step * math.ceil(self.size / step), capacity)
+        # XLA copies the first rows before it multiplies them, which takes longer than the rows of zeros.
+        return int(self._rows.shape[0])
 
     def _padded(self, matrix: NDArray[np.float64]) -> Any:
         """The transpose of a matrix ``(size, m)``, with zeros for the rows that hold no vector."""
