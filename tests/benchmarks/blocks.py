@@ -26,7 +26,7 @@ def measure(framework: str, device: str) -> list[Row]:
     if isinstance(model, TorchModel):
         other = curvlinops_hessian(model)
         sides["curvlinops"] = lambda: other @ V
-    times = in_turns(sides, budget=5.0)
+    times = in_turns(sides, budget=4.0)
     exact = problem.hessian_product(directions[:, 0])
     computed = np.asarray(H @ directions, dtype=np.float64)[:, 0]
     error = float(np.linalg.norm(computed - exact) / np.linalg.norm(exact))

@@ -35,7 +35,7 @@ def measure(framework: str, device: str) -> list[Row]:
     if isinstance(model, JaxModel):
         sides["matfree"] = _matfree(model, problem)
     sides[_UNPROBED] = lambda: eigsh(model.hessian(), k=_PAIRS, tol=_TOL, confidence=None).vectors
-    times = in_turns(sides, budget=7.0)
+    times = in_turns(sides, budget=5.0)
     pairs = eigsh(model.hessian(), k=_PAIRS, tol=_TOL)
     residual = problem.eigen_residual(pairs.values, _numpy(pairs.vectors))
     others = {"curvlinops + eigsh": problem.eigen_residual(*_arpack(torch_model))}

@@ -64,7 +64,7 @@ def _residual(count: int) -> tuple[nn.Module, Tensor]:
 # Examples, and examples of a batch.
 _NETWORKS: dict[str, tuple[Callable[[int], tuple[nn.Module, Tensor]], int, int]] = {
     "784-512-512-10": (_multilayer, 20_000, 1000),
-    "residual, 32 × 32": (_residual, 500, 100),
+    "residual, 32 × 32": (_residual, 200, 100),
 }
 
 

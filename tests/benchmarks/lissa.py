@@ -37,7 +37,7 @@ def measure(framework: str, device: str) -> list[Row]:
     }
     if isinstance(model, TorchModel):
         sides["pydvl"] = _pydvl(torch_model, rhs)
-    times = in_turns(sides, budget=6.0, felt=framework == "torch")
+    times = in_turns(sides, budget=5.0, felt=framework == "torch")
     residual = problem.residual(_numpy(sides["ihvp"]()), rhs, _DAMPING)
     other = problem.residual(_numpy(sides["loop"]()), rhs, _DAMPING)
     what = f"LiSSA, {_STEPS:,} steps, batch {_BATCH}, digits {problem.name}"

@@ -75,7 +75,7 @@ def _rows(name: str) -> list[Row]:
     difference = max(
         abs(evidence / expected - 1), float(np.abs(covariance - reference).max() / np.abs(reference).max())
     )
-    times = in_turns({"ihvp": ours, **peers}, budget=6.0)
+    times = in_turns({"ihvp": ours, **peers}, budget=4.0)
     peer = times.fastest(*peers)
     size = sum(part.numel() for part in net.parameters())
     what = f"Laplace, {name}, network of P = {size:,}: fit, evidence, {questions} predictions"

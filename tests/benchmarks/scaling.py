@@ -15,7 +15,7 @@ import ihvp
 from tests.benchmarks.rows import Case, Row, seconds
 from tests.benchmarks.timing import Times, in_turns
 
-_SMALLEST, _LARGEST, _SIZES = 1e5, 1e7, 25
+_SMALLEST, _LARGEST, _SIZES = 1e5, 1e7, 13
 
 
 def measure(framework: str, device: str) -> list[Row]:

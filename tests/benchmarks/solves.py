@@ -55,7 +55,7 @@ def _on(problem: Network, framework: str, device: str) -> list[Row]:
         sides[name], residuals[name] = _loosest(solve, knobs, problem, rhs)
         if name == "scipy CG" or not residuals[name] <= _RESIDUAL:
             unbarred.add(name)
-    times = in_turns(sides, budget=6.0, felt=framework == "torch")
+    times = in_turns(sides, budget=5.0, felt=framework == "torch")
     residuals["ihvp"] = problem.residual(_numpy(sides["ihvp"]()), rhs, _DAMPING)
     solution = ihvp.solve(model.hessian(), V, damping=_DAMPING, solver=solver)
     barred = [name for name in sides if name != "ihvp" and name not in unbarred]

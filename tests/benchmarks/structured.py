@@ -92,7 +92,7 @@ def _time_row(times: Times, name: str, peer: str, high: float | None = None) -> 
 
 def _on_gpu(device: str) -> list[Row]:
     task = _Task(device)
-    times = in_turns(task.quick(), budget=7.0)
+    times = in_turns(task.quick(), budget=4.0)
     ours, theirs = task.ours(ihvp.EKFAC), task.curvlinops()
     row = functools.partial(_time_row, times)
     return [
@@ -171,7 +171,7 @@ def compare() -> Comparison:
     }
     for package in ("kronfluence.analyzer", "pydvl.influence.torch"):
         importlib.import_module(package)  # which nobody pays for twice
-    in_turn = in_turns({name: kept(name, way) for name, way in task.quick().items()}, budget=7.0)
+    in_turn = in_turns({name: kept(name, way) for name, way in task.quick().items()}, budget=4.0)
     alone = Times({name: [once(kept(name, way))] for name, way in slow.items()})
     return Comparison(in_turn | alone, scores, *task.retrained())
 

@@ -72,7 +72,7 @@ class Times:
 def in_turns(
     sides: dict[str, Callable[[], Any]],
     *,
-    budget: float = 6.0,
+    budget: float = 4.0,
     rounds: tuple[int, int] = (3, 15),
     felt: bool = False,
 ) -> Times:
