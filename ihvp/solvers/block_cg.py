@@ -102,19 +102,20 @@ class BlockConjugate(Sweep):
             moves = (algebra.small(matrix, self.p) for matrix in (step @ self.c, -step))
             self.x, self.q, parts = _advance(self.x, self.q, self.p, product, *moves)
             del product
-            basis = orthonormal(self.q, scale=1.0, deviation=_DEVIATION, gram=algebra.total(parts))
-            self.q, self.gram, change = basis.vectors, basis.gram, basis.coefficients
-            del basis
-            self.c = change @ self.c
+            self.gram = algebra.total(parts)
             norms = self._norms()
             log.step(self.numbers[self.places], norms)
             reached = norms <= self.targets[self.places]
             self.park(reached, "reached")
             if not self.places.size:
                 return
-            if np.any(norms[~reached] > start[self.places] / self.eps**0.5):
+            if not np.all(norms[~reached] <= start[self.places] / self.eps**0.5):
                 self.park(np.ones(self.places.shape, dtype=bool), "lost")
                 return
+            basis = orthonormal(self.q, scale=1.0, deviation=_DEVIATION, gram=self.gram)
+            self.q, self.gram, change = basis.vectors, basis.gram, basis.coefficients
+            del basis
+            self.c = change @ self.c
             change = self._drop(change, most=inner.shape[0] // 2)
             before = inner
             z, inner = self._preconditioned()
