@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,13 @@ class Products:
         image = self.operator.apply(v)
         # A compiled identity hands its argument back, and products are written to.
         return algebra.copy(image) if image is v else image
+
+    def followed_by(
+        self, function: Callable[..., Any], v: Vector, *arguments: Any, fixed: Hashable = None
+    ) -> Any:
+        """:meth:`LinearOperator.followed_by`, counted."""
+        self.count += 1
+        return self.operator.followed_by(function, v, *arguments, fixed=fixed)
 
     def dense(self) -> Vector:
         """The matrix, by P products."""

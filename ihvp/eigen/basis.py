@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import array_api_compat
@@ -33,24 +35,44 @@ class GrowingBasis:
         self._rows = _write(self._rows, self.size, v)
         self.size += 1
 
-    def orthogonalise(self, w: Vector, *, since: int = 0) -> tuple[Vector, NDArray[np.float64], float]:
+    def orthogonalise(self, w: Vector) -> tuple[Vector, NDArray[np.float64], float]:
         """What of ``w`` is orthogonal to the basis, the coefficients of the rest, and the norm of the first.
 
         Classical Gram–Schmidt, repeated where a pass has cancelled digits: twice is enough unless ``w`` lies
         in the span (Daniel, Gragg, Kaufman and Stewart, Mathematics of Computation 30, 1976).
 
-        ``w`` is given up. What lies along the basis is known to lie, but for rounding, along the vectors from
-        ``since`` on: they alone take part in the first pass.
+        ``w`` is given up.
         """
+        return self._cleared(lambda firsts, counts: _clear(w, None, self._rows, firsts, counts), [0])
+
+    def orthogonalise_product(
+        self, followed_by: Callable[..., Any], v: Vector, since: int
+    ) -> tuple[Vector, NDArray[np.float64], float]:
+        """:meth:`orthogonalise` of an operator's product with ``v``, compiled with it where that can be.
+
+        What lies along the basis is known to lie, but for rounding, along the vectors from ``since`` on: they
+        alone take part in the first pass.
+        """
+
+        def first(firsts: tuple[int, ...], counts: tuple[int, ...]) -> Any:
+            return followed_by(_clear, v, self._rows, firsts, fixed=counts)
+
+        return self._cleared(first, [since, 0] if since else [0])
+
+    def _cleared(
+        self, clear: Callable[..., Any], firsts: list[int]
+    ) -> tuple[Vector, NDArray[np.float64], float]:
         coefficients = np.zeros(self.size)
-        for first in [since] * (since > 0) + [0] * _MOST_PASSES:
-            w, projections, squares = _clear(w, self._rows, first or None, self._count(first))
-            found = algebra.to_numpy(projections)[: self.size - first]
-            coefficients[first:] += found
+        for _ in range(_MOST_PASSES):
+            w, projections, squares = clear(tuple(firsts), tuple(map(self._count, firsts)))
+            for first, projection in zip(firsts, projections, strict=True):
+                found = algebra.to_numpy(projection)[: self.size - first]
+                coefficients[first:] += found
             norm = float(algebra.norms(w, squares))
             # The vectors are orthonormal: before, its square was larger by those of the projections.
-            if first == 0 and norm >= _CANCELLED * math.hypot(norm, *found.tolist()):
+            if norm >= _CANCELLED * math.hypot(norm, *found.tolist()):
                 break
+            clear, firsts = partial(_clear, w, None, self._rows), [0]
         return w, coefficients, norm
 
     def combinations(self, matrix: NDArray[np.float64]) -> Vector:
@@ -70,7 +92,7 @@ class GrowingBasis:
         self._rows = _mixed(self._rows, self._padded(np.hstack([matrix, unused])))
 
     def _count(self, first: int) -> int:
-        """The number of vectors from this one on; all rows, the last of zeros, where each number is compiled."""
+        """The number of vectors from this one on; all rows where each number would be compiled."""
         if first or array_api_compat.is_writeable_array(self._rows):
             return self.size - first
         # XLA copies the first rows before it multiplies them, which takes longer than the rows of zeros.
@@ -91,23 +113,28 @@ def _write(rows: Vector, place: int, v: Vector) -> Vector:
     return rows
 
 
-@algebra.fused(0, fixed=(3,))
-def _clear(w: Vector, rows: Vector, first: int | None, count: int) -> tuple[Vector, Vector, Any]:
-    """``w`` without its projections on the rows from the first on, these, and the parts of its own norm."""
-    xp = array_api_compat.array_namespace(rows)
-    if first is None:
-        rows = rows[:count]
-    elif array_api_compat.is_writeable_array(rows):
-        rows = rows[first : first + count]
-    else:
-        rows = xp.take(rows, first + xp.arange(count), axis=0)
-    projections = _projections(rows, w)
-    if not array_api_compat.is_writeable_array(w):
-        w = w - algebra.matmul(projections, rows)
-    else:
-        for part in algebra.slices(w):
-            w[part] -= projections @ rows[:, part]
-    return w, projections, algebra.dot_parts(w, w)
+@algebra.fused(0, fixed=(4,))
+def _clear(
+    w: Vector, _: Vector, rows: Vector, firsts: tuple[int, ...], counts: tuple[int, ...]
+) -> tuple[Vector, list[Vector], Any]:
+    """``w`` without its projections, pass by pass, on so many rows from the first on.
+
+    With these, and the parts of its own norm. Rows past the end are zeros.
+    """
+    xp, found = array_api_compat.array_namespace(rows), []
+    for first, count in zip(firsts, counts, strict=True):
+        if array_api_compat.is_writeable_array(rows):
+            part = rows[first : first + count]
+        else:
+            part = rows if count == rows.shape[0] else xp.take(rows, first + xp.arange(count), axis=0)
+        projections = _projections(part, w)
+        found.append(projections)
+        if not array_api_compat.is_writeable_array(w):
+            w = w - algebra.matmul(projections, part)
+        else:
+            for columns in algebra.slices(w):
+                w[columns] -= projections @ part[:, columns]
+    return w, found, algebra.dot_parts(w, w)
 
 
 def _projections(rows: Vector, w: Vector) -> Vector:

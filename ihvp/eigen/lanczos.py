@@ -126,10 +126,13 @@ class Lanczos:
         """Multiply the next direction and make what is new in the product the next one."""
         self._basis.append(self._next)
         size = self._basis.size
-        image = self.product.unchecked(self._next)
         coupled = np.flatnonzero(self._couplings)
         since = int(coupled[0]) if coupled.size else size - 1
-        rest, projections, norm = self._basis.orthogonalise(image, since=since)
+        found = self._basis.orthogonalise_product(self.product.followed_by, self._next, since)
+        if not math.isfinite(found[2]):
+            # The product alone finds out what is not finite.
+            found = self._basis.orthogonalise(self.product.unchecked(self._next))
+        rest, projections, norm = found
         size_of_image = math.hypot(norm, *projections.tolist())
         if not math.isfinite(size_of_image):
             raise NonFinite("A product with the operator")

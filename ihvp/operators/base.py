@@ -79,7 +79,7 @@ class LinearOperator(ABC):
     def followed_by(
         self, function: Callable[..., Any], v: Vector, *arguments: Any, fixed: Hashable = None
     ) -> Any:
-        """``function(A v, v, *arguments, fixed)``; it may write to the product.
+        """``function(A v, v, *arguments, fixed)``; it may write to the product, which may not be finite.
 
         Overridden where one compiled program does both, which is kept for each function and ``fixed``.
         """

@@ -84,15 +84,26 @@ class CurvatureOperator(LinearOperator):
             raise
 
     def measured(self, v: Vector, measure: Measure | None = None, shift: float = 0.0) -> tuple[Vector, Any]:
-        if measure is not None and type(self).apply is type(self)._plain_apply:
+        if measure is not None:
             # What is measured tells whether all is finite, and spares another pass.
-            product = self.in_range(partial(self._mean_product, checked=False), v)
-            # A compiled identity hands its argument back, and products are written to.
-            product = algebra.copy(product) if product is v else product
-            product, parts = algebra.shifted(product, v, 1.0, shift, measure)
+            product, parts = algebra.shifted(self._unchecked(v), v, 1.0, shift, measure)
             if np.all(np.isfinite(algebra.to_numpy(parts))):
                 return product, parts
         return super().measured(v, measure, shift)
+
+    def followed_by(
+        self, function: Callable[..., Any], v: Vector, *arguments: Any, fixed: Hashable = None
+    ) -> Any:
+        return function(self._unchecked(v), v, *arguments, fixed)
+
+    def _unchecked(self, v: Vector) -> Vector:
+        """A product to write to, which may not be finite."""
+        if type(self).apply is not type(self)._plain_apply:
+            product = self.apply(v)
+        else:
+            product = self.in_range(partial(self._mean_product, checked=False), v)
+        # A compiled identity hands its argument back.
+        return algebra.copy(product) if product is v else product
 
     _plain_apply = apply  # a subclass with another one has its own reasons
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from ihvp.backend import (
     Vector,
 )
 from ihvp.errors import LossFailed
-from ihvp.operators.base import Measure
+from ihvp.operators.base import Measure, combined
 from ihvp.operators.kept import KeptCurvature
 from ihvp.operators.passes import Ways
 
@@ -107,6 +107,18 @@ class Hessian(KeptCurvature):
             product, parts = whole.then(algebra.shifted, v, self._factor, shift, fixed=measure)
         parts = algebra.to_numpy(parts)
         return (product, parts) if np.all(np.isfinite(parts)) else None
+
+    def followed_by(
+        self, function: Callable[..., Any], v: Vector, *arguments: Any, fixed: Hashable = None
+    ) -> Any:
+        self.verify()
+        with naming(LossFailed, self._what):
+            whole = self._whole()
+            if whole is None:
+                return super().followed_by(function, v, *arguments, fixed=fixed)
+            if self._factor == 1.0:
+                return whole.then(function, v, *arguments, fixed=fixed)
+            return whole.then(combined, v, self._factor, 0.0, *arguments, fixed=(function, fixed))
 
     @property
     def _factor(self) -> float:
