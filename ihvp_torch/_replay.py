@@ -56,7 +56,10 @@ class Replayed:
         if tape is not None and right:
             if peek_interpreter_stack() is not None:
                 raise TracedValue("What a call needs")
-            return self._play(tape, tensors, v)
+            try:
+                return self._play(tape, tensors, v)
+            except Exception as error:  # the product itself says what is wrong
+                self._leave_out(kind, error)
         product = self._product(batch, v)
         if kind is None or (tape is None and kind in self._tapes):
             return product
@@ -68,9 +71,12 @@ class Replayed:
             if self._made[kind] == _FIRST:
                 self._tapes[kind] = self._recorded(batch, found, v), False
         except Exception as error:
-            self._tapes[kind] = None
-            _log.debug("Products of %r with batches are not replayed: %r", self._product, error)
+            self._leave_out(kind, error)
         return product
+
+    def _leave_out(self, kind: Hashable, error: Exception) -> None:
+        self._tapes[kind] = None
+        _log.debug("Products of %r with batches are not replayed: %r", self._product, error)
 
     def _kind(self, batch: Batch, found: list[Any], v: Tensor) -> Hashable:
         """What a tape is for; None where nothing may be recorded."""

@@ -26,6 +26,17 @@ _ZEROS = (aten.zeros_like.default, aten.new_zeros.default)
 _ALIASES = (aten.detach.default, aten.alias.default)
 # By these a function leaves torch, and what it does then is not seen.
 _READING = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr)
+# These ask about a tensor, or go through its graph, without reading its values themselves; attributes come by
+# the first.
+_ABOUT = frozenset(
+    [
+        *("__get__", "__len__", "dim", "ndimension", "size", "numel", "nelement", "stride", "storage_offset"),
+        *("element_size", "get_device", "type", "result_type", "is_contiguous", "is_complex", "is_conj"),
+        *("is_floating_point", "is_inference", "is_neg", "is_pinned", "is_same_size", "is_shared"),
+        *("is_signed", "_is_view", "expand_as", "view_as", "reshape_as", "type_as", "to", "requires_grad_"),
+        *("retain_grad", "register_hook", "grad", "backward", "_make_dual", "_unpack_dual"),
+    ]
+)
 
 Pass = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
 """A linear map of tensors."""
@@ -72,7 +83,8 @@ class Tape:
     Raises
     ------
     CannotPlay
-        It leaves torch, its operations write into tensors, or make more than ``most`` numbers.
+        It leaves torch, or what it does depends on values of the inputs: the sizes of results, the next
+        operation. Its operations write into tensors, or make more than ``most`` numbers.
     """
 
     def __init__(
@@ -210,16 +222,31 @@ def _keep_freed_memory() -> None:
 
 
 class _Watch(TorchFunctionMode):  # type: ignore[misc]
-    """Objects where a function leaves torch."""
+    """Objects where a function leaves torch, or reads a tensor unseen.
+
+    A function of torch that is given a tensor passes it to an operation, or returns it. One that does not has
+    read its values by itself, as ``torch.tensor([t[0], t[1]])`` does.
+    """
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
         self._recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        recorder, kwargs = self._recorder, kwargs or {}
         if func in _READING:
-            self._recorder.objection = "a tensor that is read elsewhere than in torch"
-        return func(*args, **(kwargs or {}))
+            recorder.objection = "a tensor that is read elsewhere than in torch"
+        if recorder.objection or getattr(func, "__name__", "") in _ABOUT:
+            return func(*args, **kwargs)
+        recorder.taken.clear()
+        result = func(*args, **kwargs)
+        seen = recorder.taken | {id(leaf) for leaf in leaves_of(result)}
+        if any(
+            isinstance(leaf, Tensor) and recorder.place(leaf) is not None and id(leaf) not in seen
+            for leaf in leaves_of((args, kwargs))
+        ):
+            recorder.objection = f"values that {getattr(func, '__name__', func)} reads by itself"
+        return result
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[misc]
@@ -230,6 +257,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc]
         # Nothing that has a place may go, for its number would be another's.
         self.alive: list[Any] = list(example)
         self.objection = ""  # why this cannot be played; nothing is recorded then
+        self.taken: set[int] = set()  # the tensors that operations were given, since the watch began anew
         self._left = most
         self._zeros: dict[int, Tensor] = {}
         self._constants: dict[int, Any] = {}  # what the pass itself has made
@@ -248,12 +276,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc]
         kwargs = kwargs or {}
         if self.objection:
             return func(*args, **kwargs)
+        self.taken |= {id(leaf) for leaf in leaves_of((args, kwargs)) if isinstance(leaf, Tensor)}
         try:
             numbered = self._numbered(args), self._numbered(kwargs)
             depends = any(isinstance(leaf, Place) for leaf in leaves_of(numbered))
         except CannotPlay as error:
             return self._object(str(error), func(*args, **kwargs))
         result = func(*args, **kwargs)
+        if depends and _shaped_by_values(func, numbered[0], args):
+            return self._object(f"a size that {func} finds in values", result)
         if func._schema.is_mutable and (depends or id(args[0]) not in self._constants):
             func = self._pure(func, args)
             if func is None:
@@ -323,6 +354,18 @@ class _Recorder(TorchDispatchMode):  # type: ignore[misc]
             raise CannotPlay("a view of what was written to")
         number = self.place(leaf)
         return leaf if number is None else Place(number)
+
+
+def _shaped_by_values(function: Any, numbered: Sequence[Any], arguments: Sequence[Any]) -> bool:
+    """Whether the sizes of an operation's results depend on values of the inputs."""
+    if torch.Tag.dynamic_output_shape not in function.tags:
+        return False
+    if function is not aten.index.Tensor:
+        return True
+    return any(
+        isinstance(place, Place) and index.dtype in (torch.bool, torch.uint8)
+        for place, index in zip(numbered[1], arguments[1], strict=True)
+    )
 
 
 def _directly(function: Any) -> Any:

@@ -161,6 +161,97 @@ def test_a_loss_that_looks_at_values_is_called_each_time(function):
     assert check(function, network(nn.Tanh()), batches(5, 24)) > 0
 
 
+def alike_at_first(count):
+    """Batches of which the first half have labels of one kind alone, as if the others were rare."""
+    for number, (x, y) in enumerate(batches(5, count)):
+        yield x, torch.ones_like(y) if number < count // 2 else y
+
+
+def scores(net, batch):
+    return torch.tanh(net(batch[0])) ** 2
+
+
+def by_mask(net, batch):
+    return loss(net, (batch[0][batch[1] == 1], batch[1][batch[1] == 1]))
+
+
+def by_masked_mean(net, batch):
+    return scores(net, batch).masked_select((batch[1] == 1)[:, None]).mean()
+
+
+def by_places(net, batch):
+    return scores(net, batch)[torch.nonzero(batch[1] == 1)[:, 0]].mean()
+
+
+def by_places_of_where(net, batch):
+    return scores(net, batch)[torch.where(batch[1] == 1)].mean()
+
+
+def by_labels_that_occur(net, batch):
+    return sum(k * scores(net, batch)[:, k].mean() for k in torch.unique(batch[1]))
+
+
+def by_repetition(net, batch):
+    return scores(net, batch).repeat_interleave(batch[1], dim=0).mean()
+
+
+def by_a_tensor_of_tensors(net, batch):
+    return (scores(net, batch).sum(1) * torch.tensor(list(batch[1]))).mean()
+
+
+def by_a_new_tensor(net, batch):
+    return (scores(net, batch).sum(1) * batch[0].new_tensor([1 + label for label in batch[1]])).mean()
+
+
+def by_splitting(net, batch):
+    return torch.tensor_split(scores(net, batch), 1 + batch[1][:1])[0].mean()
+
+
+def by_memory(net, batch):
+    return scores(net, batch).mean() * (1 + sum(bytes(batch[1].untyped_storage())))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        by_mask,
+        by_masked_mean,
+        by_places,
+        by_places_of_where,
+        by_labels_that_occur,
+        by_repetition,
+        by_a_tensor_of_tensors,
+        by_a_new_tensor,
+        by_splitting,
+        by_memory,
+    ],
+)
+def test_sizes_and_constants_that_values_decide_are_those_of_each_batch(function):
+    assert check(function, network(nn.Tanh()), alike_at_first(24)) > 0
+
+
+def test_masks_that_leave_sizes_as_they_are_are_played():
+    def masked(net, batch):
+        kept = torch.where((batch[1] == 1)[:, None], scores(net, batch), 0.0)
+        return kept.masked_fill((batch[1] == 2)[:, None], 1.0).mean()
+
+    assert check(masked, network(nn.Tanh()), alike_at_first(24)) == 0
+
+
+def test_a_batch_that_cannot_be_played_is_multiplied_by_itself():
+    def looked_up(net, batch):
+        return (scores(net, batch).sum(1) * torch.arange(3.0)[batch[1]]).mean()
+
+    net, v = network(nn.Tanh()), torch.ones(57, dtype=torch.float64)
+    products = TorchBackend(net).batch_products(looked_up, net)
+    for batch in batches(5, 12):
+        products(batch, v)
+    x, y = batch
+    with pytest.raises(IndexError):
+        products((x, y + 3), v)
+    torch.testing.assert_close(products(batch, v), TorchBackend(net).hvp(looked_up, net, batch, v))
+
+
 def test_a_loss_that_changes_is_called_each_time():
     counted = Counted()
 
