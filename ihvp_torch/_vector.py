@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ihvp.errors import ParameterError
+
 Tensors = Sequence[Tensor]
 
 
@@ -55,7 +57,14 @@ def join_rows(stacked: Sequence[Tensor | None], like: Tensors, count: int) -> Te
 
 def split(vector: Tensor, like: Tensors) -> list[Tensor]:
     """The inverse of :func:`join`, also for rows ``(k, P)``: views where memory and dtypes allow."""
-    pieces = vector.contiguous().split_with_sizes([tensor.numel() for tensor in like], dim=-1)
+    sizes = [tensor.numel() for tensor in like]
+    try:
+        pieces = vector.contiguous().split_with_sizes(sizes, dim=-1)
+    except RuntimeError as error:
+        raise ParameterError(
+            f"The parameters are {sum(sizes):,} numbers now; expected the {vector.shape[-1]:,} that they "
+            "were before. Were some of them frozen or changed since? Make a new objective of the model."
+        ) from error
     rows = vector.shape[:-1]
     parts = [piece.view([*rows, *tensor.shape]) for piece, tensor in zip(pieces, like, strict=True)]
     return [

@@ -99,6 +99,9 @@ class BlockConjugate(Sweep):
             if not self._definite(operator, curvature, inner):
                 return
             step = _solve(curvature, inner)
+            if not np.all(np.isfinite(step)):
+                self.park(np.ones(self.places.shape, dtype=bool), "lost")
+                return
             moves = (algebra.small(matrix, self.p) for matrix in (step @ self.c, -step))
             self.x, self.q, parts = _advance(self.x, self.q, self.p, product, *moves)
             del product
@@ -119,7 +122,11 @@ class BlockConjugate(Sweep):
             change = self._drop(change, most=inner.shape[0] // 2)
             before = inner
             z, inner = self._preconditioned()
-            self.p = algebra.multiply(self.p, _solve(before, change.T @ inner), z)
+            back = _solve(before, change.T @ inner)
+            if not np.all(np.isfinite(back)):
+                self.park(np.ones(self.places.shape, dtype=bool), "lost")
+                return
+            self.p = algebra.multiply(self.p, back, z)
             del z
 
     def park(self, leaving: NDArray[np.bool_], reason: str) -> None:

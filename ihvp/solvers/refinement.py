@@ -93,6 +93,11 @@ class Refinement:
         norms = sizes
         if x0 is None:
             self._x, self._r = algebra.zeros_like(r), r
+            zero = sizes == 0
+            if np.any(zero) and not np.all(zero):
+                # Solved, and out of the way of what may happen to a block.
+                self.reasons[zero] = "converged"
+                self._divide(self._x, r, ~zero)
         else:
             # No step reaches the solution 0 of v = 0 exactly from elsewhere.
             x = algebra.scale(algebra.copy(x0), algebra.coefficients((sizes > 0).astype(np.float64), v))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
+import ihvp
 from ihvp.errors import ParameterError, WrongShape
 
 Pair = namedtuple("Pair", "weight bias")
@@ -153,3 +155,17 @@ def test_unusable_parameters_are_named(backend, params, message):
 def test_vector_of_another_shape_is_refused(backend, shape):
     with pytest.raises(WrongShape):
         backend.unflatten(torch.zeros(shape), [torch.zeros(2)])
+
+
+@pytest.mark.parametrize("solver", [ihvp.LiSSA(batch_size=4, recursion_depth=30, rtol=None), ihvp.CG()])
+def test_parameters_frozen_between_two_solves_are_named(solver):
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(4, 3).double(), torch.randn(12, 4).double(), torch.randint(3, (12,))
+    objective = ihvp.Objective(lambda net, batch: cross_entropy(net(batch[0]), batch[1]), net, (x, y))
+    inverse, v = ihvp.inverse(ihvp.Hessian(objective), 0.5, solver), torch.randn(15).double()
+    _ = inverse @ v
+    net.bias.requires_grad_(False)
+    with torch.no_grad():
+        net.weight *= 1.1
+    with pytest.raises(ParameterError, match="12 numbers now; expected the 15"):
+        _ = inverse @ v

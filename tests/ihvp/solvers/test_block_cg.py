@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 import ihvp
-from ihvp.errors import InvalidOption, NonFinite
+from ihvp.errors import InvalidOption, NonFinite, SolverError
 from ihvp.operators.base import LinearOperator, Shifted
 from ihvp.progress import Monitor
 from ihvp.solvers.block_cg import BlockConjugate
@@ -282,6 +282,35 @@ def test_preconditioned_iterates_are_the_best_of_the_preconditioned_space(rng, m
 def test_preconditioner_that_is_not_positive_is_an_error(rng, make_definite):
     with pytest.raises(InvalidOption, match="preconditioner"):
         shared(make_definite(rng, 10, 10.0), rng.normal(size=(10, 3)), preconditioner=lambda r: -r)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_preconditioner_that_is_singular_ends_in_a_named_error_and_leaves_zero_columns_solved(seed):
+    rng = np.random.default_rng(seed)
+    v = np.hstack([np.zeros((40, 2)), rng.normal(size=(40, 3))])
+    first, q = (np.arange(40) < 10)[:, None], np.linalg.qr(rng.normal(size=(40, 40)))[0]
+    with pytest.raises((SolverError, InvalidOption)) as caught:
+        ihvp.solve(
+            Opaque((q * np.logspace(-3, 1, 40)) @ q.T),
+            v,
+            damping=0.1,
+            solver=ihvp.CG(rtol=1e-6, preconditioner=lambda r: np.where(first, r, 0.0)),
+        )
+    if isinstance(caught.value, SolverError):
+        x = caught.value.solution.x
+        assert np.all(np.isfinite(x))
+        np.testing.assert_array_equal(x[:, :2], 0.0)
+
+
+class Opaque(LinearOperator):
+    """A matrix of which only products are known."""
+
+    def __init__(self, matrix):
+        self.dense = ihvp.Dense(matrix)
+        super().__init__(self.dense.space)
+
+    def apply(self, v):
+        return self.dense.apply(v)
 
 
 def test_preconditioner_that_gives_nan_is_an_error(rng, make_definite):
