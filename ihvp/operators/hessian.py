@@ -114,11 +114,11 @@ class Hessian(KeptCurvature):
         self.verify()
         with naming(LossFailed, self._what):
             whole = self._whole()
-            if whole is None:
-                return super().followed_by(function, v, *arguments, fixed=fixed)
-            if self._factor == 1.0:
+            if whole is not None and self._factor == 1.0:
                 return whole.then(function, v, *arguments, fixed=fixed)
-            return whole.then(combined, v, self._factor, 0.0, *arguments, fixed=(function, fixed))
+            if whole is not None:
+                return whole.then(combined, v, self._factor, 0.0, *arguments, fixed=(function, fixed))
+        return super().followed_by(function, v, *arguments, fixed=fixed)
 
     @property
     def _factor(self) -> float:
