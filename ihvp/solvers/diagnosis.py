@@ -215,8 +215,9 @@ def not_converged(
     highest = max(abs(ritz.highest), abs(ritz.lowest))
     if definite and ritz.lowest < -(operator.space.unsure * highest + ritz.lowest_error):
         return _indefinite(operator, solution, ritz.lowest, ritz, rtol)
-    # What is left of v lies where the matrix is small.
+    # What is left of v lies where the matrix is small, and Ritz values lie within the spectrum.
     lowest = _image(operator, algebra.subtract_from(v, operator.apply(x)))
+    lowest = min(lowest, ritz.lowest) if ritz.lowest > 0 else lowest
     condition = f" The condition number is at least {highest / lowest:.0e}." if 0 < lowest < highest else ""
     return NotConverged(
         f"{limit} iterations brought the residual to {float(np.max(solution.residual)):.1e}, above the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import ihvp
 from ihvp.errors import (
     IndefiniteCurvature,
     InvalidOption,
+    NotConverged,
     SolverError,
 )
 
@@ -281,3 +283,12 @@ def test_no_tolerance_with_a_limit_runs_to_the_limit(rng, make_symmetric):
     solver = ihvp.CG(rtol=0, atol=0, max_iterations=7)
     solution = ihvp.solve(ihvp.Dense(matrix), rng.normal(size=20), solver=solver, on_failure="return")
     assert solution.iterations == 7
+
+
+def test_too_few_iterations_are_told_with_a_bound_of_the_condition_number(rng):
+    q = np.linalg.qr(rng.normal(size=(50, 50)))[0]
+    matrix = (q * np.geomspace(1e-4, 1.0, 50)) @ q.T
+    with pytest.raises(NotConverged) as caught:
+        ihvp.solve(ihvp.Dense(matrix), rng.normal(size=50), solver=ihvp.CG(rtol=1e-8, max_iterations=3))
+    bound = float(re.search(r"condition number is at least (\S+)\.", str(caught.value))[1])
+    assert 100 <= bound <= 1e4
