@@ -43,7 +43,7 @@ class GrowingBasis:
 
         ``w`` is given up.
         """
-        return self._cleared(lambda firsts, counts: _clear(w, None, self._rows, firsts, counts), [0])
+        return self._cleared(partial(_clear, w, None, self._rows), [0])
 
     def orthogonalise_product(
         self, followed_by: Callable[..., Any], v: Vector, since: int

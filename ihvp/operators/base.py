@@ -71,9 +71,7 @@ class LinearOperator(ABC):
 
         Overridden where one compiled program gives both.
         """
-        product = self.apply(v)
-        # A compiled identity hands its argument back, and products are written to.
-        product = algebra.copy(product) if product is v else product
+        product = owned(self.apply(v), v)
         return algebra.shifted(product, v, 1.0, shift, measure) if shift or measure else (product, None)
 
     def followed_by(
@@ -83,8 +81,7 @@ class LinearOperator(ABC):
 
         Overridden where one compiled program does both, which is kept for each function and ``fixed``.
         """
-        product = self.apply(v)
-        return function(algebra.copy(product) if product is v else product, v, *arguments, fixed)
+        return function(owned(self.apply(v), v), v, *arguments, fixed)
 
     def apply_traced(self, v: Vector) -> Vector:
         """The product with a vector that JAX traces, as a part of its program, where that is possible."""
@@ -275,6 +272,11 @@ class LinearOperator(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, device={self.device})"
+
+
+def owned(product: Vector, v: Vector) -> Vector:
+    """A product with ``v`` to write to: a compiled identity hands its argument back."""
+    return algebra.copy(product) if product is v else product
 
 
 def require_same_space(left: LinearOperator, right: LinearOperator, verb: str) -> None:

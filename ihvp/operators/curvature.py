@@ -15,7 +15,7 @@ from ihvp.backend import Batch, FusibleAtBatches, Matvec, Vector
 from ihvp.data import Batches, Examples, as_data
 from ihvp.errors import InvalidOption, NonFinite, TracedValue, VectorError
 from ihvp.objective import Objective, Term
-from ihvp.operators.base import LinearOperator, Measure, Sampler, combined
+from ihvp.operators.base import LinearOperator, Measure, Sampler, combined, owned
 
 
 class CurvatureOperator(LinearOperator):
@@ -99,11 +99,8 @@ class CurvatureOperator(LinearOperator):
     def _unchecked(self, v: Vector) -> Vector:
         """A product to write to, which may not be finite."""
         if type(self).apply is not type(self)._plain_apply:
-            product = self.apply(v)
-        else:
-            product = self.in_range(partial(self._mean_product, checked=False), v)
-        # A compiled identity hands its argument back.
-        return algebra.copy(product) if product is v else product
+            return owned(self.apply(v), v)
+        return owned(self.in_range(partial(self._mean_product, checked=False), v), v)
 
     _plain_apply = apply  # a subclass with another one has its own reasons
 

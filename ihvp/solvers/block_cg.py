@@ -89,7 +89,7 @@ class BlockConjugate(Sweep):
         del z, basis
         while self.places.size and log.goes_on(limit):
             if not self.gram.size:  # the residuals are so large or so small that none is a direction
-                self.park(np.ones(self.places.shape, dtype=bool), "lost")
+                self._leave("lost")
                 return
             product, parts = operator.measured(self.p, algebra.gram_parts)
             curvature = algebra.total(parts)
@@ -100,7 +100,7 @@ class BlockConjugate(Sweep):
                 return
             step = _solve(curvature, inner)
             if not np.all(np.isfinite(step)):
-                self.park(np.ones(self.places.shape, dtype=bool), "lost")
+                self._leave("lost")
                 return
             moves = (algebra.small(matrix, self.p) for matrix in (step @ self.c, -step))
             self.x, self.q, parts = _advance(self.x, self.q, self.p, product, *moves)
@@ -113,7 +113,7 @@ class BlockConjugate(Sweep):
             if not self.places.size:
                 return
             if not np.all(norms[~reached] <= start[self.places] / self.eps**0.5):
-                self.park(np.ones(self.places.shape, dtype=bool), "lost")
+                self._leave("lost")
                 return
             basis = orthonormal(self.q, scale=1.0, deviation=_DEVIATION, gram=self.gram)
             self.q, self.gram, change = basis.vectors, basis.gram, basis.coefficients
@@ -124,7 +124,7 @@ class BlockConjugate(Sweep):
             z, inner = self._preconditioned()
             back = _solve(before, change.T @ inner)
             if not np.all(np.isfinite(back)):
-                self.park(np.ones(self.places.shape, dtype=bool), "lost")
+                self._leave("lost")
                 return
             self.p = algebra.multiply(self.p, back, z)
             del z
@@ -135,6 +135,9 @@ class BlockConjugate(Sweep):
         if self.c.size:
             self.c[:, self.places[leaving]] = 0.0
         self.places = self.places[~leaving]
+
+    def _leave(self, reason: str) -> None:
+        self.park(np.ones(self.places.shape, dtype=bool), reason)
 
     def narrow(self, stay: NDArray[np.bool_]) -> None:
         """Nothing: columns share their blocks."""
@@ -186,11 +189,11 @@ class BlockConjugate(Sweep):
         self, operator: CountedOperator, curvature: NDArray[np.float64], inner: NDArray[np.float64]
     ) -> bool:
         """Whether ``PᵀAP`` is positive beyond doubt; if not, leave the columns for the reason why."""
-        eps, everything = self.eps, np.ones(self.places.shape, dtype=bool)
+        eps = self.eps
         if self.preconditioner is not None:
             spread = np.linalg.eigvalsh(inner)
             if spread[0] <= _NOISE * eps * spread[-1]:
-                self.park(everything, "lost")
+                self._leave("lost")
                 return False
         if self.flat is not None:
             lowest, highest = np.linalg.eigvalsh(curvature)[[0, -1]]
@@ -210,9 +213,9 @@ class BlockConjugate(Sweep):
         # The sum of many products has more rounding than one product with the direction in question.
         direction = algebra.multiply(self.p, vectors[:, :1])[:, 0]
         if float(algebra.dots(direction, operator.apply(direction))) > self.flat:
-            self.park(everything, "lost")
+            self._leave("lost")
             return False
-        self.park(everything, "indefinite")
+        self._leave("indefinite")
         self.direction = direction if self.fatal else None
         return False
 
