@@ -174,7 +174,7 @@ class Tape:
 
 
 class Recorded:
-    """A pass through a kept graph for rows ``(k, P)``, by a tape that the first rows are recorded on.
+    """A pass through a kept graph for rows ``(k, P)``, by a tape that is recorded for the first ones.
 
     ``through(pieces(v))`` is the pass for one vector, whose results belong to ``leaves``.
     """
@@ -193,11 +193,17 @@ class Recorded:
         if self._tape is not None:
             return self._play(self._tape, rows)
         _keep_freed_memory()
-        tape = Tape(self._through, self._pieces(rows[0]))
-        results = self._play(tape, rows)
-        # One product more, with a combination of all rows, tells whether theirs are right.
+        # It is recorded with a combination of all rows, whose product tells whether theirs are right.
         weights = torch.cos(torch.arange(1, len(rows) + 1, device=rows.device)).to(rows.dtype)
-        expected = join(self._through(self._pieces(weights @ rows)), self._leaves)
+        parts: list[Tensor | None] = []
+
+        def through(pieces: Sequence[Tensor]) -> Sequence[Tensor | None]:
+            parts.extend(self._through(pieces))
+            return parts
+
+        tape = Tape(through, self._pieces(weights @ rows))
+        expected = join(parts, self._leaves)
+        results = self._play(tape, rows)
         error = float((weights @ results - expected).norm())
         tolerance = max(torch.finfo(leaf.dtype).eps for leaf in self._leaves) ** 0.5
         if not error <= tolerance * float(results.norm(dim=1).sum()):

@@ -80,7 +80,7 @@ def passes(call):
 
 
 @pytest.mark.parametrize(
-    ("size", "first", "later"), [(4, 2, 0), (600_000, 5, 5)], ids=["recorded", "one by one"]
+    ("size", "first", "later"), [(4, 1, 0), (600_000, 5, 5)], ids=["recorded", "one by one"]
 )
 def test_small_graph_is_recorded_and_checked_with_the_first_block(backend, size, first, later):
     w = torch.linspace(1, 2, size, dtype=torch.float64)
