@@ -10,13 +10,13 @@ import sys
 import pytest
 
 FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "jaxlib", "autograd", "sklearn", "matplotlib"}
-LATER = {"pluggy", "tqdm", "typer", "rich", "pytest", "hypothesis"}
+LATER = {"pluggy", "tqdm", "typer", "rich", "pytest", "hypothesis", "scipy.special", "scipy.stats", "zarr"}
 PACKAGES = ["ihvp_jax", "ihvp_numdiff", "ihvp_tf", "ihvp_torch"]
 
 
 def loaded_by(statement: str) -> set[str]:
-    """The top-level modules that are loaded in a fresh interpreter after ``statement``."""
-    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    """The modules that are loaded in a fresh interpreter after ``statement``."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return set(result.stdout.split())
