@@ -1,4 +1,4 @@
-"""All cases, in the order of the table."""
+"""All cases, in the order of the table; each has the name of its module."""
 
 from __future__ import annotations
 
