@@ -79,6 +79,11 @@ class VectorSpace:
         """The machine epsilon of the vectors' dtype."""
         return float(self.xp.finfo(self.dtype).eps)
 
+    @property
+    def smallest(self) -> float:
+        """The smallest number with all digits, and with a reciprocal."""
+        return float(self.xp.finfo(self.dtype).smallest_normal)
+
     @cached_property
     def product_eps(self) -> float:
         """The machine epsilon that models compute products with: above ``eps`` in half precision."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -96,7 +97,8 @@ def axpy(y: Vector, a: Any, x: Vector) -> Vector:
     ``a`` is a float, or the :func:`coefficients` of a block.
     """
     if array_api_compat.is_torch_array(y):
-        return y.addcmul_(x, a) if array_api_compat.is_torch_array(a) else y.add_(x, alpha=a)
+        columnwise = array_api_compat.is_torch_array(a)
+        return y.addcmul_(x, a) if columnwise else y.add_(x, alpha=_in_torch(a, y))
     if not array_api_compat.is_writeable_array(y):
         return y + a * x
     if _is_plain(y) and _is_plain(x) and y.dtype == x.dtype:
@@ -105,6 +107,12 @@ def axpy(y: Vector, a: Any, x: Vector) -> Vector:
     for rows in slices(y):
         y[rows] += a * x[rows]
     return y
+
+
+def _in_torch(a: float, like: Vector) -> float:
+    """The number, infinite where it is beyond those of the dtype: torch raises there what nobody expects."""
+    largest = array_api_compat.array_namespace(like).finfo(like.dtype).max
+    return math.copysign(math.inf, a) if abs(a) > largest else a
 
 
 def _is_plain(x: Vector) -> bool:
@@ -146,6 +154,10 @@ def xpay(y: Vector, a: Any, x: Vector) -> Vector:
     """``a y + x``, written into ``y`` where its type allows; use the result, never ``y`` again."""
     if not array_api_compat.is_writeable_array(y):
         return a * y + x
+    if array_api_compat.is_torch_array(y):
+        xp = array_api_compat.array_namespace(y)  # which needs one pass
+        columnwise = array_api_compat.is_torch_array(a)
+        return xp.addcmul(x, y, a, out=y) if columnwise else xp.add(x, y, alpha=_in_torch(a, y), out=y)
     y *= a
     y += x
     return y

@@ -141,7 +141,7 @@ class Lanczos:
         column = np.append(self._couplings, projections[-1])
         self._projected[:size, size - 1] = self._projected[size - 1, :size] = column
         self._couplings = np.zeros(size)
-        if norm <= _ZERO * self._eps * self._image_norm:
+        if norm <= max(_ZERO * self._eps * self._image_norm, self.product.space.smallest):
             rest, norm = self._beyond_rounding(rest, norm)
         if self._probe is not None:
             self._probe.extend(column, norm)
@@ -157,7 +157,7 @@ class Lanczos:
 
         They serve a probe: in relation to them, whatever was missed is large.
         """
-        if self._probe is None or norm == 0:
+        if self._probe is None or norm <= self.product.space.smallest:
             return rest, 0.0
         rest, _, left = self._basis.orthogonalise(algebra.scale(rest, 1 / norm))
         return (algebra.scale(rest, norm / left), norm) if left > 0.5 else (rest, 0.0)

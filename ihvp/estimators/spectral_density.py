@@ -201,7 +201,7 @@ def lanczos(
                 overlap = algebra.dots(vector, following)
                 following = algebra.axpy(following, -algebra.coefficients(overlap, following), vector)
         beta = algebra.norms(following)
-        ended = beta <= np.sqrt(steps) * 10 * eps * largest
+        ended = beta <= np.maximum(np.sqrt(steps) * 10 * eps * largest, operator.space.smallest)
         beta[ended] = 0.0
         off_diagonals[:, step] = beta
         if step == steps - 1 or np.all(ended):

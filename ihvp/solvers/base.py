@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
 from ihvp import algebra
 from ihvp.backend import Vector
-from ihvp.errors import SolverError
+from ihvp.errors import SolverError, VectorError
 from ihvp.operators.base import LinearOperator, Measure
 from ihvp.progress import Monitor, Step
 from ihvp.solution import Solution
@@ -89,9 +90,20 @@ class CountedOperator:
         return self.measured(v)[0]
 
     def measured(self, v: Vector, measure: Measure | None = None) -> tuple[Vector, Any]:
-        """``A v``, and ``measure(v, A v)``."""
+        """``A v``, and ``measure(v, A v)``; NaN for the columns that are not finite."""
         self.products += 1 if v.ndim == 1 else v.shape[1]
-        return self.operator.measured(v, measure)
+        try:
+            return self.operator.measured(v, measure)
+        except VectorError:
+            # What a recurrence has brought beyond the numbers of its dtype is nobody's mistake.
+            xp = array_api_compat.array_namespace(v)
+            known = xp.isfinite(v)
+            finite = np.all(algebra.to_numpy(known), axis=0)
+            if np.all(finite):
+                raise
+            product = self.operator.measured(xp.where(known, v, 0.0))[0]
+            product = algebra.scale(product, algebra.coefficients(np.where(finite, 1.0, np.nan), product))
+            return product, measure and measure(v, product)
 
 
 def true_residual(operator: CountedOperator, v: Vector, x: Vector) -> Vector:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ihvp
-from ihvp.errors import IhvpError, IndefiniteCurvature, NonFinite, NotSymmetric, SolverError
+from ihvp.errors import IhvpError, IndefiniteCurvature, NonFinite, NotSymmetric, SolverError, VectorError
 
 SCALES = (5e-324, 1e-320, 1e-315, 1e-308, 1e-200, 1e-100, 1.0, 1e100, 1e200, 1e300, -1.0, -1e-310, -1e200)
 SOLVERS = {
@@ -74,8 +74,22 @@ def true_residuals(matrix, v, damping, x):
     return np.sqrt((rest**2).sum(axis=0)), np.sqrt((v**2).sum(axis=0))
 
 
+class NobodysMistake(VectorError):
+    pass
+
+
+class Strict(ihvp.Dense):
+    """As operators of objectives are: what is not finite is not multiplied."""
+
+    def apply(self, v):
+        if not np.all(np.isfinite(v)):
+            raise NobodysMistake
+        return super().apply(v)
+
+
+@pytest.mark.parametrize("matrix_of", [ihvp.Dense, Strict])
 @pytest.mark.parametrize("name", SOLVERS)
-def test_solves_are_right_or_named(name):
+def test_solves_are_right_or_named(name, matrix_of):
     solver, named = SOLVERS[name], 0
     rtol = solver.rtol or 1e-5
     for seed in range(120):
@@ -83,7 +97,9 @@ def test_solves_are_right_or_named(name):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             try:
-                solutions = ihvp.solve(ihvp.Dense(matrix), v, damping, solver, progress=False)
+                solutions = ihvp.solve(matrix_of(matrix), v, damping, solver, progress=False)
+            except NobodysMistake:
+                raise
             except IhvpError:
                 named += 1
                 continue
@@ -96,8 +112,9 @@ def test_solves_are_right_or_named(name):
     assert named < 120
 
 
+@pytest.mark.parametrize("matrix_of", [ihvp.Dense, Strict])
 @pytest.mark.parametrize("ask", ["eigsh", "trace", "diagonal", "spectral_density", "suggest_damping"])
-def test_what_else_is_asked_of_a_matrix_is_answered_or_named(ask):
+def test_what_else_is_asked_of_a_matrix_is_answered_or_named(ask, matrix_of):
     for seed in range(60):
         matrix, _, _, rng = system(seed)
         with warnings.catch_warnings():
@@ -105,9 +122,11 @@ def test_what_else_is_asked_of_a_matrix_is_answered_or_named(ask):
             try:
                 if ask == "eigsh":
                     which = ("LA", "SA", "LM", "BE")[rng.integers(4)]
-                    ihvp.eigsh(ihvp.Dense(matrix), 1, which, progress=False)
+                    ihvp.eigsh(matrix_of(matrix), 1, which, progress=False)
                 else:
-                    getattr(ihvp, ask)(ihvp.Dense(matrix))
+                    getattr(ihvp, ask)(matrix_of(matrix))
+            except NobodysMistake:
+                raise
             except IhvpError:
                 continue
 
