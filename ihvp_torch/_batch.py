@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ihvp.errors import DataError, EmptyData, UnequalBatches, describe
-from ihvp_torch._tree import fill, map_leaves, named_leaves
+from ihvp_torch._tree import fill, leaves_of, map_leaves, named_leaves
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -57,7 +57,7 @@ class Examples:
 
     def __init__(self, batch: Any) -> None:
         self._batch = batch
-        self._leaves = [leaf for _, leaf in named_leaves(batch)]
+        self._leaves = leaves_of(batch)
         self._stacked = [isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in self._leaves]
         sizes = {
             name: leaf.shape[0]

@@ -21,7 +21,7 @@ from ihvp_torch._program import CannotCompile, Program
 from ihvp_torch._reach import content_with_replica
 from ihvp_torch._rows import compiled_rows
 from ihvp_torch._trace import trace
-from ihvp_torch._tree import fill, named_leaves, structure
+from ihvp_torch._tree import fill, leaves_of, structure
 from ihvp_torch._turns import compiling
 from ihvp_torch._vector import row_by_row, vector_dtype
 
@@ -76,7 +76,7 @@ class Compiler:
         shelf: dict[Hashable, Programs]
         shelf = self._shelves.setdefault(holder, weakref.WeakKeyDictionary()).setdefault(owner, {})
         code = getattr(loss, "__func__", None)
-        leaves = [leaf for _, leaf in named_leaves(batch)]
+        leaves = leaves_of(batch)
         key = (code, surroundings(), _parameters_key(parameters), batch_key(batch, leaves))
         if key not in shelf and len(shelf) >= _MOST:
             raise TypeError(f"{loss!r} has met {_MOST} kinds of data.")
@@ -191,7 +191,7 @@ class CompiledCurvature:
         following = iter(inputs)
         tensors = list(itertools.islice(following, len(self._parameters.tensors)))
         rest = list(itertools.islice(following, len(self._rest)))
-        leaves = [leaf for _, leaf in named_leaves(self._batch)]
+        leaves = leaves_of(self._batch)
         batch = fill(self._batch, (next(following) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
         product = self._ordinary(self._function(tensors, batch, rest))
         product.prepare()
@@ -245,4 +245,4 @@ def _layout(tensor: Tensor) -> Hashable:
 
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:
-    return (leaf for _, leaf in named_leaves(batch) if isinstance(leaf, Tensor))
+    return (leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor))

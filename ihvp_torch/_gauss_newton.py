@@ -22,7 +22,7 @@ from ihvp_torch._opaque import refuse_constants, refuse_once_differentiable
 from ihvp_torch._parameters import Call
 from ihvp_torch._rows import rows_at_once, together, widest
 from ihvp_torch._tape import Recorded
-from ihvp_torch._tree import fill, named_leaves
+from ihvp_torch._tree import fill, leaves_of
 from ihvp_torch._vector import Product, join, split, vector_dtype
 
 OutputCurvature: TypeAlias = Callable[["Outputs"], FirstThatWorks]
@@ -34,7 +34,7 @@ class Outputs:
 
     def __init__(self, tree: Any) -> None:
         self._tree = tree
-        self._leaves = [leaf for _, leaf in named_leaves(tree)]
+        self._leaves = leaves_of(tree)
         self.varying = [i for i, x in enumerate(self._leaves) if isinstance(x, Tensor) and x.requires_grad]
         self.tensors: list[Tensor] = [self._leaves[i] for i in self.varying]
         if not self.tensors:
@@ -160,7 +160,7 @@ def dual_numbers(predict: Function) -> Jacobian:
     def push(v: Tensor) -> Tensor:
         with forward_mode(), forward_ad.dual_level():
             tree = predict.bind(duals(predict.point(), split(v, leaves)))(predict.evaluate)
-            values = [leaf for _, leaf in named_leaves(tree)]
+            values = leaves_of(tree)
             tangents = [forward_ad.unpack_dual(values[i]).tangent for i in outputs.varying]
             return join(tangents, outputs.tensors)
 

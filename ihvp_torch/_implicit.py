@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from ihvp.errors import TracedValue, is_traced
 from ihvp_torch._derivatives import Function, gradient
 from ihvp_torch._parameters import parameters_of
-from ihvp_torch._tree import fill, named_leaves
+from ihvp_torch._tree import fill, leaves_of
 from ihvp_torch._vector import join, split
 
 
@@ -35,7 +35,7 @@ def differentiable(function: Callable[..., Any], *inputs: Any) -> Any:
             ]
         return result
 
-    values = [leaf for _, leaf in named_leaves(outputs)]
+    values = leaves_of(outputs)
     return fill(outputs, _Attached.apply(pulled, values, *tensors))
 
 
@@ -54,7 +54,7 @@ class _Attached(torch.autograd.Function):  # type: ignore[misc]
 def _leaves(value: Any) -> list[Any]:
     if isinstance(value, nn.Module):
         return list(parameters_of(value).tensors)
-    return [leaf for _, leaf in named_leaves(value)]
+    return leaves_of(value)
 
 
 def curvature_gradient(function: Function, x: Tensor, y: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ihvp_torch._derivatives import Function, scalar
 from ihvp_torch._parameters import Call, Parameters
-from ihvp_torch._tree import fill, named_leaves
+from ihvp_torch._tree import fill, leaves_of
 from ihvp_torch._vector import split
 
 
@@ -19,7 +19,7 @@ class Inputs:
 
     def __init__(self, batch: Any) -> None:
         self._batch = batch
-        self._leaves = [leaf for _, leaf in named_leaves(batch)]
+        self._leaves = leaves_of(batch)
         self._places = [i for i, leaf in enumerate(self._leaves) if _is_input(leaf)]
         self.tensors: list[Tensor] = [self._leaves[i] for i in self._places]
         self.size: int = sum(tensor.numel() for tensor in self.tensors)

@@ -20,7 +20,7 @@ from ihvp_torch._curvature import curvature
 from ihvp_torch._derivatives import Function, flat_gradient, recording, scalar
 from ihvp_torch._fallback import Memory
 from ihvp_torch._parameters import Call
-from ihvp_torch._tree import fill, named_leaves
+from ihvp_torch._tree import fill, leaves_of
 from ihvp_torch._vector import multiply, vector_dtype
 
 # Rows of one example differ from a multiple of each other by less than this part of the rows.
@@ -29,7 +29,7 @@ _APART = 0.05
 
 def floating(tree: Any) -> list[Tensor]:
     """The tensors of real floating numbers in what a prediction returned: its outputs."""
-    return [leaf for _, leaf in named_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [leaf for leaf in leaves_of(tree) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 @functools.lru_cache(maxsize=16)
@@ -139,7 +139,7 @@ class OpenedModel:
         places = {id(output): i for i, output in enumerate(self._outputs)}
 
         def bind(tensors: Sequence[Tensor]) -> Call:
-            leaves = [leaf for _, leaf in named_leaves(self._tree)]
+            leaves = leaves_of(self._tree)
             tree = fill(self._tree, [tensors[places[id(x)]] if id(x) in places else x for x in leaves])
             return lambda function: function(tree)
 

@@ -15,7 +15,7 @@ from ihvp_torch._fallback import FirstThatWorks
 from ihvp_torch._graph import storage
 from ihvp_torch._parameters import live_tensors
 from ihvp_torch._ski_rental import EagerFirst
-from ihvp_torch._tree import named_leaves
+from ihvp_torch._tree import leaves_of
 from ihvp_torch._vector import multiply
 
 
@@ -41,7 +41,7 @@ class Linearization:
         """The memory that stays in use because of this map: without the parameters and the batch."""
         held = (tensor for tensor in self._product.held() if tensor.layout is torch.strided)
         sizes = {storage(tensor): tensor.untyped_storage().nbytes() for tensor in held}
-        for leaf in (*live_tensors(self._params), *(leaf for _, leaf in named_leaves(self._batch))):
+        for leaf in (*live_tensors(self._params), *leaves_of(self._batch)):
             sizes.pop(storage(leaf), None)
         return sum(sizes.values())
 

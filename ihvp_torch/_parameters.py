@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ihvp.errors import ParameterError, describe
 from ihvp_torch._replica import is_bound_in_place, replicate
-from ihvp_torch._tree import fill, named_leaves
+from ihvp_torch._tree import fill, leaves_of, named_leaves
 from ihvp_torch._turns import turns
 
 Call: TypeAlias = Callable[[Callable[[Any], Any]], Any]
@@ -210,7 +210,7 @@ def live_tensors(params: Any) -> list[Tensor]:
             return [tensor for holder in holders for tensor in holder.values() if tensor is not None]
     if isinstance(params, ModuleState):
         return [*params.values(), *live_tensors(params.module)]
-    return [tensor for _, tensor in named_leaves(params)]
+    return leaves_of(params)
 
 
 def _check(named: list[tuple[str, Any]], params: Any) -> None:

@@ -18,7 +18,7 @@ from ihvp.errors import IhvpError
 from ihvp_torch._graph import nodes
 from ihvp_torch._parameters import ModuleParameters, Parameters
 from ihvp_torch._replica import bind_in_place
-from ihvp_torch._tree import named_leaves
+from ihvp_torch._tree import leaves_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,7 +96,7 @@ def in_place_where_missed(function: Callable[P, R], *args: P.args, **kwargs: P.k
 
 def _variables(value: Any) -> Iterator[Any]:
     """The tensors that a value, or a tree of them, was computed from and that require a gradient."""
-    for _, leaf in named_leaves(value):
+    for leaf in leaves_of(value):
         while isinstance(leaf, Tensor) and is_functorch_wrapped_tensor(leaf):
             leaf = get_unwrapped(leaf)
         if isinstance(leaf, Tensor) and leaf.requires_grad:

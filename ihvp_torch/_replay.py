@@ -19,7 +19,7 @@ from ihvp_torch._compile import batch_key, surroundings
 from ihvp_torch._parameters import live_tensors, parameters_of
 from ihvp_torch._rows import rows_at_once
 from ihvp_torch._tape import CannotPlay, Tape
-from ihvp_torch._tree import fill, leaves, structure
+from ihvp_torch._tree import fill, leaves_of, structure
 
 _log = logging.getLogger("ihvp")
 
@@ -49,7 +49,7 @@ class Replayed:
 
     def __call__(self, batch: Batch, v: Tensor) -> Tensor:
         batch = to_device(batch, self._device)
-        found = leaves(batch)
+        found = leaves_of(batch)
         tensors = [leaf for leaf in found if isinstance(leaf, Tensor)]
         kind = self._kind(batch, found, v)
         tape, right = self._tapes.get(kind) or (None, False)

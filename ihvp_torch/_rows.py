@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ihvp_torch._graph import storage
-from ihvp_torch._tree import named_leaves
+from ihvp_torch._tree import leaves_of
 from ihvp_torch._vector import Tensors, row_by_row
 
 # On a processor so many entries of one value are in the cache together, and eight vectors or more share an
@@ -25,7 +25,7 @@ _DEVICE_TILE = 1 << 25
 
 def widest(tensors: Tensors, saved: Iterable[Tensor], batch: Any) -> int:
     """Entries of the largest value on the way to a product: a parameter's part, or one kept for it."""
-    data = {storage(leaf) for _, leaf in named_leaves(batch)}
+    data = {storage(leaf) for leaf in leaves_of(batch)}
     kept = (tensor for tensor in saved if storage(tensor) not in data)
     return max(1, *(int(tensor.numel()) for tensor in (*tensors, *kept)))
 

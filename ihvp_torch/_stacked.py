@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ihvp_torch._tree import map_leaves
+from ihvp_torch._tree import leaves_of, map_leaves
 
 aten = torch.ops.aten
 
@@ -70,17 +70,6 @@ class Stacked:
         """The axis of ``tensor`` that is the axis ``dim`` of each."""
         dim %= self.ndim
         return dim + (dim >= self.axis)
-
-
-def leaves_of(tree: Any) -> Iterator[Any]:
-    """What stands in nested arguments."""
-    if isinstance(tree, (tuple, list)):
-        for part in tree:
-            yield from leaves_of(part)
-    elif isinstance(tree, dict):
-        yield from leaves_of(list(tree.values()))
-    else:
-        yield tree
 
 
 def fill(tree: Any, values: Sequence[Any]) -> Any:

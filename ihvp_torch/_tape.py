@@ -16,8 +16,8 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ihvp_torch._stacked import Place, Stacked, apply, fill, leaves_of
-from ihvp_torch._tree import map_leaves
+from ihvp_torch._stacked import Place, Stacked, apply, fill
+from ihvp_torch._tree import leaves_of, map_leaves
 from ihvp_torch._vector import join, join_rows
 
 aten = torch.ops.aten

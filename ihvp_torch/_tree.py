@@ -46,13 +46,13 @@ def named_leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, tree
 
 
-def leaves(tree: Any) -> list[Any]:
+def leaves_of(tree: Any) -> list[Any]:
     """The leaves in order."""
     if isinstance(tree, Tensor):
         return [tree]
     if isinstance(tree, Mapping):
-        return [leaf for value in tree.values() for leaf in leaves(value)]
-    return [leaf for item in tree for leaf in leaves(item)] if _is_sequence(tree) else [tree]
+        return [leaf for value in tree.values() for leaf in leaves_of(value)]
+    return [leaf for item in tree for leaf in leaves_of(item)] if _is_sequence(tree) else [tree]
 
 
 def structure(tree: Any) -> Any:

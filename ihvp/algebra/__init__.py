@@ -12,6 +12,7 @@ from __future__ import annotations
 from ihvp.algebra._arrays import (
     agreed,
     all_finite,
+    as_array,
     as_like,
     as_numpy,
     by_columns,
@@ -52,6 +53,7 @@ __all__ = [
     "add_product",
     "agreed",
     "all_finite",
+    "as_array",
     "as_like",
     "as_numpy",
     "axpy",

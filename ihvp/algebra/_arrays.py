@@ -102,8 +102,15 @@ def agreed(number: float, like: Vector) -> float:
 
 def as_like(values: Any, like: Vector) -> Vector:
     """``values`` as an array of the library, dtype and device of ``like``."""
-    xp = array_api_compat.array_namespace(like)
-    return xp.asarray(values, dtype=like.dtype, device=device(like))
+    return as_array(values, array_api_compat.array_namespace(like), like.dtype, device(like))
+
+
+def as_array(values: Any, xp: Any, dtype: Any, place: Any) -> Vector:
+    """``values`` as an array of a library and dtype on a device."""
+    if array_api_compat.is_jax_namespace(xp):
+        # In two steps JAX takes a third of the time.
+        return array_api_compat.to_device(xp.asarray(values, dtype=dtype), place)
+    return xp.asarray(values, dtype=dtype, device=place)
 
 
 def fused(*overwritten: int, fixed: tuple[int, ...] = ()) -> Callable[[Function], Function]:

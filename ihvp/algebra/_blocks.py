@@ -8,7 +8,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from ihvp.algebra._arrays import device, fused, slices, summed, to_numpy
+from ihvp.algebra._arrays import as_like, fused, slices, summed, to_numpy
 from ihvp.backend import Vector
 
 # XLA makes one pass of a sum of so many multiples; a matrix product is written to memory before it is added,
@@ -84,9 +84,7 @@ def small(matrix: NDArray[np.float64], x: Vector) -> Any:
     """A host matrix in a form that multiplies the block ``x`` from the right."""
     if isinstance(x, np.ndarray) or array_api_compat.is_jax_array(x):
         return np.asarray(matrix, dtype=x.dtype)  # goes to the device with what it multiplies
-    xp = array_api_compat.array_namespace(x)
-    matrix = np.ascontiguousarray(matrix)
-    return xp.asarray(matrix, dtype=x.dtype, device=device(x))
+    return as_like(np.ascontiguousarray(matrix), x)
 
 
 def _product(x: Vector, matrix: Any) -> Vector:
