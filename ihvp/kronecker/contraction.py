@@ -143,13 +143,15 @@ class _Kernel:
         left = self._multiplied(formed(solved)) if isinstance(solved, tuple) else solved
         if not isinstance(right, tuple):
             return left @ _flat(right).T
-        u, v = right
-        step = max(1, _NUMBERS // left.shape[1])
-        parts = [
-            left @ _flat(formed((u[start : start + step, :], v[start : start + step, :]))).T
-            for start in range(0, len(u), step)
-        ]
-        return algebra.concatenate(parts)
+        # The fewer numbers: a gradient of each example on the right, or a vector for each pair.
+        (u, v), (d_out, d_in) = right, self._values.shape[1:]
+        each = min(d_out * d_in, len(left) * min(d_out, d_in))
+        step = max(1, _NUMBERS // each)
+        parts = [(u[i : i + step, :], v[i : i + step, :]) for i in range(0, len(u), step)]
+        if each == d_out * d_in:
+            return algebra.concatenate([left @ _flat(formed(part)).T for part in parts])
+        matrices = array_api_compat.array_namespace(left).reshape(left, (-1, d_out, d_in))
+        return algebra.concatenate([_pair_products(matrices, part) for part in parts])
 
     def own_products(self, rows: Rows) -> Vector:
         if isinstance(rows, tuple):
@@ -168,6 +170,15 @@ class _Kernel:
 @algebra.fused()
 def _term(alpha: Vector, beta: Vector, left: tuple[Vector, Vector], right: tuple[Vector, Vector]) -> Vector:
     return ((left[0] * alpha) @ right[0].T) * ((left[1] * beta) @ right[1].T)
+
+
+@algebra.fused()
+def _pair_products(matrices: Vector, rows: tuple[Vector, Vector]) -> Vector:
+    """``uᵢᵀ M_j vᵢ``, ``(n, B)``: the longer of the two sides is summed over first."""
+    xp, (u, v) = array_api_compat.array_namespace(matrices), rows
+    if matrices.shape[1] > matrices.shape[2]:
+        return xp.sum((u @ matrices) * v, axis=2)
+    return xp.sum((matrices @ v.T) * u.T, axis=1)
 
 
 @algebra.fused()

@@ -103,6 +103,7 @@ class Shared(nn.Module):
 
 CASES = {
     "multilayer": lambda: (nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)), random(COUNT, 5)),
+    "widening": lambda: (nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)), random(COUNT, 3)),
     "normalised": lambda: (
         nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.ReLU(inplace=True), nn.Linear(4, 3)),
         random(COUNT, 5),
@@ -345,12 +346,15 @@ def test_split_damping_damps_the_factors():
         ihvp.EKFAC(o).split(damping)
 
 
-@pytest.mark.parametrize("name", ["multilayer", "convolution", "attention", "first token", "sorted"])
+@pytest.mark.parametrize(
+    "name", ["multilayer", "widening", "convolution", "attention", "first token", "sorted"]
+)
 @pytest.mark.parametrize("cls", [ihvp.KFAC, ihvp.EKFAC])
+@pytest.mark.parametrize("questions", [2, COUNT])  # fewer than a layer has rows or columns, and more
 @pytest.mark.filterwarnings("ignore::ihvp.influence.NotAtOptimum")
-def test_scores_by_factors_are_those_of_gradients(name, cls):
+def test_scores_by_factors_are_those_of_gradients(name, cls, questions):
     o = case(name)
-    operator, test = cls(o), (o.batches.data[0][:4], labels()[:4])
+    operator, test = cls(o), (o.batches.data[0][:questions], labels()[:questions])
     influence = ihvp.Influence(o, 0.1, curvature=operator)
     inverse = torch.linalg.inv(operator.to_dense() + 0.1 * torch.eye(o.num_params, dtype=torch.float64))
     rows, asked = o.per_example_gradients(), o.on(test).per_example_gradients()
