@@ -31,8 +31,8 @@ test-oldest: $(ENVS)/oldest/.ready ## Run the contract of JAX and numdiff and th
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(ENVS)/oldest/bin/python -m pytest -q tests/ihvp/solvers \
 		tests/ihvp/eigen tests/ihvp/estimators tests/ihvp/operators tests/ihvp/weights tests/ihvp_jax/test_products.py
 
-bench: $(ENVS)/bench/.ready ## Measure beside other libraries and write docs/performance (ONLY=solves)
-	@$(ENVS)/bench/bin/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
+bench: $(ENVS)/bench/.ready ## Measure beside other libraries and write docs/performance (ALL=1; ONLY=solves prints)
+	@$(ENVS)/bench/bin/python -m tests.benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(ALL),--all)
 
 evaluate: $(ENVS)/bench/.ready ## Train again and judge all methods and other libraries; write docs/evaluation.md (RESUME=1 goes on)
 	@$(ENVS)/bench/bin/python -m tests.evaluation $(if $(RESUME),--resume) $(if $(ONLY),--only $(ONLY))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import resource
@@ -15,13 +14,14 @@ from pathlib import Path
 
 from tests.benchmarks import report
 from tests.benchmarks.cases import CASES
-from tests.benchmarks.rows import Row
+from tests.benchmarks.machine import where
+from tests.benchmarks.rows import Part, Row
 
 _ROOT = Path(__file__).parents[2]
-_OUTPUT, _SO_FAR = _ROOT / "docs" / "performance", _ROOT / "build" / "benchmarks.json"
+_OUTPUT = _ROOT / "docs" / "performance"
 _ON_GPU = ("torch", "jax")
 _NOT_ON_GPU = ("memory", "indices")
-# Long, for an answer that changes rarely: measured where it is asked for.
+# Told in a page of its own, and measured where it is asked for by name.
 _BY_NAME = ("language",)
 # Threads that wait for each other take more time than small operations do, most of all on a busy machine.
 _ONE_THREAD = {
@@ -41,35 +41,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--only", metavar="CASE[/FRAMEWORK]", help="print these rows and write nothing")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="measure there only")
+    parser.add_argument("--all", action="store_true", help="also what changes rarely")
     options = parser.parse_args()
     only = options.only
     name, _, framework = (only or "").partition("/")
     if name and (name not in CASES or (framework and framework not in CASES[name].frameworks)):
         parser.error(f"--only {only}: expected one of {', '.join(CASES)}, or such as solves/torch")
-    begin = time.perf_counter()
+    usual = [c for c in CASES.values() if (options.all or c.often) and c.name not in _BY_NAME]
     gpus = {library for library, test in _HAS_GPU.items() if _run(["-c", test]).returncode == 0}
-    rows: list[Row] = []
+    page = not (only or options.device)
+    parts = report.read(_OUTPUT) if page else []
     failures: dict[str, str] = {}
-    for case in [CASES[name]] if name else [case for case in CASES.values() if case.name not in _BY_NAME]:
+    for case in [CASES[name]] if name else usual:
         for library in [framework] if framework else case.frameworks:
             devices = ["cpu"] + ["cuda"] * (library in gpus and case.name not in _NOT_ON_GPU)
             for device in [options.device] if options.device else devices:
                 start, before = time.perf_counter(), _of_children()
-                label = f"{case.name}, {library} on {device}"
                 result = _measure(case.name, library, device)
+                took, label = time.perf_counter() - start, f"{case.name}, {library} on {device}"
+                spent = f"{took:.0f} s, {_of_children() - before:.0f} of processors"
+                print(f"{label}: {spent}", file=sys.stderr, flush=True)
                 if isinstance(result, str):
                     failures[label] = result
-                else:
-                    rows += result
-                    # What is there after a run that was stopped.
-                    _SO_FAR.parent.mkdir(exist_ok=True)
-                    _SO_FAR.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
-                spent = f"{time.perf_counter() - start:.0f} s, {_of_children() - before:.0f} of processors"
-                print(f"{label}: {spent}", file=sys.stderr, flush=True)
-    if only or options.device:
-        print(report.tables(rows))
+                    continue
+                part = Part(case.name, library, device, where(report.PACKAGES), took, result)
+                parts = [other for other in parts if other.label != part.label] + [part]
+                if page:
+                    report.keep(_OUTPUT, parts)  # what is there after a run that was stopped
+    if page:
+        report.write(_OUTPUT, parts, failures)
     else:
-        report.write(_OUTPUT, rows, failures, (time.perf_counter() - begin) / 60)
+        print(report.tables(parts))
     for label, error in failures.items():
         print(f"{label} failed:\n{error}", file=sys.stderr)
     return 1 if failures else 0

@@ -136,4 +136,4 @@ def _processor(call: Callable[[], Any]) -> float:
     return time.process_time() - begin
 
 
-CASE = Case("indices", "Indices of projected gradients", {"torch": measure})
+CASE = Case("indices", "Indices of projected gradients", {"torch": measure}, often=False)

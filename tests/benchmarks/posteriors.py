@@ -114,4 +114,4 @@ def _memory(call: Callable[[], Any]) -> int:
     return max(1, peak_of(call) - before)
 
 
-CASE = Case("posteriors", "Laplace approximations", {"torch": measure})
+CASE = Case("posteriors", "Laplace approximations", {"torch": measure}, often=False)

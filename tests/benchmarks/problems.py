@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import Memory
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
 Weights = list[NDArray[Any]]
@@ -69,12 +70,14 @@ class Network:
 
     def hessian_product(self, v: NDArray[Any]) -> NDArray[np.float64]:
         """``H v`` for ``(P,)`` or ``(P, k)``, in float64."""
-        if v.ndim == 2:
-            return np.stack([self.hessian_product(column) for column in v.T], axis=1)
-        point = self.point.astype(np.float64) + 1j * _STEP * v.astype(np.float64)
         data = (self.x.astype(np.float64), self.y)
-        with one_thread():
+
+        def product(column: NDArray[Any]) -> NDArray[np.float64]:
+            point = self.point.astype(np.float64) + 1j * _STEP * column.astype(np.float64)
             return _flat(gradient(_cut(point, self.weights), data)).imag / _STEP
+
+        with one_thread():
+            return product(v) if v.ndim == 1 else np.stack([product(column) for column in v.T], axis=1)
 
     def residual(self, solution: Any, v: NDArray[Any], damping: float) -> float:
         """The largest ``‖v − (H + λI) x‖ / ‖v‖`` over the columns."""
@@ -127,13 +130,19 @@ def _loss(weights: Weights, batch: tuple[NDArray[Any], NDArray[Any]]) -> float:
 def digits(*hidden: int, train: int = 1500, steps: int = 200) -> Network:
     """Scikit-learn's handwritten digits: the first for training, the others for testing.
 
-    Trained with weight decay by a fixed number of steps of L-BFGS.
+    Trained with weight decay by a fixed number of steps of L-BFGS; kept for the processes of all cases, as
+    scikit-learn alone takes seconds to load.
     """
+    kept = Memory(Path(__file__).parents[2] / "build" / "networks", verbose=0)
+    return kept.cache(_fitted)((64, *hidden, 10), train, steps)  # type: ignore[no-any-return]
+
+
+def _fitted(widths: tuple[int, ...], train: int, steps: int) -> Network:
+    from scipy.optimize import minimize
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
-    x = (pixels / 16).astype(np.float32)
-    weights = _initial((64, *hidden, 10))
+    x, weights = (pixels / 16).astype(np.float32), _initial(widths)
     batch = (x[:train].astype(np.float64), labels[:train])
 
     def objective(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

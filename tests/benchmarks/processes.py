@@ -144,7 +144,7 @@ def _times(call: Callable[[], Any]) -> list[float]:
     return found
 
 
-CASE = Case("processes", "Several processes", {"torch": measure})
+CASE = Case("processes", "Several processes", {"torch": measure}, often=False)
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from tests.benchmarks.cases import CASES
 from tests.benchmarks.figure import draw
-from tests.benchmarks.machine import where
-from tests.benchmarks.rows import Row
+from tests.benchmarks.rows import Part, Row
 
-_PACKAGES = (
+PACKAGES = (
     "torch",
     "jax",
     "tensorflow",
@@ -28,13 +29,14 @@ _PACKAGES = (
     "laplace-torch",
 )
 
+_PARTS = "measured.json"
 _TEXT = """# Performance
 
 {summary}
 
 ![Other libraries' times in units of ours](rivals.png)
 
-{where}.
+{when}.
 
 - Both sides of a row ran in turns in one process and, on the processor, in one thread, in float32, with the
   same data, damping and device; times are medians, and the number is the median of the ratios within a round.
@@ -45,12 +47,12 @@ _TEXT = """# Performance
   column to the residual asked for. The residuals (ours | theirs) come from one float64 oracle in numpy: of a
   solve `‖v − (H + λI) x‖ / ‖v‖`, of eigenpairs `‖H q − λ q‖ / λ₁`, of products their relative
   errors. Of per-example gradients it is the difference between the two sides.
-- Some are too slow for turns: PyHessian and dattri's scores ran once, and pyDVL's LiSSA for 50 of the 1,000
-  steps. Where a peer did not finish within a limit, the number is the ratio to the limit.
+- Some are too slow for turns: what takes over a second, and four times as long as the fastest, is timed once
+  when it is warm, PyHessian and dattri's scores ran once, and pyDVL's LiSSA for 50 of the 1,000 steps. Where a peer did not finish within a limit, the number is the ratio to the limit.
 - Rows without a bar are there to compare. [Where the time goes](time.md) explains the bars that are missed.
 
-`make bench` measures everything again, in about {minutes} minutes; the command below a heading prints that
-part.
+`make bench` takes about {minutes} minutes. It leaves out what changes rarely ({rare}), which
+`make bench ALL=1` measures too, in {all_minutes} minutes. The command below a heading prints that part.
 
 <div class="wide" markdown>
 
@@ -73,20 +75,45 @@ _SUMMARISED = (
 )
 
 
-def write(folder: Path, rows: Sequence[Row], failures: dict[str, str], minutes: float) -> None:
+def read(folder: Path) -> list[Part]:
+    """What the page was made of."""
+    file = folder / _PARTS
+    found = json.loads(file.read_text()) if file.exists() else []
+    return [Part(**{**part, "rows": [Row(**row) for row in part["rows"]]}) for part in found]
+
+
+def keep(folder: Path, parts: Sequence[Part]) -> None:
+    """For the next page."""
+    (folder / _PARTS).write_text(json.dumps([dataclasses.asdict(part) for part in parts], indent=1) + "\n")
+
+
+def write(folder: Path, parts: Sequence[Part], failures: dict[str, str]) -> None:
     """Replace the page and its figure."""
-    folder.mkdir(parents=True, exist_ok=True)
+    parts = sorted(parts, key=_place)
     missing = [f"- {label}: {error.strip().splitlines()[-1]}" for label, error in failures.items()]
     missed = "\n".join(["\n## Not measured\n", *missing, ""]) if missing else ""
+    rows = [row for part in parts for row in part.rows]
+    rare = dict.fromkeys(CASES[part.case].title for part in parts if not CASES[part.case].often)
     page = _TEXT.format(
         summary=summary(rows),
-        where=where(_PACKAGES),
-        minutes=math.ceil(minutes),
-        table=tables(rows),
+        when=parts[0].when,
+        minutes=_minutes(part for part in parts if CASES[part.case].often),
+        rare="; ".join(rare),
+        all_minutes=_minutes(parts),
+        table=tables(parts),
         missed=missed,
     )
     (folder / "index.md").write_text(page)
     draw(rows, folder / "rivals.png")
+
+
+def _place(part: Part) -> tuple[int, int, str]:
+    """In the order of the cases, and of their frameworks."""
+    return list(CASES).index(part.case), list(CASES[part.case].frameworks).index(part.framework), part.device
+
+
+def _minutes(parts: Iterable[Part]) -> int:
+    return math.ceil(sum(part.took for part in parts) / 60)
 
 
 def summary(rows: Sequence[Row]) -> str:
@@ -120,16 +147,19 @@ def _fastest_peers(rows: Sequence[Row]) -> list[Row]:
     return sorted(problems.values(), key=lambda row: row.value)
 
 
-def tables(rows: Sequence[Row]) -> str:
+def tables(parts: Sequence[Part]) -> str:
     """Markdown: a heading with its command for each case, a table for each problem."""
-    parts = []
-    for case, of_case in groupby(rows, key=lambda row: row.case):
-        parts.append(f"## {CASES[case].title}\n\n`make bench ONLY={case}`\n")
+    written = []
+    for case, group in groupby(parts, key=lambda part: part.case):
+        of_case = list(group)
+        written.append(f"## {CASES[case].title}\n\n`make bench ONLY={case}`\n")
+        if of_case[0].when != parts[0].when:
+            written.append(f"{of_case[0].when}.\n")
         problems: dict[str, list[Row]] = {}
-        for row in of_case:
+        for row in (row for part in of_case for row in part.rows):
             problems.setdefault(row.what, []).append(row)
-        parts += [_table(what, found) for what, found in problems.items()]
-    return "\n".join(parts)
+        written += [_table(what, found) for what, found in problems.items()]
+    return "\n".join(written)
 
 
 def _table(what: str, rows: Sequence[Row]) -> str:

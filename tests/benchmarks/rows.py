@@ -56,6 +56,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one process measured: a case in a framework on a device.
+
+    Attributes
+    ----------
+    when : str
+        The day, the machine and the versions.
+    took : float
+        Seconds.
+    """
+
+    case: str
+    framework: str
+    device: str
+    when: str
+    took: float
+    rows: list[Row]
+
+    @property
+    def label(self) -> tuple[str, str, str]:
+        """What it is the measurement of."""
+        return self.case, self.framework, self.device
+
+
+@dataclass(frozen=True)
 class Case:
     """Measurements of one kind.
 
@@ -65,11 +90,14 @@ class Case:
         As in ``make bench ONLY=name``, and what it measures in words.
     frameworks : dict
         What measures the rows in each framework, ``measure(device)``.
+    often : bool
+        Whether ``make bench`` measures it also without ``ALL=1``.
     """
 
     name: str
     title: str
     frameworks: dict[str, Callable[[str], list[Row]]]
+    often: bool = True
 
 
 def seconds(value: float) -> str:

@@ -87,4 +87,9 @@ _OBJECTIVES: dict[str, Callable[[np.ndarray, str], tuple[ihvp.Objective, Any]]] 
     "numdiff": _numdiff,
 }
 
-CASE = Case("scaling", "Growth with P", {framework: partial(measure, framework) for framework in _OBJECTIVES})
+CASE = Case(
+    "scaling",
+    "Growth with P",
+    {framework: partial(measure, framework) for framework in _OBJECTIVES},
+    often=False,
+)

@@ -295,4 +295,4 @@ def _scores(influence: ihvp.Influence, test: tuple[Tensor, Tensor]) -> NDArray[A
         return np.asarray(influence.scores(test))
 
 
-CASE = Case("structured", "Influence by Kronecker factors", {"torch": measure})
+CASE = Case("structured", "Influence by Kronecker factors", {"torch": measure}, often=False)

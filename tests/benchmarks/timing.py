@@ -12,6 +12,8 @@ import numpy as np
 
 # One measurement repeats short calls for as long as the clock and the scheduler need to be even.
 _SHORTEST = 0.02
+# What takes more seconds, and so many times as long as the fastest, is timed once.
+_LONG, _FAR = 1.0, 4.0
 
 
 def finish(result: Any) -> Any:
@@ -59,8 +61,11 @@ class Times:
         return float(self._typical(self._sides[side]))
 
     def ratio(self, side: str, other: str) -> float:
-        """The median over the rounds of the ratio within a round, or the ratio of the means."""
-        if self._typical is np.mean:
+        """The median over the rounds of the ratio within a round, or the ratio of the means.
+
+        Of a side that was timed once, the ratio of the medians.
+        """
+        if self._typical is np.mean or len(self._sides[side]) != len(self._sides[other]):
             return self[side] / self[other]
         return float(np.median(self._sides[side] / self._sides[other]))
 
@@ -78,6 +83,8 @@ def in_turns(
 ) -> Times:
     """Each side twice to warm up, then A B A B … until the budget in seconds is spent.
 
+    Of a side that takes far longer than the fastest, the second call is its time.
+
     Parameters
     ----------
     budget : float
@@ -89,12 +96,18 @@ def in_turns(
     """
     warm = {name: [once(call), once(call)] for name, call in sides.items()}
     repeats = {name: max(1, math.ceil(_SHORTEST / min(taken))) for name, taken in warm.items()}
-    times: dict[str, list[float]] = warm if felt else {name: [] for name in sides}
+    fastest = min(min(taken) for taken in warm.values())
+    far = {name for name, taken in warm.items() if min(taken) > max(_LONG, _FAR * fastest)}
+    times: dict[str, list[float]] = {
+        name: taken if felt else taken[1:] * (name in far) for name, taken in warm.items()
+    }
     stop = time.perf_counter() + budget
     for done in range(rounds[1]):
         if done >= rounds[0] and time.perf_counter() > stop:
             break
         for name, call in sides.items():
+            if name in far:
+                continue
 
             def repeated(call: Callable[[], Any] = call, count: int = repeats[name]) -> Any:
                 for _ in range(count - 1):

@@ -1,4 +1,4 @@
-"""Products, scores and self-influence at users' sizes: P = 1e6 and 1e7, 50,000 made inputs.
+"""Products, scores and self-influence at users' sizes: P = 1e6 and 1e7, up to 50,000 made inputs.
 
 Each way is timed once, with all that it prepares and checks, after a small run that loads what it needs.
 Peers have a limit of time and of memory; what they do not finish is told as such, and the ratio is that to
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import math
 import resource
@@ -33,6 +34,8 @@ from tests.benchmarks.rows import Case, Row, seconds
 from tests.benchmarks.timing import once
 
 _CLASSES, _BATCH, _QUERIES, _DAMPING = 10, 1000, 16, 0.01
+# Of scores: peers form the gradients of a batch.
+_SCORED, _SMALLER = 10_000, 100
 _LIMIT, _MEMORY = 30, 8 << 30  # of a peer: seconds, and bytes beyond those of the process
 
 
@@ -185,10 +188,10 @@ class _Task:
         training, test = TensorDataset(*self.data(count)), TensorDataset(*self.data(_QUERIES, 3))
         with tempfile.TemporaryDirectory() as folder:
             analyzer = Analyzer("made", net, task, cpu=True, disable_tqdm=True, output_dir=folder)
-            analyzer.fit_all_factors("ekfac", training, _BATCH, factor_args=FactorArguments("ekfac"))
+            analyzer.fit_all_factors("ekfac", training, _SMALLER, factor_args=FactorArguments("ekfac"))
             if what == "self":
                 analyzer.compute_self_scores(
-                    "self", "ekfac", training, per_device_train_batch_size=_BATCH, score_args=settings
+                    "self", "ekfac", training, per_device_train_batch_size=_SMALLER, score_args=settings
                 )
                 return analyzer.load_self_scores("self")["all_modules"]
             analyzer.compute_pairwise_scores(
@@ -197,7 +200,7 @@ class _Task:
                 test,
                 training,
                 per_device_query_batch_size=_QUERIES,
-                per_device_train_batch_size=_BATCH,
+                per_device_train_batch_size=_SMALLER,
                 score_args=settings,
             )
             return analyzer.load_pairwise_scores("scores")["all_modules"]
@@ -207,7 +210,7 @@ class _Task:
 
         net = copy.deepcopy(self.net)  # it adds to the gradients that the parameters hold
         influence = EkfacInfluence(net, update_diagonal=True, hessian_regularization=_DAMPING)
-        batches = DataLoader(TensorDataset(*self.data(count)), _BATCH)
+        batches = DataLoader(TensorDataset(*self.data(count)), _SMALLER)
         influence.fit(batches)
         products = influence.influence_factors(*self.data(_QUERIES, 3))
         return torch.cat([influence.influences_from_factors(products, *batch) for batch in batches], dim=1)
@@ -226,7 +229,7 @@ def measure(device: str) -> list[Row]:
     if device != "cpu":
         return []
     rows = [row for task in _TASKS for row in _products(task)]
-    return rows + _scores(_TASKS[0])
+    return rows + _scores(dataclasses.replace(_TASKS[0], count=_SCORED))
 
 
 def _products(task: _Task) -> list[Row]:
@@ -310,4 +313,4 @@ def _within(limit: int, memory: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-CASE = Case("users", "At users' sizes", {"torch": measure})
+CASE = Case("users", "At users' sizes", {"torch": measure}, often=False)
