@@ -42,7 +42,8 @@ class Contraction:
     :math:`\sum_r (u_i \cdot \alpha_r \cdot u_j)(v_i \cdot \beta_r \cdot v_j)`: as :math:`\lambda L` is close
     to 1 where the curvature is small, few terms are enough. They are taken until the rest is below √ε / λ, so
     that an inverse product is right to √ε ‖∇L‖ / λ, as by a solve with that residual. Where places share the
-    weights, the inverse is applied to one side, and the gradients of the other are not even rotated.
+    weights, or many terms are needed, the inverse is applied to one side, and the gradients of the other are
+    not even rotated; nor formed, where that side has fewer examples than the layer has inputs or outputs.
 
     K has no parameters outside its layers, and ``pairs`` is how many products will be asked for: terms pay
     from some number on.

@@ -48,7 +48,8 @@ _TEXT = """# Performance
   solve `‖v − (H + λI) x‖ / ‖v‖`, of eigenpairs `‖H q − λ q‖ / λ₁`, of products their relative
   errors. Of per-example gradients it is the difference between the two sides.
 - Some are too slow for turns: what takes over a second, and four times as long as the fastest, is timed once
-  when it is warm, PyHessian and dattri's scores ran once, and pyDVL's LiSSA for 50 of the 1,000 steps. Where a peer did not finish within a limit, the number is the ratio to the limit.
+  when it is warm, PyHessian and dattri's scores ran once, and pyDVL's LiSSA for 50 of the 1,000 steps. Where
+  a peer did not finish within a limit, the number is the ratio to the limit.
 - Rows without a bar are there to compare. [Where the time goes](time.md) explains the bars that are missed.
 
 `make bench` takes about {minutes} minutes. It leaves out what changes rarely ({rare}), which
