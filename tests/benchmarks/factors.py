@@ -195,10 +195,7 @@ def _rows(name: str, fisher: str) -> list[Row]:
         )
     finally:
         torch.set_num_threads(threads)
-    # A server loads the code once, and has none of the memory of the tasks above.
-    fresh = multiprocessing.get_context("forkserver")
-    fresh.set_forkserver_preload([__name__])
-    with fresh.Pool(1) as pool:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
         peak, factors, batch = pool.apply(_memory, (name, fisher))
     what = f"EK-FAC, {fisher}, {name}, N = {task.count:,}"
 
