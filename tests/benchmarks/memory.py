@@ -162,4 +162,6 @@ QUADRATICS: dict[str, Callable[[int], tuple[ihvp.Objective, Callable[[], Any]]]]
     "numdiff": _numdiff,
 }
 
-CASE = Case("memory", "Memory", {framework: partial(measure, framework) for framework in QUADRATICS})
+CASE = Case(
+    "memory", "Memory", {framework: partial(measure, framework) for framework in QUADRATICS}, often=False
+)

@@ -8,7 +8,6 @@ limit, the products that our solve makes are made alone, with a matrix that is s
 from __future__ import annotations
 
 import warnings
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -102,18 +101,15 @@ def _peers(framework: str, model: Model, rhs: Any) -> dict[str, peers.Solve]:
 def _loosest(
     solve: peers.Solve, knobs: Sequence[float], problem: Network, rhs: Any
 ) -> tuple[Callable[[], Any], float]:
-    """The first solve that reaches the residual, by bisection, and the residual; the last if none does."""
-    tried: dict[float, tuple[Callable[[], Any], float]] = {}
-
-    def enough(knob: float) -> bool:
-        call = solve(knob)
-        tried[knob] = call, problem.residual(_numpy(call()), rhs, _DAMPING)
-        return tried[knob][1] <= _RESIDUAL
-
+    """The first solve that reaches the residual, and the residual; the last one if none does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = bisect_left(knobs, True, key=enough)
-    return tried[knobs[min(found, len(knobs) - 1)]]
+        for knob in knobs:
+            call = solve(knob)
+            residual = problem.residual(_numpy(call()), rhs, _DAMPING)
+            if residual <= _RESIDUAL:
+                break
+    return call, residual
 
 
 def _numpy(x: Any) -> np.ndarray:
