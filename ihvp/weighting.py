@@ -77,7 +77,7 @@ def scale_rows(rows: Vector, factors: NDArray[np.float64]) -> Vector:
     The loss of an example that weighs nothing may be the quotient of two zeros.
     """
     xp = array_api_compat.array_namespace(rows)
-    shape, device = (-1, *[1] * (rows.ndim - 1)), algebra.device(rows)
-    counts = xp.reshape(xp.asarray(factors != 0, device=device), shape)
-    multiples = xp.reshape(xp.asarray(factors, dtype=rows.dtype, device=device), shape)
+    shape = (-1, *[1] * (rows.ndim - 1))
+    counts = xp.reshape(xp.asarray(factors != 0, device=algebra.device(rows)), shape)
+    multiples = xp.reshape(algebra.as_like(factors, rows), shape)
     return xp.where(counts, rows, xp.zeros_like(rows)) * multiples

@@ -48,11 +48,21 @@ def named_leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def leaves_of(tree: Any) -> list[Any]:
     """The leaves in order."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    if isinstance(tree, Mapping):
-        return [leaf for value in tree.values() for leaf in leaves_of(value)]
-    return [leaf for item in tree for leaf in leaves_of(item)] if _is_sequence(tree) else [tree]
+    found: list[Any] = []
+    _gather(tree, found)
+    return found
+
+
+def _gather(tree: Any, found: list[Any]) -> None:
+    # Each operation of a recording asks for the leaves of its arguments: what is quick to tell comes first.
+    if _is_sequence(tree):
+        for item in tree:
+            _gather(item, found)
+    elif not isinstance(tree, Tensor) and isinstance(tree, Mapping):
+        for value in tree.values():
+            _gather(value, found)
+    else:
+        found.append(tree)
 
 
 def structure(tree: Any) -> Any:
