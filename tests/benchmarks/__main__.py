@@ -50,7 +50,7 @@ def main() -> int:
     usual = [c for c in CASES.values() if (options.all or c.often) and c.name not in _BY_NAME]
     gpus = {library for library, test in _HAS_GPU.items() if _run(["-c", test]).returncode == 0}
     page = not (only or options.device)
-    parts = report.read(_OUTPUT) if page else []
+    parts = report.read(_OUTPUT) if page else {}
     failures: dict[str, str] = {}
     for case in [CASES[name]] if name else usual:
         for library in [framework] if framework else case.frameworks:
@@ -58,20 +58,19 @@ def main() -> int:
             for device in [options.device] if options.device else devices:
                 start, before = time.perf_counter(), _of_children()
                 result = _measure(case.name, library, device)
-                took, label = time.perf_counter() - start, f"{case.name}, {library} on {device}"
+                label, took = f"{case.name}, {library} on {device}", time.perf_counter() - start
                 spent = f"{took:.0f} s, {_of_children() - before:.0f} of processors"
                 print(f"{label}: {spent}", file=sys.stderr, flush=True)
                 if isinstance(result, str):
                     failures[label] = result
                     continue
-                part = Part(case.name, library, device, where(report.PACKAGES), took, result)
-                parts = [other for other in parts if other.label != part.label] + [part]
+                parts[label] = Part(case.name, library, device, where(report.PACKAGES), took, result)
                 if page:
                     report.keep(_OUTPUT, parts)  # what is there after a run that was stopped
     if page:
-        report.write(_OUTPUT, parts, failures)
+        report.write(_OUTPUT, parts.values(), failures)
     else:
-        print(report.tables(parts))
+        print(report.tables(list(parts.values())))
     for label, error in failures.items():
         print(f"{label} failed:\n{error}", file=sys.stderr)
     return 1 if failures else 0

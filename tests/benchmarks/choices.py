@@ -25,6 +25,7 @@ _TRAINING, _QUERIES, _WIDTH, _DAMPING, _RTOL = 1500, 32, 16, 0.01, 1e-2
 # Kronecker factors took twice to three times as long as the best on each of the problems, as preconditioners:
 # they are measured on these two, for so many iterations of a block at most.
 _WITH_FACTORS, _MOST = ("a fitted network", "softmax regression"), 10
+# What took so many times as long as the fastest in its first turn has no other.
 _HOPELESS = 1.3
 
 

@@ -14,7 +14,7 @@ from tests.benchmarks.models import MODELS, JaxModel, TorchModel
 from tests.benchmarks.peers import curvlinops_hessian
 from tests.benchmarks.problems import Network, digits
 from tests.benchmarks.rows import Case, Row, seconds
-from tests.benchmarks.timing import in_turns, once
+from tests.benchmarks.timing import in_turns, timed
 
 _PAIRS, _TOL = 10, 1e-3
 _BARS = {"torch": 1 / 2, "jax": 1 / 4}
@@ -70,8 +70,7 @@ def measure(framework: str, device: str) -> list[Row]:
         )
     )
     if framework == "torch":
-        found: list[Any] = []
-        time = once(lambda: found.extend(_pyhessian(torch_model, device)))
+        time, found = timed(lambda: _pyhessian(torch_model, device))
         row = Row(
             what=what,
             ours=ours,

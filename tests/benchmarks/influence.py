@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 import ihvp
 from tests.benchmarks.memory import peak_of
 from tests.benchmarks.models import MODELS, Model, TorchModel
-from tests.benchmarks.problems import digits, example_gradients
+from tests.benchmarks.problems import digits, example_gradients, largest
 from tests.benchmarks.rows import Case, Row, seconds
-from tests.benchmarks.timing import in_turns, once
+from tests.benchmarks.timing import in_turns, timed
 
 _DAMPING, _RTOL = 0.02, 1e-3
 _TESTS, _SMALL, _LARGE, _BATCH, _SAMPLE = 256, 4_000, 40_000, 2_000, 500
@@ -67,21 +67,19 @@ def _times(framework: str, device: str) -> list[Row]:
         for setting in pipeline.settings:
             products = np.asarray(pipeline.products(setting), dtype=np.float64).T
             sides[name] = partial(pipeline.scores, setting)
-            rest = np.linalg.norm(slopes - damped @ products, axis=0)
-            residuals[name] = float(np.max(rest / np.linalg.norm(slopes, axis=0)))
+            residuals[name] = largest(slopes - damped @ products, slopes)
             if residuals[name] <= 1.01 * _RTOL:  # whose own sums are in float32
                 break
     train = example_gradients(problem, problem.x, problem.y)
     exact = np.linalg.solve(damped, slopes).T @ train.T / len(train)
-    found: dict[str, Any] = {}
-    first = {name: once(partial(_keep, found, name, scores)) for name, scores in sides.items()}
-    wrong = [name for name, scores in found.items() if _error(np.asarray(scores), exact) > _RTOL]
+    first = {name: timed(scores) for name, scores in sides.items()}
+    wrong = [name for name, (_, scores) in first.items() if _error(np.asarray(scores), exact) > _RTOL]
     if wrong:
         raise RuntimeError(f"The scores of {', '.join(wrong)} are others than those of dense linear algebra.")
-    alone = {"dattri": first["dattri"]} if "dattri" in sides else {}  # it takes far longer
-    times = in_turns(
-        {name: sides[name] for name in sides if name not in alone}, budget=6.0, felt=framework == "torch"
-    )
+    # It takes far longer.
+    alone = {name: time for name, (time, _) in first.items() if name == "dattri"}
+    turns = {name: scores for name, scores in sides.items() if name not in alone}
+    times = in_turns(turns, budget=6.0, felt=framework == "torch")
     shape = " × ".join(f"{length:,}" for length in exact.shape[::-1])
     return [
         Row(
@@ -218,10 +216,6 @@ def _batch(model: Model, x: NDArray[Any], y: NDArray[Any]) -> Any:
     import torch
 
     return torch.tensor(x, device=model.device), torch.tensor(y, device=model.device)
-
-
-def _keep(found: dict[str, Any], name: str, scores: Callable[[], Any]) -> None:
-    found[name] = scores()
 
 
 def _error(scores: NDArray[Any], exact: NDArray[np.float64]) -> float:

@@ -82,14 +82,18 @@ class Network:
     def residual(self, solution: Any, v: NDArray[Any], damping: float) -> float:
         """The largest ``‖v − (H + λI) x‖ / ‖v‖`` over the columns."""
         x, v = np.asarray(solution, dtype=np.float64), v.astype(np.float64)
-        rest = v - self.hessian_product(x) - damping * x
-        return float(np.max(np.linalg.norm(rest, axis=0) / np.linalg.norm(v, axis=0)))
+        return largest(v - self.hessian_product(x) - damping * x, v)
 
     def eigen_residual(self, values: Any, vectors: Any) -> float:
         """The largest ``‖H q − λ q‖ / (λ_max ‖q‖)`` over the pairs."""
         values, q = np.asarray(values, dtype=np.float64), np.asarray(vectors, dtype=np.float64)
         rest = np.linalg.norm(self.hessian_product(q) - q * values, axis=0) / np.linalg.norm(q, axis=0)
         return float(np.max(rest) / np.max(np.abs(values)))
+
+
+def largest(rest: NDArray[np.float64], v: NDArray[np.float64]) -> float:
+    """The largest ``‖rest‖ / ‖v‖`` over the columns."""
+    return float(np.max(np.linalg.norm(rest, axis=0) / np.linalg.norm(v, axis=0)))
 
 
 def example_gradients(problem: Network, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:

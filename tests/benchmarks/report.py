@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -76,19 +76,22 @@ _SUMMARISED = (
 )
 
 
-def read(folder: Path) -> list[Part]:
-    """What the page was made of."""
+def read(folder: Path) -> dict[str, Part]:
+    """What the page was made of, by labels."""
     file = folder / _PARTS
-    found = json.loads(file.read_text()) if file.exists() else []
-    return [Part(**{**part, "rows": [Row(**row) for row in part["rows"]]}) for part in found]
+    found = json.loads(file.read_text()) if file.exists() else {}
+    return {
+        label: Part(**{**part, "rows": [Row(**row) for row in part["rows"]]}) for label, part in found.items()
+    }
 
 
-def keep(folder: Path, parts: Sequence[Part]) -> None:
+def keep(folder: Path, parts: Mapping[str, Part]) -> None:
     """For the next page."""
-    (folder / _PARTS).write_text(json.dumps([dataclasses.asdict(part) for part in parts], indent=1) + "\n")
+    found = {label: dataclasses.asdict(part) for label, part in parts.items()}
+    (folder / _PARTS).write_text(json.dumps(found, indent=1) + "\n")
 
 
-def write(folder: Path, parts: Sequence[Part], failures: dict[str, str]) -> None:
+def write(folder: Path, parts: Iterable[Part], failures: dict[str, str]) -> None:
     """Replace the page and its figure."""
     parts = sorted(parts, key=_place)
     missing = [f"- {label}: {error.strip().splitlines()[-1]}" for label, error in failures.items()]

@@ -74,11 +74,6 @@ class Part:
     took: float
     rows: list[Row]
 
-    @property
-    def label(self) -> tuple[str, str, str]:
-        """What it is the measurement of."""
-        return self.case, self.framework, self.device
-
 
 @dataclass(frozen=True)
 class Case:

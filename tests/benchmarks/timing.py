@@ -12,7 +12,7 @@ import numpy as np
 
 # One measurement repeats short calls for as long as the clock and the scheduler need to be even.
 _SHORTEST = 0.02
-# What takes more seconds, and so many times as long as the fastest, is timed once.
+# A side that takes more seconds, and so many times as long as the fastest, has no turns.
 _LONG, _FAR = 1.0, 4.0
 
 
@@ -32,13 +32,18 @@ def finish(result: Any) -> Any:
 
 def once(call: Callable[[], Any]) -> float:
     """Seconds of one call, without collections of garbage inside, or with short ones where a library asks."""
+    return timed(call)[0]
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """The same with the result."""
     gc.collect()
     gc.disable()
     gc.freeze()
     try:
         start = time.perf_counter()
-        finish(call())
-        return time.perf_counter() - start
+        result = finish(call())
+        return time.perf_counter() - start, result
     finally:
         gc.unfreeze()
         gc.enable()
@@ -98,9 +103,7 @@ def in_turns(
     repeats = {name: max(1, math.ceil(_SHORTEST / min(taken))) for name, taken in warm.items()}
     fastest = min(min(taken) for taken in warm.values())
     far = {name for name, taken in warm.items() if min(taken) > max(_LONG, _FAR * fastest)}
-    times: dict[str, list[float]] = {
-        name: taken if felt else taken[1:] * (name in far) for name, taken in warm.items()
-    }
+    times = warm if felt else {name: taken[1:] if name in far else [] for name, taken in warm.items()}
     stop = time.perf_counter() + budget
     for done in range(rounds[1]):
         if done >= rounds[0] and time.perf_counter() > stop:

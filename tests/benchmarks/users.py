@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import itertools
 import math
 import resource
@@ -17,7 +16,7 @@ import signal
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -229,7 +228,7 @@ def measure(device: str) -> list[Row]:
     if device != "cpu":
         return []
     rows = [row for task in _TASKS for row in _products(task)]
-    return rows + _scores(dataclasses.replace(_TASKS[0], count=_SCORED))
+    return rows + _scores(replace(_TASKS[0], count=_SCORED))
 
 
 def _products(task: _Task) -> list[Row]:
